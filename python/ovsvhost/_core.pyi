@@ -1,0 +1,173 @@
+"""The Rust core: the datapath and its ports. Python configures it and reads it; packets never pass here.
+
+Every call is thread-safe, releases the interpreter lock while it waits, and is made by ``apply`` and
+``observed`` only (and by nobody else: a test checks it).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+__version__: str
+
+@final
+class Event:
+    """One thing that happened in the datapath and that a user cares about; becomes one log line."""
+
+    @property
+    def level(self) -> Literal["info", "warning", "error"]: ...
+    @property
+    def kind(self) -> str:
+        """A stable word: ``created``, ``listening``, ``connected``, ``added``, ``removed``, ``queue_state``,
+        ``link_up``, ``link_down``, ``peer_error``, ``kernel_error``, ``notice``.
+        """
+    @property
+    def port(self) -> str | None:
+        """Name of the port, or None when the event is about the datapath."""
+    @property
+    def text(self) -> str:
+        """The message; OVS's words where OVS has the message."""
+
+@final
+class PortState:
+    """What one port is, read at one moment. Frozen."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bridge(self) -> str: ...
+    @property
+    def ofport(self) -> int: ...
+    @property
+    def admin_up(self) -> bool: ...
+    @property
+    def link_up(self) -> bool:
+        """Session established, memory mapped, receiveq 0 and transmitq 0 started and enabled."""
+    @property
+    def link_resets(self) -> int:
+        """How often ``link_up`` changed since the port was added."""
+    @property
+    def mtu(self) -> int:
+        """Bytes of IP payload, 68..9702."""
+    @property
+    def error(self) -> str | None:
+        """Why the link is down or degraded, with the cure; None when nothing is wrong (waiting for a VMM is not
+        an error while the socket does not exist yet; it is stated in ``status:status``).
+        """
+    @property
+    def status(self) -> dict[str, str]:
+        """Interface ``status`` with OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
+        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``, ``peer-program``.
+        """
+    @property
+    def statistics(self) -> dict[str, int]:
+        """Interface ``statistics`` with OVS's names; cumulative over reconnects; rx is what the guest sent."""
+
+@final
+class FdbEntry:
+    """One learned address."""
+
+    @property
+    def ofport(self) -> int: ...
+    @property
+    def vlan(self) -> int:
+        """0 when untagged."""
+    @property
+    def mac(self) -> str:
+        """``aa:bb:cc:dd:ee:ff``."""
+    @property
+    def age_s(self) -> int: ...
+
+@final
+class PmdState:
+    """One poll thread. Counters since the last ``clear_pmd_stats``."""
+
+    @property
+    def cpu(self) -> int: ...
+    @property
+    def packets(self) -> int: ...
+    @property
+    def busy_cycles(self) -> int:
+        """TSC cycles spent in loops that moved at least one packet."""
+    @property
+    def idle_cycles(self) -> int: ...
+    @property
+    def sleeps(self) -> int: ...
+    @property
+    def rxqs(self) -> list[tuple[str, int]]:
+        """``(port, queue)`` of every transmitq this thread polls."""
+
+@final
+class Datapath:
+    """The switch itself: poll threads, bridges, ports.
+
+    Args:
+        pmd_cpus: cores to pin poll threads to; empty means the first core this process may run on. Only the first is
+            used today.
+        max_sleep_us: longest sleep of an idle poll thread in µs; None is adaptive, 0 never sleeps.
+
+    Raises:
+        ConfigError: a core that this process may not use.
+        KernelError: no eventfd or thread to be had.
+    """
+
+    def __init__(self, *, pmd_cpus: Sequence[int] = (), max_sleep_us: int | None = None) -> None: ...
+    def event_fd(self) -> int:
+        """A descriptor, owned by the datapath, that is readable while ``events()`` has something or a port's state
+        changed. ``events()`` clears it.
+        """
+    def events(self) -> list[Event]:
+        """Takes what happened since the last call, oldest first. Bounded: past 4096 the oldest are dropped."""
+    def add_bridge(self, name: str) -> None: ...
+    def set_bridge(
+        self, name: str, *, mac_aging_time_s: int = 300, mac_table_size: int = 8192, forward_bpdu: bool = False
+    ) -> None:
+        """Changes a bridge live. ``mac_aging_time_s`` 15..3600, ``mac_table_size`` 10..1000000; ConfigError outside."""
+    def del_bridge(self, name: str) -> None:
+        """Deletes a bridge and every port on it; guests see their sockets close."""
+    def add_port(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        type: Literal["dpdkvhostuserclient", "dpdkvhostuser"],
+        ofport: int,
+        socket: str,
+        mtu: int = 1500,
+        tx_retries_max: int = 8,
+        socket_mode: int = 0o600,
+        socket_owner: int = -1,
+        socket_group: int = -1,
+        allow_file_memory: bool = False,
+    ) -> None:
+        """Adds a port; returns at once, the session comes up by itself.
+
+        Args:
+            bridge: an existing bridge.
+            name: unique in the datapath.
+            type: who creates the socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``).
+            ofport: 1..65279, unique on the bridge.
+            socket: absolute path of the socket, at most 107 bytes.
+            mtu: 68..9702.
+            tx_retries_max: 0..32.
+            socket_mode: permission bits of a socket we create.
+            socket_owner: uid for a socket we create, -1 leaves it.
+            socket_group: gid, likewise.
+            allow_file_memory: accept guest memory on disk files.
+
+        Raises:
+            ConfigError: a value out of range, a path that cannot be a socket, a name or path in use.
+            KernelError: the socket could not be created (server type).
+        """
+    def set_port(self, name: str, *, mtu: int | None = None, admin_up: bool | None = None, tx_retries_max: int | None = None) -> None:
+        """Changes a port live, with its guest attached. ConfigError out of range; the old value stays."""
+    def del_port(self, name: str) -> None:
+        """Ends the session, gives every buffer back to the guest, removes a socket that is still ours."""
+    def port(self, name: str) -> PortState:
+        """One port. ConfigError if there is none of that name."""
+    def ports(self) -> list[PortState]: ...
+    def fdb(self, bridge: str) -> list[FdbEntry]: ...
+    def flush_fdb(self, bridge: str) -> None: ...
+    def pmds(self) -> list[PmdState]: ...
+    def clear_pmd_stats(self) -> None: ...
+    def close(self) -> None:
+        """Stops everything; idempotent. Rings are drained first."""
