@@ -1,0 +1,17 @@
+//! The core of ovsvhost: a virtual switch whose ports are vhost-user back-ends.
+//!
+//! Rooms, from the ground up; each may use those before it and none after it:
+//!
+//! ```text
+//! sys      thin checked system calls              memory   guest regions, translation, copies, SIGBUS
+//! frame    total parsing of what travels          burst    a burst of frames: snapshots + where the bytes are
+//! ring     virtqueues, device side                switch   FDB and classification; knows port numbers only
+//! vhost    the protocol: wire, session, endpoint  pmd      poll threads: who polls what, when to sleep
+//! datapath the façade: bridges and ports          py       PyO3, nothing else
+//! ```
+//!
+//! The packet's walk through them is told in `docs/packet-walk.md`.
+
+pub mod error;
+#[cfg(feature = "testing")]
+pub mod testing;
