@@ -13,5 +13,7 @@
 //! The packet's walk through them is told in `docs/packet-walk.md`.
 
 pub mod error;
+pub mod memory;
+pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
