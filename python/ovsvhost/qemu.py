@@ -37,7 +37,7 @@ class Nic:
         queues: queue pairs, 1..128.
         reconnect_s: for ``dpdkvhostuser``: seconds between QEMU's attempts to come back after the switch went away, 0
             never tries.
-        vectors: MSI-X vectors; None gives ``2 × queues + 2`` for several queues and QEMU's default for one, 0 gives
+        vectors: MSI-X vectors; None gives ``2 * queues + 2`` for several queues and QEMU's default for one, 0 gives
             INTx.
         options: further properties of ``virtio-net-pci``, such as ``mrg_rxbuf=off``.
     """

@@ -1,7 +1,7 @@
 """Talks to the agent inside a guest over its second serial port: one command line there, exit code and output back.
 
-The other end stands in ``guest-init.sh``. It needs no network, so it works while the network is what is being tested, and
-it outlives snapshots. About 60 ms a command under TCG.
+The other end stands in ``guest-init.sh``. It needs no network, so it works while the network is what is being tested,
+and it outlives snapshots. About 60 ms a command under TCG.
 """
 
 from __future__ import annotations

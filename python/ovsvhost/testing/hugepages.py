@@ -46,8 +46,8 @@ def reserve(count: int, *, page_size: int = MIB_2) -> None:
             ) from None
         if _free(pool) < count:
             raise MissingError(
-                f"{count} hugepages of {page_size >> 20} MiB: the kernel has {_free(pool)} free and found no more in one "
-                "piece; reserve them at boot with hugepagesz= and hugepages="
+                f"{count} hugepages of {page_size >> 20} MiB: the kernel has {_free(pool)} free and found no more in "
+                "one piece; reserve them at boot with hugepagesz= and hugepages="
             )
 
 
@@ -70,8 +70,6 @@ def mounted(*, page_size: int = MIB_2) -> Iterator[Path]:
         finally:
             # Lazily: a guest that is just ending may still hold a file.
             subprocess.run(["umount", "--lazy", name], check=True)
-
-
 
 
 def _free(pool: Path) -> int:

@@ -1,7 +1,7 @@
 """The guest: Debian's cloud kernel and a 12 MB initramfs of busybox, ethtool, iperf3 and an agent.
 
-Written from unpacked packages without root. A guest boots it directly (``-kernel``, ``-initrd``), so there is no disk, no
-boot loader and nothing to clean up. What a guest does after boot stands in ``guest-init.sh``.
+Written from unpacked packages without root. A guest boots it directly (``-kernel``, ``-initrd``), so there is no disk,
+no boot loader and nothing to clean up. What a guest does after boot stands in ``guest-init.sh``.
 """
 
 from __future__ import annotations

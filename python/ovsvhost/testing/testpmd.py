@@ -121,7 +121,17 @@ class Testpmd:
         mode = ["--interactive", f"--forward-mode={self._forward}", f"--nb-cores={len(self._cores) - 1}"]
         mode += [f"--total-num-mbufs={_BUFFERS}"]
         # Unbuffered, or its answers would come after its next prompt.
-        command = ["stdbuf", "-o0", "dpdk-testpmd", f"--lcores={threads}", *memory, *devices, "--", *mode, *self._options]
+        command = [
+            "stdbuf",
+            "-o0",
+            "dpdk-testpmd",
+            f"--lcores={threads}",
+            *memory,
+            *devices,
+            "--",
+            *mode,
+            *self._options,
+        ]
         log = self.folder / "testpmd.log"
         log.unlink(missing_ok=True)
         self._read = 0

@@ -1,0 +1,116 @@
+"""Traffic between two guests, judged inside them: pings counted, files compared byte for byte.
+
+Rates are not measured here: an emulated CPU is the limit, not the switch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ovsvhost.testing.errors import RigError
+
+if TYPE_CHECKING:
+    from ovsvhost.testing.guest import Guest
+
+_MIB = 1 << 20
+_COPY_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Address:
+    """What one guest is called on the test network."""
+
+    ipv4: str
+    ipv6: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """The end of a ping."""
+
+    sent: int
+    received: int
+    average_ms: float
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One file copied from guest to guest over TCP."""
+
+    size: int
+    received: int
+    sha256_sent: str
+    sha256_received: str
+    seconds: float
+
+    @property
+    def intact(self) -> bool:
+        """Every byte arrived, and as it was sent."""
+        return self.received == self.size and self.sha256_received == self.sha256_sent
+
+
+def address(number: int) -> Address:
+    """The addresses of the guest with that number, 1..254."""
+    return Address(f"10.0.0.{number}", f"fd00::{number:x}")
+
+
+def bring_up(guest: Guest, number: int, device: str = "eth0") -> Address:
+    """Gives a guest's device its addresses and turns it on."""
+    mine = address(number)
+    guest.run(
+        f"ip addr add {mine.ipv4}/24 dev {device} && ip -6 addr add {mine.ipv6}/64 dev {device} && "
+        f"ip link set {device} up"
+    )
+    return mine
+
+
+def ping(guest: Guest, target: str, *, count: int = 5, interval_s: float = 0.1, size: int = 56) -> Ping:
+    """Pings an IPv4 or IPv6 address from inside a guest; waits at most a second for the last answer."""
+    _, printed = guest.call(
+        f"ping -c {count} -i {interval_s} -s {size} -W 1 {target}", timeout_s=30 + count * (interval_s + 0.5)
+    )
+    return parse_ping(printed)
+
+
+def parse_ping(printed: str) -> Ping:
+    """Reads what busybox's ping printed.
+
+    Raises:
+        RigError: it did not get as far as its summary.
+    """
+    counts = re.search(r"(\d+) packets transmitted, (\d+) packets received", printed)
+    if counts is None:
+        raise RigError(f"ping printed no summary: {printed.strip()}")
+    times = re.search(r"min/avg/max = [\d.]+/([\d.]+)/", printed)
+    return Ping(int(counts[1]), int(counts[2]), float(times[1]) if times else 0.0)
+
+
+def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy:
+    """Makes a random file in ``source`` and fetches it from ``target`` over HTTP; both sides hash what they have.
+
+    Args:
+        source: the guest that serves it.
+        target: the guest that fetches it.
+        host: an address of ``source``.
+        size_mib: MiB; both guests hold the file in memory.
+    """
+    source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null")
+    source.run("pidof httpd || httpd -h /var/www")
+    sent = source.run("sha256sum </var/www/file").split()[0]
+    began = time.monotonic()
+    # The shell reads the header line by line and leaves the body, byte for byte, to what comes after it.
+    fetched = target.run(
+        f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 | "
+        "{ while read -r line && [ ${#line} -gt 1 ]; do :; done; tee /tmp/size.in | sha256sum; }; "
+        "wc -c </tmp/size.in; rm /tmp/size.in",
+        timeout_s=_COPY_TIMEOUT_S,
+    )
+    seconds = time.monotonic() - began
+    try:
+        received, _, size = fetched.split()
+        return Copy(size_mib * _MIB, int(size), sent, received, seconds)
+    except ValueError:
+        raise RigError(f"in {target.name}: fetching from {host} printed {fetched.strip()!r}") from None
