@@ -219,11 +219,13 @@ class Guest:
         return f"qemu:\n{tail(self._path('qemu.log'))}\nconsole:\n{tail(self._path('console.log'))}"
 
     def __enter__(self) -> Self:
+        """Starts it."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Ends it."""
         self.stop()
 
     def _path(self, suffix: str) -> Path:

@@ -102,11 +102,13 @@ class OvsDpdk:
         self._switch = self._database = None
 
     def __enter__(self) -> Self:
+        """Starts it."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Ends it."""
         self.stop()
 
     @property

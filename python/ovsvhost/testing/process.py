@@ -106,11 +106,13 @@ class Program:
         return self._process.returncode
 
     def __enter__(self) -> Self:
+        """Already running."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Ends it."""
         self.stop()
 
 

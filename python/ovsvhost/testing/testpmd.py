@@ -49,7 +49,8 @@ def virtio_user(
     if server:
         Path(socket).unlink(missing_ok=True)
     address = f",mac={mac}" if mac else ""
-    return f"net_virtio_user{{}},path={socket},server={int(server)},queues={queues},queue_size={queue_size}{address},{options}"
+    size = f"queues={queues},queue_size={queue_size}"
+    return f"net_virtio_user{{}},path={socket},server={int(server)},{size}{address},{options}"
 
 
 def vhost(socket: str | Path, *, client: bool = True, queues: int = 1) -> str:
@@ -182,11 +183,13 @@ class Testpmd:
             self._program.stop()
 
     def __enter__(self) -> Self:
+        """Starts it."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Ends it."""
         self.stop()
 
     def _running(self) -> Program:
