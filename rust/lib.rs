@@ -13,7 +13,11 @@
 //! The packet's walk through them is told in `docs/packet-walk.md`.
 
 pub mod error;
+pub mod burst;
+pub mod drops;
+pub mod frame;
 pub mod memory;
+pub mod ring;
 pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;

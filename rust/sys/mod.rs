@@ -1,5 +1,6 @@
 //! Thin, checked system calls: what std and vmm-sys-util do not wrap. Each file wraps one kernel object.
 
 pub mod cpu;
+pub mod eventfd;
 pub mod file;
 pub mod tsc;
