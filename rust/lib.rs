@@ -14,10 +14,12 @@
 
 pub mod error;
 pub mod burst;
+pub mod counters;
 pub mod drops;
 pub mod frame;
 pub mod memory;
 pub mod ring;
+pub mod switch;
 pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -50,14 +50,8 @@ pub struct Packet {
 }
 
 impl Packet {
-    const EMPTY: Self = Self {
-        data: Span::EMPTY,
-        pieces: (0, 0),
-        len: 0,
-        id: 0,
-        drop: None,
-        offload: Offload { checksum: None },
-    };
+    const EMPTY: Self =
+        Self { data: Span::EMPTY, pieces: (0, 0), len: 0, id: 0, drop: None, offload: Offload { checksum: None } };
 }
 
 /// Up to 64 frames and what is known of them. About 8 KiB; made once per queue.
@@ -207,7 +201,9 @@ impl Burst {
             if tail > 0 {
                 // SAFETY: both have `tail` bytes past the head: `to` by its length, `data` since the frame has
                 // `to.len` bytes in this one piece, kept mapped by `self.memory`.
-                unsafe { copy::copy(to.start.add(HEAD_SIZE), packet.data.start.add(HEAD_SIZE), tail) };
+                unsafe {
+                    copy::copy(to.start.wrapping_add(HEAD_SIZE), packet.data.start.wrapping_add(HEAD_SIZE), tail);
+                }
             }
             return;
         }

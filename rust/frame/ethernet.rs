@@ -34,8 +34,11 @@ impl Mac {
 
 impl std::fmt::Display for Mac {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [_, _, a, b, c, d, e, g] = self.0.to_be_bytes();
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let [_, _, bytes @ ..] = self.0.to_be_bytes();
+        for (i, byte) in bytes.iter().enumerate() {
+            write!(f, "{}{byte:02x}", if i > 0 { ":" } else { "" })?;
+        }
+        Ok(())
     }
 }
 

@@ -168,9 +168,7 @@ impl GuestMap {
 
     /// True if the file behind the front-end's address `uva` holds no page: that memory is private to the VMM.
     pub fn is_private_at(&self, uva: Uva) -> bool {
-        self.entries
-            .iter()
-            .any(|e| uva.0 >= e.uva && uva.0 - e.uva < e.size && e.region.is_untouched())
+        self.entries.iter().any(|e| uva.0 >= e.uva && uva.0 - e.uva < e.size && e.region.is_untouched())
     }
 }
 

@@ -39,10 +39,9 @@ impl Region {
                     .into(),
             ));
         }
-        let end = offset
-            .checked_add(size)
-            .filter(|&end| size > 0 && i64::try_from(end).is_ok())
-            .ok_or_else(|| Error::Peer(format!("guest memory: region of {size} bytes at file offset {offset} is not possible")))?;
+        let end = offset.checked_add(size).filter(|&end| size > 0 && i64::try_from(end).is_ok()).ok_or_else(|| {
+            Error::Peer(format!("guest memory: region of {size} bytes at file offset {offset} is not possible"))
+        })?;
         if meta.len() < end {
             return Err(Error::Peer(format!(
                 "guest memory: its file has {} bytes, the region needs {end}; the VMM shared less memory than it announced",
@@ -53,9 +52,8 @@ impl Region {
         let page = if kind == Backing::Hugetlb { page } else { 4096 };
         let length = usize::try_from(end.next_multiple_of(page))
             .map_err(|_| Error::Peer(format!("guest memory: {end} bytes do not fit this address space")))?;
-        let (offset, page) = match (usize::try_from(offset), usize::try_from(page)) {
-            (Ok(offset), Ok(page)) => (offset, page),
-            _ => return Err(Error::Bug("guest memory: page size past the address space".into())),
+        let (Ok(offset), Ok(page)) = (usize::try_from(offset), usize::try_from(page)) else {
+            return Err(Error::Bug("guest memory: page size past the address space".into()));
         };
         let shared = file.try_clone().map_err(|e| kernel("cannot duplicate its descriptor", e))?;
         let mapping = MmapRegion::build(
@@ -64,7 +62,9 @@ impl Region {
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_SHARED | libc::MAP_NORESERVE,
         )
-        .map_err(|e| Error::Peer(format!("guest memory: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count")))?;
+        .map_err(|e| {
+            Error::Peer(format!("guest memory: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count"))
+        })?;
         file::keep_private(mapping.as_ptr(), length);
         let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length, page)
             .map_err(|e| kernel("cannot guard its mapping", e))?;

@@ -99,7 +99,9 @@ fn install() -> io::Result<()> {
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a live siginfo_t to an SA_SIGINFO handler.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let details = unsafe { &*info };
+    // SAFETY: SIGBUS fills the address field.
+    let address = unsafe { details.si_addr() } as usize;
     for slot in TABLE.iter().take(HIGH_WATER.load(Ordering::Acquire)) {
         let start = slot.start.load(Ordering::Acquire);
         if start == 0 || address < start || address >= slot.end.load(Ordering::Relaxed) {

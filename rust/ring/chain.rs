@@ -1,8 +1,8 @@
 //! Walking descriptor chains of any layout: the slow, equally correct way next to the fast shapes.
 
 use super::RingFault;
-use super::split::{Desc, INDIRECT, NEXT, SplitRing, WRITE};
 use super::feature;
+use super::split::{Desc, INDIRECT, NEXT, SplitRing, WRITE};
 use crate::memory::{Gpa, GuestMap, Span};
 
 /// Most descriptors in one chain, the ring's and its indirect table's together.
@@ -69,7 +69,7 @@ impl Scratch {
         let count = table.len / 16;
         if ring.features & feature::INDIRECT_DESC == 0
             || table.flags & NEXT != 0
-            || table.len % 16 != 0
+            || !table.len.is_multiple_of(16)
             || count == 0
             || count > 32_768
         {

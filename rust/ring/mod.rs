@@ -68,11 +68,11 @@ impl RingConfig {
     /// # Errors
     /// `Peer`: a size that is no power of two in 1..=32768, an address outside the memory table or misaligned, memory
     /// that the VMM keeps private, a kick or call descriptor that is no eventfd.
-    pub fn activate(&self, memory: &Arc<GuestMap>, call: Option<File>) -> Result<Ring> {
+    pub fn activate(&self, memory: &Arc<GuestMap>, kick: Option<File>, call: Option<File>) -> Result<Ring> {
         if !self.size.is_power_of_two() || self.size > 32_768 {
             return Err(Error::Peer(format!("ring size {} is not a power of two in 1..32768", self.size)));
         }
-        Ring::new(self, memory, call)
+        Ring::new(self, memory, kick, call)
     }
 }
 

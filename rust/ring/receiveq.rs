@@ -166,16 +166,17 @@ impl Receiveq {
     #[inline]
     fn write_one(&self, burst: &Burst, index: usize, packet: &Packet, span: Span) {
         let frame = Span { start: span.start.wrapping_add(self.header_size as usize), len: packet.len };
-        let header = vnet_hdr::encode(self.receiver_offload(packet)).to_le_bytes();
-        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = header;
+        let header = vnet_hdr::encode(self.receiver_offload(packet));
+        #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+        let (low, high, buffers) = (header as u64, (header >> 64) as u16, (header >> 64) as u32);
         // SAFETY: the span has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
-        unsafe { access::store::<u64>(span.start, u64::from_le_bytes([a, b, c, d, e, f, g, h])) };
+        unsafe { access::store::<u64>(span.start, low) };
         if self.header_size == 12 {
             // SAFETY: bytes 8..12 of the same span.
-            unsafe { access::store::<u32>(span.start.wrapping_add(8), u32::from_le_bytes([i, j, k, l])) };
+            unsafe { access::store::<u32>(span.start.wrapping_add(8), buffers) };
         } else {
             // SAFETY: bytes 8..10 of the same span.
-            unsafe { access::store::<u16>(span.start.wrapping_add(8), u16::from_le_bytes([i, j])) };
+            unsafe { access::store::<u16>(span.start.wrapping_add(8), high) };
         }
         // SAFETY: `frame` is the rest of the span, `packet.len` bytes.
         unsafe { burst.copy_out(index, 0, frame) };
@@ -209,10 +210,8 @@ impl Receiveq {
                 return Err(None);
             }
             let id = self.ring.head(taken + chains).map_err(Some)?;
-            let bytes = self
-                .scratch
-                .append_chain(&self.ring, &self.ring.memory, id, Direction::Writable)
-                .map_err(Some)?;
+            let bytes =
+                self.scratch.append_chain(&self.ring, &self.ring.memory, id, Direction::Writable).map_err(Some)?;
             if chains == 0 && bytes < self.header_size {
                 return Err(Some(RingFault::ShortChain));
             }

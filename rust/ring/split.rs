@@ -15,7 +15,7 @@ use super::notify;
 use super::{RingConfig, RingFault, feature};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, Span, Uva, access};
-use crate::sys::eventfd::Notifier;
+use crate::sys::eventfd::{self, Notifier};
 
 /// The buffer goes on in the descriptor `next`.
 pub(super) const NEXT: u16 = 1;
@@ -85,6 +85,7 @@ pub struct SplitRing {
     event_idx: bool,
     pub(super) features: u64,
     pub(super) memory: Arc<GuestMap>,
+    kick: Option<File>,
     call: Option<Notifier>,
     /// Calls made to the driver, cumulative.
     pub(super) notifications: u64,
@@ -95,7 +96,12 @@ unsafe impl Send for SplitRing {}
 
 impl SplitRing {
     /// `RingConfig::activate`, once the size is known to be good.
-    pub(super) fn new(config: &RingConfig, memory: &Arc<GuestMap>, call: Option<File>) -> Result<Self> {
+    pub(super) fn new(
+        config: &RingConfig,
+        memory: &Arc<GuestMap>,
+        kick: Option<File>,
+        call: Option<File>,
+    ) -> Result<Self> {
         let size = config.size;
         if memory.is_private_at(Uva(config.desc_uva)) {
             return Err(Error::Peer(
@@ -105,7 +111,7 @@ impl SplitRing {
             ));
         }
         let area = |name: &str, uva: u64, bytes: u32, align: u64| {
-            if uva % align != 0 {
+            if !uva.is_multiple_of(align) {
                 return Err(Error::Peer(format!("{name} at {uva:#x} is not aligned to {align} bytes")));
             }
             let span = memory.translate_uva(Uva(uva), bytes);
@@ -127,6 +133,7 @@ impl SplitRing {
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
             memory: Arc::clone(memory),
+            kick: kick.map(eventfd::checked).transpose()?,
             call: call.map(Notifier::new).transpose()?,
             notifications: 0,
         })
@@ -140,6 +147,11 @@ impl SplitRing {
     /// Elements.
     pub fn size(&self) -> u32 {
         u32::from(self.mask) + 1
+    }
+
+    /// The eventfd that the driver's kicks arrive on; awaited edge-triggered and never read. None: poll by timer.
+    pub fn kick(&self) -> Option<&File> {
+        self.kick.as_ref()
     }
 
     /// Replaces the call descriptor (`vhost-user: SET_VRING_CALL`).
@@ -184,13 +196,6 @@ impl SplitRing {
         }
         // SAFETY: the index is inside the table, which `memory` keeps mapped.
         Ok(unsafe { Desc::read(self.desc, index) })
-    }
-
-    /// Asks for the cache line of the `ahead`-th entry's used element and descriptor lines to come.
-    #[inline]
-    pub(super) fn prefetch_used(&self, ahead: u16) {
-        let slot = usize::from(self.next.wrapping_add(ahead) & self.mask);
-        access::prefetch_write(self.used.wrapping_add(4 + 8 * slot));
     }
 
     /// Writes the used element for the `ahead`-th entry not yet taken. Visible to the driver after [`Self::publish`].

@@ -202,20 +202,19 @@ impl Transmitq {
         let Some(&Ahead { id, shape, first, data }) = self.ahead.get(i) else { return Err(None) };
         let data = match shape {
             Shape::Two => data,
-            Shape::One if first.len >= self.header_size => Span {
-                start: first.start.wrapping_add(self.header_size as usize),
-                len: first.len - self.header_size,
-            },
+            Shape::One if first.len >= self.header_size => {
+                Span { start: first.start.wrapping_add(self.header_size as usize), len: first.len - self.header_size }
+            }
             _ => return self.take_chain(id),
         };
-        let raw = self.header_at(first.start);
+        let raw = Self::header_at(first.start);
         let (drop, offload) = judge(raw, data.len, self.csum);
         self.burst.push(id, data, drop, offload);
         Ok(())
     }
 
     #[inline]
-    fn header_at(&self, at: *const u8) -> u128 {
+    fn header_at(at: *const u8) -> u128 {
         // SAFETY: the caller's buffer has at least `header_size` (10 or 12) bytes, kept mapped by the ring's memory.
         let low = unsafe { access::load::<u64>(at) };
         // SAFETY: bytes 8 and 9 of the same.
@@ -271,7 +270,6 @@ impl Transmitq {
         }
     }
 }
-
 
 /// What a frame's length and header say about it.
 #[inline]

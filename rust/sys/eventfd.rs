@@ -16,15 +16,23 @@ impl Notifier {
     /// # Errors
     /// `Peer` if it is anything else: a write to it could block or have other effects.
     pub fn new(file: File) -> Result<Self> {
-        if file::is_eventfd(&file) {
-            Ok(Self(file))
-        } else {
-            Err(Error::Peer("the descriptor sent as kick, call or err is not an eventfd".into()))
-        }
+        checked(file).map(Self)
     }
 
     /// Adds one. A full counter already wakes the other side, so its refusal is no loss.
     pub fn notify(&self) {
         let _ = (&self.0).write(&1_u64.to_ne_bytes());
+    }
+}
+
+/// Passes an eventfd through.
+///
+/// # Errors
+/// `Peer` if it is anything else.
+pub fn checked(file: File) -> Result<File> {
+    if file::is_eventfd(&file) {
+        Ok(file)
+    } else {
+        Err(Error::Peer("the descriptor sent as kick, call or err is not an eventfd".into()))
     }
 }
