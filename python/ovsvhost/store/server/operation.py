@@ -130,8 +130,8 @@ def _insert(execution: Execution, members: Members) -> dict[str, Any]:
         if not execution.transaction.may_create(table, chosen):
             raise syntax_error(
                 uuid_text,
-                f'This UUID would duplicate a UUID already present within the "{table.name}" table or deleted from '
-                "this table within the same transaction.",
+                "This UUID would duplicate a UUID already present within the table or deleted within the same "
+                "transaction.",
                 tag="duplicate uuid",
             )
         uuid = chosen
