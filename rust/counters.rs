@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::drops::{self, Drop};
+use crate::drops::{self, DropReason};
 
 /// A number that one thread at a time adds to and any thread reads.
 #[derive(Debug, Default)]
@@ -18,11 +18,6 @@ impl Counter {
     /// The value now.
     pub fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-
-    /// Sets it; the writer's alone.
-    pub fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
     }
 }
 
@@ -105,7 +100,7 @@ impl QueueCounters {
 
     /// Counts `n` frames dropped for one reason.
     #[inline]
-    pub fn drop(&self, reason: Drop, n: u64) {
+    pub fn dropped(&self, reason: DropReason, n: u64) {
         if let Some(counter) = self.drops.get(reason as usize) {
             counter.add(n);
         }

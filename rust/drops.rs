@@ -6,7 +6,7 @@
 /// Why a frame went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Drop {
+pub enum DropReason {
     /// Shorter than an Ethernet header.
     Runt,
     /// Longer than any frame can be (65 550 bytes).
@@ -36,20 +36,20 @@ pub enum Drop {
 /// How many reasons there are.
 pub const COUNT: usize = 12;
 
-/// Name and side of each reason, in the order of [`Drop`]; `true` = counted where the frame came in.
-pub const TABLE: [(Drop, &str, bool); COUNT] = [
-    (Drop::Runt, "runt", true),
-    (Drop::Oversize, "oversize", true),
-    (Drop::BadOffload, "bad_offload", true),
-    (Drop::BadSource, "bad_source", true),
-    (Drop::Reserved, "reserved", true),
-    (Drop::SamePort, "same_port", true),
-    (Drop::NoReceiver, "no_receiver", true),
-    (Drop::AdminDown, "admin_down", true),
-    (Drop::MtuExceeded, "mtu_exceeded", false),
-    (Drop::NoBuffer, "no_buffer", false),
-    (Drop::BufferTooSmall, "rx_buffer_too_small", false),
-    (Drop::RingBroken, "ring_broken", false),
+/// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
+pub const TABLE: [(DropReason, &str, bool); COUNT] = [
+    (DropReason::Runt, "runt", true),
+    (DropReason::Oversize, "oversize", true),
+    (DropReason::BadOffload, "bad_offload", true),
+    (DropReason::BadSource, "bad_source", true),
+    (DropReason::Reserved, "reserved", true),
+    (DropReason::SamePort, "same_port", true),
+    (DropReason::NoReceiver, "no_receiver", true),
+    (DropReason::AdminDown, "admin_down", true),
+    (DropReason::MtuExceeded, "mtu_exceeded", false),
+    (DropReason::NoBuffer, "no_buffer", false),
+    (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
+    (DropReason::RingBroken, "ring_broken", false),
 ];
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod counters;
 pub mod drops;
 pub mod frame;
 pub mod memory;
+pub mod pmd;
 pub mod ring;
 pub mod switch;
 pub mod sys;

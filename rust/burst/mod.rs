@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::frame::vnet_hdr::Offload;
 use crate::memory::{Gpa, GuestMap, Span, copy};
@@ -44,7 +44,7 @@ pub struct Packet {
     /// The descriptor to give back to the sender.
     pub id: u16,
     /// Why it goes no further, if so.
-    pub drop: Option<Drop>,
+    pub drop: Option<DropReason>,
     /// What is left to do to it.
     pub offload: Offload,
 }
@@ -97,12 +97,6 @@ impl Burst {
         self.packets.get(..self.len).unwrap_or_default()
     }
 
-    /// Its frames, to mark drops.
-    #[inline]
-    pub fn packets_mut(&mut self) -> &mut [Packet] {
-        self.packets.get_mut(..self.len).unwrap_or_default()
-    }
-
     /// The first bytes of each frame, beside [`Self::packets`].
     #[inline]
     pub fn heads(&self) -> &[Head] {
@@ -136,7 +130,7 @@ impl Burst {
 
     /// Adds a frame that lies in one piece and copies its head. `data` comes from [`Self::translate`].
     #[inline]
-    pub(crate) fn push(&mut self, id: u16, data: Span, drop: Option<Drop>, offload: Offload) {
+    pub(crate) fn push(&mut self, id: u16, data: Span, drop: Option<DropReason>, offload: Offload) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         if data.len as usize >= HEAD_SIZE {
             // SAFETY: `data` has 64 bytes in a mapping that `self.memory` keeps; the head is ours.
@@ -152,7 +146,14 @@ impl Burst {
 
     /// Adds a frame of several pieces and copies its head. The pieces come from [`Self::translate`] or a prefix
     /// translation of the same map. The caller left room ([`Self::span_room`]).
-    pub(crate) fn push_pieces(&mut self, id: u16, pieces: &[Span], len: u32, drop: Option<Drop>, offload: Offload) {
+    pub(crate) fn push_pieces(
+        &mut self,
+        id: u16,
+        pieces: &[Span],
+        len: u32,
+        drop: Option<DropReason>,
+        offload: Offload,
+    ) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         let (Ok(from), Ok(count)) = (u16::try_from(self.spans.len()), u16::try_from(pieces.len())) else { return };
         if pieces.len() > MAX_SPANS - self.spans.len() {

@@ -19,6 +19,13 @@ impl Mac {
         Self(u64::from_be_bytes([0, 0, b[0], b[1], b[2], b[3], b[4], b[5]]))
     }
 
+    /// The destination of a frame.
+    #[inline]
+    pub fn destination(head: &[u8; 64]) -> Self {
+        let [bytes @ .., _, _] = [head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7]];
+        Self::from_bytes(bytes)
+    }
+
     /// Group addresses: multicast and broadcast.
     #[inline]
     pub fn is_group(self) -> bool {

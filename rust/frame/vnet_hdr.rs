@@ -4,7 +4,7 @@
 //!   0 flags │ 1 gso_type │ 2 hdr_len │ 4 gso_size │ 6 csum_start │ 8 csum_offset │ 10 num_buffers (not legacy)
 //! ```
 
-use crate::drops::Drop;
+use crate::drops::DropReason;
 
 /// Bytes of the header with `VERSION_1` or `MRG_RXBUF`.
 pub const SIZE: usize = 12;
@@ -36,7 +36,7 @@ pub struct PartialChecksum {
 /// # Errors
 /// `bad_offload`: a checksum that lies outside the frame, or segmentation, which is not on offer.
 #[inline]
-pub fn judge(raw: u128, frame_len: u32, csum: bool) -> Result<Offload, Drop> {
+pub fn judge(raw: u128, frame_len: u32, csum: bool) -> Result<Offload, DropReason> {
     // A header of zeroes (num_buffers aside) asks for nothing: nearly every frame.
     if raw & ((1 << 80) - 1) == 0 {
         return Ok(Offload::default());
@@ -44,7 +44,7 @@ pub fn judge(raw: u128, frame_len: u32, csum: bool) -> Result<Offload, Drop> {
     let bytes = raw.to_le_bytes();
     let [flags, gso_type, _, _, _, _, start_lo, start_hi, offset_lo, offset_hi, ..] = bytes;
     if gso_type != 0 {
-        return Err(Drop::BadOffload);
+        return Err(DropReason::BadOffload);
     }
     if flags & NEEDS_CSUM == 0 {
         return Ok(Offload::default());
@@ -52,7 +52,7 @@ pub fn judge(raw: u128, frame_len: u32, csum: bool) -> Result<Offload, Drop> {
     let start = u16::from_le_bytes([start_lo, start_hi]);
     let offset = u16::from_le_bytes([offset_lo, offset_hi]);
     if !csum || u32::from(start) + u32::from(offset) + 2 > frame_len {
-        return Err(Drop::BadOffload);
+        return Err(DropReason::BadOffload);
     }
     Ok(Offload { checksum: Some(PartialChecksum { start, offset }) })
 }
@@ -86,13 +86,13 @@ mod tests {
 
     #[test]
     fn segmentation_is_refused_while_it_is_not_on_offer() {
-        assert_eq!(judge(1 << 8, 1500, true), Err(Drop::BadOffload));
+        assert_eq!(judge(1 << 8, 1500, true), Err(DropReason::BadOffload));
     }
 
     #[test]
     fn checksum_without_negotiation_is_refused() {
         let raw = encode(Offload { checksum: Some(PartialChecksum { start: 34, offset: 16 }) });
-        assert_eq!(judge(raw, 100, false), Err(Drop::BadOffload));
+        assert_eq!(judge(raw, 100, false), Err(DropReason::BadOffload));
     }
 
     proptest! {

@@ -72,11 +72,6 @@ impl Receiveq {
         &mut self.ring
     }
 
-    /// Calls made to the driver.
-    pub fn notifications(&self) -> u64 {
-        self.ring.notifications
-    }
-
     /// Copies the packets `list` of `burst` into posted buffers, in order, and publishes them together. Stops at the
     /// first that finds no room. `list` has at most 64 indices.
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
@@ -122,12 +117,10 @@ impl Receiveq {
         delivery
     }
 
-    /// Calls the guest for everything delivered since the last flush, if it wants to be called.
-    pub fn flush(&mut self) {
-        if self.pending > 0 {
-            self.ring.notify(self.pending);
-            self.pending = 0;
-        }
+    /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
+    pub fn flush(&mut self) -> bool {
+        let count = std::mem::take(&mut self.pending);
+        count > 0 && self.ring.notify(count)
     }
 
     /// Posted buffers, looking at the guest's index again only if `want` are not known yet.

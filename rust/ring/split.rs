@@ -87,8 +87,6 @@ pub struct SplitRing {
     pub(super) memory: Arc<GuestMap>,
     kick: Option<File>,
     call: Option<Notifier>,
-    /// Calls made to the driver, cumulative.
-    pub(super) notifications: u64,
 }
 
 // SAFETY: the pointers are into mappings that `memory` keeps, usable from any thread; the ring moves whole.
@@ -135,7 +133,6 @@ impl SplitRing {
             memory: Arc::clone(memory),
             kick: kick.map(eventfd::checked).transpose()?,
             call: call.map(Notifier::new).transpose()?,
-            notifications: 0,
         })
     }
 
@@ -217,10 +214,10 @@ impl SplitRing {
         unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
     }
 
-    /// Tells the driver that `count` entries were published, if it wants to know. The one full fence of a commit is
+    /// Tells the driver that `count` entries were published, if it wants to know; true if it did. The one full fence of a commit is
     /// here: it orders our index before our reading of the driver's wish.
     #[inline]
-    pub(super) fn notify(&mut self, count: u16) {
+    pub(super) fn notify(&mut self, count: u16) -> bool {
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
             // SAFETY: used_event follows the available ring's entries; its two bytes were translated with it.
@@ -234,13 +231,13 @@ impl SplitRing {
         if wanted {
             self.call();
         }
+        wanted
     }
 
     /// Calls the driver unconditionally; a spurious call is allowed and cures a lost one after a restart.
-    pub(super) fn call(&mut self) {
+    pub(super) fn call(&self) {
         if let Some(call) = &self.call {
             call.notify();
-            self.notifications += 1;
         }
     }
 

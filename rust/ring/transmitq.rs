@@ -5,11 +5,13 @@
 //! drivers post; all else takes the walk in `chain`.
 #![allow(unsafe_code, reason = "reads the virtio header out of guest memory")]
 
+use std::fs::File;
+
 use super::chain::{Direction, Scratch};
 use super::split::{Desc, INDIRECT, NEXT, SplitRing};
 use super::{Ring, RingFault, feature};
 use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::frame::ethernet;
 use crate::frame::vnet_hdr::{self, Offload};
 use crate::memory::{Gpa, Span, access};
@@ -71,6 +73,11 @@ impl Transmitq {
         self.ring
     }
 
+    /// The eventfd that the guest's kicks arrive on.
+    pub fn kick(&self) -> Option<&File> {
+        self.ring.kick()
+    }
+
     /// The ring, to replace its call descriptor or read its counters.
     pub fn ring_mut(&mut self) -> &mut Ring {
         &mut self.ring
@@ -80,17 +87,6 @@ impl Transmitq {
     #[inline]
     pub fn burst(&self) -> &Burst {
         &self.burst
-    }
-
-    /// The burst gathered last, to mark drops.
-    #[inline]
-    pub fn burst_mut(&mut self) -> &mut Burst {
-        &mut self.burst
-    }
-
-    /// Calls made to the driver.
-    pub fn notifications(&self) -> u64 {
-        self.ring.notifications
     }
 
     /// Kicks on, before its thread sleeps; true if work came in meanwhile.
@@ -256,29 +252,30 @@ impl Transmitq {
         Ok(())
     }
 
-    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called.
-    pub fn commit(&mut self) {
+    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
+    pub fn commit(&mut self) -> bool {
         let mut count = 0;
         for packet in self.burst.packets() {
             self.ring.put_used(count, packet.id, 0);
             count += 1;
         }
         self.burst.clear();
-        if count > 0 {
-            self.ring.publish(count);
-            self.ring.notify(count);
+        if count == 0 {
+            return false;
         }
+        self.ring.publish(count);
+        self.ring.notify(count)
     }
 }
 
 /// What a frame's length and header say about it.
 #[inline]
-fn judge(raw: u128, len: u32, csum: bool) -> (Option<Drop>, Offload) {
+fn judge(raw: u128, len: u32, csum: bool) -> (Option<DropReason>, Offload) {
     if len < ethernet::HEADER_SIZE {
-        return (Some(Drop::Runt), Offload::default());
+        return (Some(DropReason::Runt), Offload::default());
     }
     if len > MAX_FRAME {
-        return (Some(Drop::Oversize), Offload::default());
+        return (Some(DropReason::Oversize), Offload::default());
     }
     match vnet_hdr::judge(raw, len, csum) {
         Ok(offload) => (None, offload),

@@ -3,7 +3,7 @@
 use super::PortId;
 use super::fdb::{Fdb, Key};
 use crate::burst::HEAD_SIZE;
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 
 /// A verdict on one frame.
@@ -14,7 +14,7 @@ pub enum Output {
     /// To every other port of the bridge.
     Flood,
     /// To nobody.
-    Drop(Drop),
+    Drop(DropReason),
 }
 
 const CACHE: usize = 32;
@@ -61,7 +61,7 @@ impl Cache {
         let source = Key::new(header.vlan, header.src);
         if self.source != (source, now_s) {
             if header.src.is_group() || header.src.0 == 0 {
-                return (Output::Drop(Drop::BadSource), header.dst);
+                return (Output::Drop(DropReason::BadSource), header.dst);
             }
             fdb.learn(source, port, now_s);
             self.source = (source, now_s);
@@ -72,7 +72,7 @@ impl Cache {
     #[inline]
     fn destination(&mut self, fdb: &Fdb, port: PortId, vlan: u16, dst: Mac, forward_bpdu: bool, now_s: u32) -> Output {
         if dst.is_group() {
-            return if dst.is_reserved() && !forward_bpdu { Output::Drop(Drop::Reserved) } else { Output::Flood };
+            return if dst.is_reserved() && !forward_bpdu { Output::Drop(DropReason::Reserved) } else { Output::Flood };
         }
         let key = Key::new(vlan, dst);
         let place = key.low_bits() % CACHE;
@@ -87,7 +87,7 @@ impl Cache {
             }
         };
         match found {
-            Some(to) if to == port => Output::Drop(Drop::SamePort),
+            Some(to) if to == port => Output::Drop(DropReason::SamePort),
             Some(to) => Output::Port(to),
             None => Output::Flood,
         }
@@ -131,14 +131,14 @@ mod tests {
     fn neighbour_behind_the_same_port_is_not_sent_back() {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
         fdb.learn(Key::new(0, Mac(0x0202)), 1, 1);
-        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Drop(Drop::SamePort));
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Drop(DropReason::SamePort));
     }
 
     #[test]
     fn bpdus_stay_here_and_group_sources_are_refused() {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
-        assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(Drop::Reserved));
-        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(Drop::BadSource));
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(DropReason::Reserved));
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(DropReason::BadSource));
         assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1).0, Output::Flood);
     }
 }
