@@ -24,3 +24,4 @@ pub mod switch;
 pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod vhost;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::region::Region;
 use super::{Gpa, Uva};
 use crate::error::{Error, Result};
+use crate::sys::numa;
 
 /// A region as a front-end announces it (`vhost-user: Memory region description`).
 #[derive(Debug)]
@@ -164,6 +165,11 @@ impl GuestMap {
             let into = uva.0.checked_sub(e.uva)?;
             e.span(e.gpa + into.min(e.size), len)
         })
+    }
+
+    /// NUMA node of the page at the front-end's address `uva`; None if it is not mapped or the kernel cannot tell.
+    pub fn numa_node_at(&self, uva: Uva) -> Option<u32> {
+        self.translate_uva(uva, 1).and_then(|span| numa::node_of(span.start as usize))
     }
 
     /// True if the file behind the front-end's address `uva` holds no page: that memory is private to the VMM.

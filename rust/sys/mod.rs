@@ -3,4 +3,7 @@
 pub mod cpu;
 pub mod eventfd;
 pub mod file;
+pub mod inotify;
+pub mod numa;
+pub mod socket;
 pub mod tsc;
