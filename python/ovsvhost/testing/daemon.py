@@ -107,6 +107,10 @@ class SwitchDaemon:
         """One column of an Interface row, as ``vsctl get`` prints it, without its quotes."""
         return self.vsctl("get", "Interface", interface, column).strip().strip('"')
 
+    def statistic(self, interface: str, name: str) -> int:
+        """One counter of an interface as the database has it, refreshed every few seconds; 0 before the first time."""
+        return int(self.vsctl("--if-exists", "get", "Interface", interface, f"statistics:{name}").strip() or 0)
+
     def wait_link(self, interface: str, state: str = "up", *, timeout_s: float = 60) -> None:
         """Waits until an interface's ``link_state`` is ``up`` or ``down``."""
         wait_for(
