@@ -20,7 +20,7 @@ from ovs.db import data, idl
 from ovs.stream import Stream
 
 from ovsvhost.errors import ConfigError, PeerError
-from ovsvhost.vsctl.datum import Datum
+from ovsvhost.vsctl.datum import Atom, Datum
 from ovsvhost.vsctl.names import Needs, vswitch_schema
 
 Transaction = idl.Transaction
@@ -139,6 +139,10 @@ class Replica(idl.Idl):  # type: ignore[misc]  # ovs has no type information
     def row(self, table: str, uuid: UUID) -> Any | None:
         """The row with a uuid, None if there is none."""
         return self.tables[table].rows.get(uuid)
+
+    def row_of(self, table: str, reference: Atom | None) -> Any | None:
+        """The row that an atom of a column refers to, None if it refers to none."""
+        return self.row(table, reference) if isinstance(reference, UUID) else None
 
     def insert(self, table: str, *, uuid: UUID | None = None, persist: bool = False) -> Any:
         """Adds a row; ``persist`` asks the server to keep the given uuid."""
