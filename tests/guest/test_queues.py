@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ovsvhost.testing.traffic import ping
-from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from ovsvhost.testing.pair import Pair
@@ -17,12 +16,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.multiqueue, pytest.mark.timeout(600
 
 def _wait_queues(pair: Pair, port: str, count: int) -> None:
     for column in ("n_rxq", "n_txq"):
-        wait_for(
-            lambda column=column: pair.switch.column(port, f"status:{column}") == str(count),
-            timeout_s=20,
-            what=f"status:{column} of {port} to become {count}",
-            interval_s=0.2,
-        )
+        pair.switch.wait_column(port, f"status:{column}", str(count), timeout_s=20)
 
 
 def test_queue_count_follows_ethtool(pair: Pair) -> None:

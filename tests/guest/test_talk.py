@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ovsvhost.testing.traffic import address, copy_file, ping
-from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from ovsvhost.testing.pair import Pair
@@ -46,12 +45,7 @@ def test_port_says_that_its_guest_is_there(pair: Pair) -> None:
         pair.switch.wait_link(port)
         assert pair.switch.column(port, "error") == "[]"
         for counter in ("rx_packets", "tx_packets"):
-            wait_for(
-                lambda port=port, counter=counter: pair.switch.statistic(port, counter) > 0,
-                timeout_s=15,
-                what=f"{counter} of {port} to count",
-                interval_s=0.2,
-            )
+            assert pair.switch.wait_statistic(port, counter) > 0
 
 
 def test_switch_learned_where_both_guests_are(pair: Pair) -> None:
