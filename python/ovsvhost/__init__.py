@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ovsvhost.errors import ConfigError, InternalError, KernelError, OvsvhostError, PeerError
 
 if TYPE_CHECKING:
-    from ovsvhost._core import __version__ as __version__
+    from ovsvhost.apply import VERSION as __version__  # noqa: N811 - the name that every package has
     from ovsvhost.switch import Switch as Switch
 
 __all__ = ["ConfigError", "InternalError", "KernelError", "OvsvhostError", "PeerError", "Switch", "__version__"]
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> object:
 
             return Switch
         case "__version__":
-            from ovsvhost._core import __version__  # noqa: PLC0415 - loads the Rust core
+            from ovsvhost.apply import VERSION  # noqa: PLC0415 - loads the Rust core
 
-            return __version__
+            return VERSION
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ovsvhost._core import Datapath
+from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, Bridge
 from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, SetPort
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ovsvhost._core import Event
     from ovsvhost.observed import Ledger
     from ovsvhost.plan import Action
+
+
+VERSION = __version__
+"""The product's one version, as the core was built with it."""
 
 
 @dataclass(frozen=True, slots=True)

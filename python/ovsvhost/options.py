@@ -24,11 +24,11 @@ CLIENT: PortType = "dpdkvhostuserclient"
 SERVER: PortType = "dpdkvhostuser"
 
 _ELSEWHERE = {
-    "dq-zero-copy": "zero copy is not served yet; frames are copied once",
+    "dq-zero-copy": "zero copy is not served yet, frames are copied once",
     "n_rxq": "the number of queues follows the guest",
     "n_txq": "the number of queues follows the guest",
-    "n_rxq_desc": "it belongs to physical ports; a vhost ring's size is the guest's",
-    "n_txq_desc": "it belongs to physical ports; a vhost ring's size is the guest's",
+    "n_rxq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
+    "n_txq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
     "dpdk-devargs": "it belongs to physical ports",
 }
 
@@ -75,14 +75,14 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
         try:
             return read(text)
         except ConfigError as error:
-            complaints.append(f"options:{option}={text!r} is not in force: {error}")
+            complaints.append(f"options:{option}={text!r} is not in force{error}")
             return default
 
     if port_type == SERVER:
         socket: str | None = check_socket_path(server_socket(name, socket_dir))
         if path is not None:
             complaints.append(
-                f"options:vhost-server-path is not in force: the socket of a {SERVER} port is {socket!r}; "
+                f"options:vhost-server-path is not in force: the socket of a {SERVER} port is {socket!r}, "
                 f"set type={CLIENT} for another"
             )
         mode = take("socket-mode", 0o600, _mode)
@@ -101,7 +101,7 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
     for option, text in sorted(left.items()):
         if option in _ELSEWHERE:
             if not (option == "dq-zero-copy" and text == "false"):
-                complaints.append(f"options:{option} is not in force: {_ELSEWHERE[option]}; remove it")
+                complaints.append(f"options:{option} is not in force, remove it: {_ELSEWHERE[option]}")
         else:
             complaints.append(f"options:{option} is unknown: remove it or correct its name")
     return PortOptions(socket, tuple(complaints), retries, mode, owner, group, file_memory)
@@ -111,7 +111,7 @@ def server_socket(name: str, socket_dir: Path | None) -> str:
     """Path of a server port's socket. ConfigError when the port's name cannot be a file's name."""
     if "/" in name or "\\" in name or name in {"", ".", ".."}:
         raise ConfigError(
-            f"port name {name!r} cannot be the name of its socket: a {SERVER} port's name has no '/' or '\\'; rename it"
+            f"port name {name!r} cannot be the name of its socket: a {SERVER} port's name has no '/' or '\\', rename it"
         )
     return f"{socket_dir}/{name}"
 
@@ -153,7 +153,7 @@ def socket_directory(rundir: Path, vhost_sock_dir: str | None) -> Path:
 def _retries(text: str) -> int:
     if text.isascii() and text.isdecimal() and int(text) <= TX_RETRIES_MAX:
         return int(text)
-    raise ConfigError(f"give a number 0..{TX_RETRIES_MAX}; {TX_RETRIES_DEFAULT} is used")
+    raise ConfigError(f" ({TX_RETRIES_DEFAULT} is): give a number 0..{TX_RETRIES_MAX}")
 
 
 def _mode(text: str) -> int:
@@ -163,13 +163,13 @@ def _mode(text: str) -> int:
         mode = -1
     if 0 <= mode <= 0o777:
         return mode
-    raise ConfigError("give permission bits in octal, as 0660; 0600 is used")
+    raise ConfigError(" (0600 is): give permission bits in octal, as 0660")
 
 
 def _bool(text: str) -> int:
     if text in {"true", "false"}:
         return text == "true"
-    raise ConfigError("give true or false; false is used")
+    raise ConfigError(" (false is): give true or false")
 
 
 def _owner(text: str) -> int:
@@ -178,7 +178,7 @@ def _owner(text: str) -> int:
     try:
         return pwd.getpwnam(text).pw_uid
     except (KeyError, ValueError):
-        raise ConfigError("there is no such user; the switch's own user is kept") from None
+        raise ConfigError(": there is no such user, create it or name another") from None
 
 
 def _group(text: str) -> int:
@@ -187,4 +187,4 @@ def _group(text: str) -> int:
     try:
         return grp.getgrnam(text).gr_gid
     except (KeyError, ValueError):
-        raise ConfigError("there is no such group; the switch's own group is kept") from None
+        raise ConfigError(": there is no such group, create it or name another") from None

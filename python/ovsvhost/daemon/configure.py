@@ -144,7 +144,7 @@ def _bridge(row: BridgeRow) -> tuple[Bridge | None, tuple[str, ...]]:
     if row.unserved:
         return None, (
             (
-                f"bridge {row.name!r} has {', '.join(row.unserved)}, which is not served yet; nothing on it forwards: "
+                f"bridge {row.name!r} has {', '.join(row.unserved)}, so nothing on it forwards (it is not served yet): "
                 "clear it"
             ),
         )
@@ -163,8 +163,8 @@ def _number(row: BridgeRow, key: str, default: int, valid: tuple[int, int], comp
     if text.isascii() and text.isdecimal() and valid[0] <= int(text) <= valid[1]:
         return int(text)
     complaints.append(
-        f"other_config:{key}={text!r} of bridge {row.name!r} is not in force: "
-        f"give a number {valid[0]}..{valid[1]}; {default} is used"
+        f"other_config:{key}={text!r} of bridge {row.name!r} is not in force ({default} is): "
+        f"give a number {valid[0]}..{valid[1]}"
     )
     return default
 
@@ -186,7 +186,7 @@ def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[
     if unserved:
         return _refused(
             verdict,
-            f"port {row.name!r} has {', '.join(unserved)}, which is not served yet; it does not forward: clear it",
+            f"port {row.name!r} has {', '.join(unserved)}, which is not served yet, so it does not forward: clear it",
         )
     if len(port.interfaces) > 1:
         names = ", ".join(interface.name for interface in port.interfaces)
@@ -217,7 +217,7 @@ def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: 
     settings = options.parse(row.name, port_type, row.options, directory)
     errors = list(settings.complaints)
     errors += [
-        f"other_config:{key} of interface {row.name!r} is not in force: it is not served yet; remove it"
+        f"other_config:{key} of interface {row.name!r} is not in force, it is not served yet: remove it"
         for key in ("pmd-rxq-affinity", "tx-steering")
         if key in row.other_config
     ]
@@ -261,7 +261,7 @@ def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict
         if want.row.uuid not in given and request is not None and not claim(want, request):
             holder = numbers.get(want.bridge, {}).get(request)
             why = f"port {holder!r} has it" if holder else f"a number is 1..{OFPORT_MAX}"
-            refusals[want.row.uuid] = f"ofport_request={request} cannot be had: {why}; choose another or clear it"
+            refusals[want.row.uuid] = f"ofport_request={request} cannot be had, {why}: choose another or clear it"
     for want in candidates:
         if want.row.uuid not in given and want.row.uuid not in refusals:
             try:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply
-from ovsvhost._core import __version__
 from ovsvhost.daemon import commands, rows
 from ovsvhost.daemon.control import Control
 from ovsvhost.daemon.process import (
@@ -158,7 +157,7 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
     for notice in at_start.notices:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
-    return Control(_datapath(at_start), replica, at_start, rundir, __version__)
+    return Control(_datapath(at_start), replica, at_start, rundir, apply.VERSION)
 
 
 def _datapath(at_start: Startup) -> Datapath:
@@ -234,7 +233,7 @@ def _commands(turn: _Turn) -> dict[str, Command]:
 
     return {
         "exit": Command(leave, "[--cleanup]", 0, 1),
-        "version": Command(lambda _arguments: f"ovsvhost {__version__}"),
+        "version": Command(lambda _arguments: f"ovsvhost {apply.VERSION}"),
         "vlog/list": Command(lambda _arguments: commands.vlog_list(_levels())),
         "fdb/show": Command(ask(Control.fdb_show), "bridge", 1, 1),
         "fdb/flush": Command(ask(Control.fdb_flush), "[bridge]", 0, 1),

@@ -113,7 +113,8 @@ class UnixctlServer:
                 return False
             text, fine = self._answer(message.method, message.params)
             make = ovs.jsonrpc.Message.create_reply if fine else ovs.jsonrpc.Message.create_error
-            connection.send(make(text, message.id))
+            # scripts count on a text that ends its line, as ovs-vswitchd's do
+            connection.send(make(text + "\n" if text and not text.endswith("\n") else text, message.id))
         return not connection.get_status()
 
     def _answer(self, method: str, params: list[Any]) -> tuple[str, bool]:

@@ -138,3 +138,27 @@ def fetch_schema(
             poller.block()
     finally:
         session.close()
+
+
+def snapshot(remote: str, columns: Mapping[str, Sequence[str]], timeout_s: float) -> Any:
+    """Reads a database once: the ``tables`` of a replica that is complete.
+
+    Raises:
+        ConfigError: the server does not answer in ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    replica = Replica(remote, fetch_schema(remote, timeout_s), columns)
+    poller = Poller()
+    try:
+        while True:
+            replica.run()
+            if replica.connected:
+                return replica.tables
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise ConfigError(f"database {remote} does not answer: start its server, or give its remote with --db")
+            replica.wait(poller)
+            poller.timer_wait(left_s * 1000)
+            poller.block()
+    finally:
+        replica.close()

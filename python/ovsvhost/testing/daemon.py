@@ -107,14 +107,41 @@ class SwitchDaemon:
         """One column of an Interface row, as ``vsctl get`` prints it, without its quotes."""
         return self.vsctl("get", "Interface", interface, column).strip().strip('"')
 
+    def statistic(self, interface: str, name: str) -> int:
+        """One counter of an interface as the database has it, refreshed every few seconds; 0 before the first time."""
+        return int(self.vsctl("--if-exists", "get", "Interface", interface, f"statistics:{name}").strip() or 0)
+
+    def wait_column(self, interface: str, column: str, expected: str, *, timeout_s: float = 60) -> None:
+        """Waits until a column of an Interface row, such as ``status:n_rxq``, has a value."""
+        seen = ""
+
+        def reached() -> bool:
+            nonlocal seen
+            seen = self.vsctl("--if-exists", "get", "Interface", interface, column).strip().strip('"')
+            return seen == expected
+
+        try:
+            wait_for(reached, timeout_s=timeout_s, what=f"{column} of {interface}", interval_s=0.1)
+        except RigError:
+            error = self.column(interface, "error")
+            raise RigError(
+                f"waited {timeout_s:g} s for {column} of {interface} to become '{expected}'; it is '{seen}', and error "
+                f"is '{error}'\n{tail(self.log)}"
+            ) from None
+
     def wait_link(self, interface: str, state: str = "up", *, timeout_s: float = 60) -> None:
         """Waits until an interface's ``link_state`` is ``up`` or ``down``."""
+        self.wait_column(interface, "link_state", state, timeout_s=timeout_s)
+
+    def wait_statistic(self, interface: str, name: str, *, more_than: int = 0, timeout_s: float = 30) -> int:
+        """Waits until a counter passed a value; gives it."""
         wait_for(
-            lambda: self.column(interface, "link_state") == state,
+            lambda: self.statistic(interface, name) > more_than,
             timeout_s=timeout_s,
-            what=f"link_state of {interface} to become {state} (see {self.log})",
-            interval_s=0.1,
+            what=f"{name} of {interface} to pass {more_than}",
+            interval_s=0.2,
         )
+        return self.statistic(interface, name)
 
     def kill(self) -> None:
         """SIGKILL; ``start`` brings it back."""

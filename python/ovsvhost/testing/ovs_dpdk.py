@@ -69,12 +69,20 @@ class OvsDpdk:
         if self._database is None:
             self._start_database()
         self._switch = Program(
-            ["unshare", "--net", str(_VSWITCHD), self._database_remote, "--log-file", "--unixctl", str(self._control)],
+            [
+                "unshare",
+                "--net",
+                str(_VSWITCHD),
+                self._database_remote,
+                f"--log-file={self._log}",
+                "--unixctl",
+                str(self._control),
+            ],
             log=self.folder / "ovs-vswitchd.out",
             environment=self._environment,
             name="ovs-vswitchd-dpdk",
         )
-        Program.logs["ovs-vswitchd.log"] = self.folder / "ovs-vswitchd.log"
+        Program.logs["ovs-vswitchd.log"] = self._log
         wait_for(self._ready, timeout_s=_START_TIMEOUT_S, what="ovs-vswitchd-dpdk to initialise", interval_s=0.05)
         return self
 
@@ -119,10 +127,15 @@ class OvsDpdk:
     def _control(self) -> Path:
         return self.folder / "ovs-vswitchd.ctl"
 
+    @property
+    def _log(self) -> Path:
+        return self.folder / "ovs-vswitchd.log"
+
     def _start_database(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         database = self.folder / "conf.db"
-        self._tool("ovsdb-tool", "create", str(database), str(_SCHEMA))
+        if not database.exists():
+            self._tool("ovsdb-tool", "create", str(database), str(_SCHEMA))
         self._database = Program(
             ["ovsdb-server", str(database), f"--remote=p{self._database_remote}", "--unixctl", f"{self.folder}/db.ctl"],
             log=self.folder / "ovsdb-server.out",
@@ -145,6 +158,6 @@ class OvsDpdk:
             command, env=self._environment, capture_output=True, text=True, timeout=_START_TIMEOUT_S, check=False
         )
         if done.returncode != 0:
-            log = tail(self.folder / "ovs-vswitchd.log")
+            log = tail(self._log)
             raise RigError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}\n{log}")
         return done.stdout

@@ -164,6 +164,9 @@ class Twins:
 def comparable(value: Any, name: str = "") -> Any:
     """A message without what legitimately differs: ids, versions, the order of rows and of hash tables, durations."""
     if isinstance(value, dict):
+        if "id" in value and "error" in value:
+            # The real server leaves out the null that RFC 7047 asks for beside an error.
+            value = {"result": None} | value
         return {k: "any" if k in ("_version", "id") else comparable(v, k) for k, v in value.items()}
     if isinstance(value, list):
         items = [comparable(item) for item in value]

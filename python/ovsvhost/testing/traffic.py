@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ovsvhost.testing.guest import Guest
 
 _MIB = 1 << 20
@@ -88,6 +92,45 @@ def parse_ping(printed: str) -> Ping:
     return Ping(int(counts[1]), int(counts[2]), float(times[1]) if times else 0.0)
 
 
+class PingStream:
+    """A ping that goes on, with the guest's clock beside every answer: how long a gap in the traffic was.
+
+    Args:
+        guest: who asks.
+        target: the address asked.
+        interval_s: seconds between two questions; an emulated CPU keeps up with 0.02.
+    """
+
+    def __init__(self, guest: Guest, target: str, *, interval_s: float = 0.02) -> None:
+        self._guest = guest
+        self._job = guest.spawn(f"ping -i {interval_s} {target} | ts %.s")
+
+    def answers(self) -> list[float]:
+        """When each answer came, in seconds of the guest's clock."""
+        return [float(line.split()[0]) for line in self._job.output().splitlines() if " bytes from " in line]
+
+    def wait_answers(self, more: int, timeout_s: float = 30) -> None:
+        """Waits until that many answers more than now have come."""
+        wanted = len(self.answers()) + more
+        wait_for(
+            lambda: len(self.answers()) >= wanted,
+            timeout_s=timeout_s,
+            what=f"{more} more pings of {self._guest.name} to be answered",
+            interval_s=0.1,
+        )
+
+    def stop(self) -> list[float]:
+        """Ends it and gives all answers."""
+        self._guest.run("killall -INT ping")
+        self._job.wait()
+        return self.answers()
+
+
+def longest_gap_s(answers: Sequence[float]) -> float:
+    """The longest time without an answer; infinite when there are fewer than two."""
+    return max((later - earlier for earlier, later in pairwise(answers)), default=float("inf"))
+
+
 def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy:
     """Makes a random file in ``source`` and fetches it from ``target`` over HTTP; both sides hash what they have.
 
@@ -101,16 +144,16 @@ def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy
     source.run("pidof httpd || httpd -h /var/www")
     sent = source.run("sha256sum </var/www/file").split()[0]
     began = time.monotonic()
-    # The shell reads the header line by line and leaves the body, byte for byte, to what comes after it.
-    fetched = target.run(
-        f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 | "
-        "{ while read -r line && [ ${#line} -gt 1 ]; do :; done; tee /tmp/size.in | sha256sum; }; "
-        "wc -c </tmp/size.in; rm /tmp/size.in",
-        timeout_s=_COPY_TIMEOUT_S,
-    )
+    target.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
     seconds = time.monotonic() - began
-    try:
-        received, _, size = fetched.split()
-        return Copy(size_mib * _MIB, int(size), sent, received, seconds)
-    except ValueError:
-        raise RigError(f"in {target.name}: fetching from {host} printed {fetched.strip()!r}") from None
+    received = _body(target, "sha256sum").split()[0]
+    size = int(_body(target, "wc -c"))
+    target.run("rm /tmp/fetched")
+    source.run("rm /var/www/file")
+    return Copy(size_mib * _MIB, size, sent, received, seconds)
+
+
+def _body(guest: Guest, command: str) -> str:
+    # The shell reads the header line by line and leaves the body, byte for byte, to the command after it.
+    skip = "while read -r line && [ ${#line} -gt 1 ]; do :; done"
+    return guest.run(f"{{ {skip}; {command}; }} </tmp/fetched")

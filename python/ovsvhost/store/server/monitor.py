@@ -93,9 +93,11 @@ class MonitoredTable:
         event = "initial" if initial else "insert" if old is None else "delete" if new is None else "modify"
         if event not in self.events:
             return None
-        changed = self.changed_columns(old, new) if old is not None and new is not None else list(self.columns)
-        if not changed:
-            return None
+        changed = list(self.columns)
+        if old is not None and new is not None:
+            changed = self.changed_columns(old, new)
+            if not changed:
+                return None
         update = {}
         if old is not None:
             update["old"] = self._to_json(old, changed, event)
