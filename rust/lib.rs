@@ -24,4 +24,3 @@ pub mod switch;
 pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
-pub mod vhost;
