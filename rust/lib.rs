@@ -13,5 +13,14 @@
 //! The packet's walk through them is told in `docs/packet-walk.md`.
 
 pub mod error;
+pub mod burst;
+pub mod counters;
+pub mod drops;
+pub mod frame;
+pub mod memory;
+pub mod pmd;
+pub mod ring;
+pub mod switch;
+pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;

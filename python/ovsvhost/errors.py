@@ -30,6 +30,10 @@ class PeerError(OvsvhostError):
 class KernelError(OvsvhostError, OSError):
     """A system call failed; ``errno`` and ``filename`` are set where the kernel gave them."""
 
+    def __str__(self) -> str:
+        """The sentence alone: it names errno's meaning and the object, as every other message here."""
+        return self.strerror or super().__str__()
+
 
 class InternalError(OvsvhostError):
     """A bug in ovsvhost itself."""

@@ -1,0 +1,23 @@
+# The commands a person needs. Each sets up what it needs first, so each works on a fresh checkout.
+
+.PHONY: run test check bench
+
+# Two guests on the switch: make run, or make run KEEP=1 to look around afterwards.
+run:
+	@scripts/setup run
+	@OVSVHOST_CACHE=$${OVSVHOST_CACHE:-$(CURDIR)/.cache} .venv/bin/python scripts/demo $(if $(KEEP),--keep)
+
+# Every test; make test ARGS='-k ping' passes arguments to pytest.
+test:
+	@scripts/setup test
+	@scripts/test $(ARGS)
+
+# What must hold before a commit: formats, lints, types, layers, stubs, documents.
+check:
+	@scripts/setup test
+	@scripts/check
+
+# Criterion's microbenchmarks, then the comparison with OVS-DPDK and testpmd.
+bench:
+	@scripts/setup bench
+	@scripts/bench $(ARGS)

@@ -1,0 +1,116 @@
+"""``ovsvhost show``: bridges, ports, the guests on them, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ovsvhost.rundir import database_remote, run_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COLUMNS = {
+    "Open_vSwitch": ("bridges", "external_ids", "ovs_version"),
+    "Bridge": ("name", "datapath_type", "ports"),
+    "Port": ("name", "interfaces"),
+    "Interface": (
+        "name", "type", "options", "ofport", "error", "link_state", "link_resets", "mtu", "mac_in_use", "status",
+        "statistics",
+    ),
+}  # fmt: skip
+
+
+@click.command()
+@click.option("--rundir", type=click.Path(file_okay=False, path_type=Path), help="The switch's run directory.")
+@click.option("--db", "remote", metavar="REMOTE", help="Its database [default: unix:RUNDIR/db.sock].")
+@click.option("--timeout", "timeout_s", type=float, default=5.0, show_default=True, help="Seconds to wait for it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a tree.")
+def command(rundir: Path | None, remote: str | None, timeout_s: float, as_json: bool) -> None:
+    """Show bridges, ports, their guests and their errors."""
+    from ovsvhost.store import idl  # noqa: PLC0415 - not needed for --help
+
+    idl.prepare()
+    tables = idl.snapshot(remote or database_remote(run_directory(rundir)), _COLUMNS, timeout_s)
+    tree = switch(tables)
+    click.echo(json.dumps(tree, indent=2) if as_json else "\n".join(lines(tree)))
+
+
+def switch(tables: Any) -> dict[str, Any]:
+    """The database's rows as plain values, sorted by name."""
+    root = next(iter(tables["Open_vSwitch"].rows.values()), None)
+    bridges = sorted(root.bridges, key=lambda row: row.name) if root else []
+    shown = [
+        {
+            "name": bridge.name,
+            "datapath_type": bridge.datapath_type,
+            "ports": [
+                _interface(interface)
+                for port in sorted(bridge.ports, key=lambda row: row.name)
+                for interface in sorted(port.interfaces, key=lambda row: row.name)
+            ],
+        }
+        for bridge in bridges
+    ]
+    waiting = {
+        key
+        for bridge in shown
+        for port in bridge["ports"]
+        for key in port["status"].get("pending-restart", "").split(",")
+        if key
+    }
+    return {
+        "system_id": root.external_ids.get("system-id") if root else None,
+        "version": next(iter(root.ovs_version), None) if root else None,
+        "pending_restart": sorted(waiting),
+        "bridges": shown,
+    }
+
+
+def _interface(row: Any) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "type": row.type or "system",
+        "ofport": next(iter(row.ofport), None),
+        "link_state": next(iter(row.link_state), None),
+        "link_resets": next(iter(row.link_resets), None),
+        "mtu": next(iter(row.mtu), None),
+        "mac_in_use": next(iter(row.mac_in_use), None),
+        "options": dict(sorted(row.options.items())),
+        "status": dict(sorted(row.status.items())),
+        "statistics": dict(sorted(row.statistics.items())),
+        "error": next(iter(row.error), None),
+    }
+
+
+def lines(tree: dict[str, Any]) -> Iterator[str]:
+    """The tree for people."""
+    yield f"switch {tree['system_id'] or '(no daemon has served this database yet)'}  {tree['version'] or ''}".rstrip()
+    if tree["pending_restart"]:
+        yield f"  waits for a restart: {', '.join(tree['pending_restart'])}"
+    for bridge in tree["bridges"]:
+        yield f"  bridge {bridge['name']}"
+        for port in bridge["ports"]:
+            yield from _port_lines(port)
+
+
+def _port_lines(port: dict[str, Any]) -> Iterator[str]:
+    number = "-" if port["ofport"] in {None, -1} else port["ofport"]
+    yield f"    port {port['name']}  {number}  {port['type']}  link {port['link_state'] or '-'}"
+    if port["error"]:
+        yield f"      error: {port['error']}"
+    sizes = sorted(
+        {value for key, value in port["status"].items() if key.startswith("vring_") and key.endswith("_size")}
+    )
+    facts = {key: value for key, value in port["status"].items() if not key.startswith("vring_")}
+    if sizes:
+        facts["vring_size"] = "/".join(sizes)
+    if facts:
+        yield "      " + "  ".join(f"{key}={value}" for key, value in facts.items())
+    counters = port["statistics"]
+    if counters:
+        names = ("rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped")
+        yield "      " + "  ".join(f"{name}={counters[name]}" for name in names if name in counters)

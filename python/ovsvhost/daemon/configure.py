@@ -1,0 +1,318 @@
+"""From rows to what can be built: a pure function that refuses no database.
+
+Every row of ``Interface`` gets exactly one verdict::
+
+    local     the bridge's own port: number 65534, never in the datapath
+    active    goes into `Desired`
+    waiting   a client port without a path: keeps its number, is not built
+    refused   its ``error`` says what, why and the cure; ofport is -1
+
+Where two rows want the same socket or number, the one that has it keeps it; else the first by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from ovsvhost import options
+from ovsvhost.daemon.settings import Startup, pending
+from ovsvhost.errors import ConfigError
+from ovsvhost.model import (
+    AGING_S_DEFAULT,
+    AGING_S_RANGE,
+    FDB_SIZE_DEFAULT,
+    FDB_SIZE_RANGE,
+    MTU_DEFAULT,
+    MTU_MAX,
+    MTU_MIN,
+    OFPORT_LOCAL,
+    OFPORT_MAX,
+    PORT_TYPES,
+    Bridge,
+    Desired,
+    Port,
+    free_ofport,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
+    from ovsvhost.model import PortType
+
+
+NO_MAC = "00:00:00:00:00:00"
+"""What OVS shows for a vhost-user port: the address is the guest's business."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of one row of ``Interface``.
+
+    Attributes:
+        uuid: the row; it is the port's ``key`` too.
+        name: the port's name.
+        bridge: the bridge it is on.
+        kind: see the page above.
+        ofport: 65534, the number it has or keeps, or -1.
+        errors: sentences for the row's ``error``.
+        mac: what ``mac_in_use`` shows.
+        type: the row's ``type``.
+    """
+
+    uuid: str
+    name: str
+    bridge: str
+    kind: Literal["local", "active", "waiting", "refused"]
+    ofport: int
+    errors: tuple[str, ...] = ()
+    mac: str = NO_MAC
+    type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What the rows mean: what to build, a verdict a row, and the options that wait for a restart."""
+
+    desired: Desired
+    verdicts: tuple[Verdict, ...]
+    pending: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One row that can be served, before sockets and numbers are shared out."""
+
+    row: InterfaceRow
+    bridge: str
+    type: PortType
+    settings: options.PortOptions
+    errors: tuple[str, ...]
+
+
+def configure(root: RootRow, at_start: Startup, rundir: Path, held: Mapping[str, int]) -> Configuration:
+    """Says what the rows mean.
+
+    Args:
+        root: the whole database.
+        at_start: the options in force since start.
+        rundir: where server ports' sockets lie.
+        held: port numbers in use or given out before, by row uuid.
+    """
+    bridges: list[Bridge] = []
+    verdicts: list[Verdict] = []
+    wanted: list[_Wanted] = []
+    for row in root.bridges:
+        bridge, errors = _bridge(row)
+        if bridge is not None:
+            bridges.append(bridge)
+        for port in row.ports:
+            for interface in port.interfaces:
+                verdict = _verdict(row, port, interface, () if bridge else errors)
+                if verdict.kind == "local" and bridge:
+                    verdict = replace(verdict, errors=errors)
+                if verdict.kind != "active":
+                    verdicts.append(verdict)
+                    continue
+                try:
+                    wanted.append(_interpret(row, interface, at_start, rundir))
+                except ConfigError as error:
+                    verdicts.append(_refused(verdict, str(error)))
+    ports, shared = _share_out(wanted, held)
+    verdicts += shared
+    return Configuration(
+        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges)),
+        tuple(verdicts),
+        pending(at_start, root.other_config),
+    )
+
+
+def _bridge(row: BridgeRow) -> tuple[Bridge | None, tuple[str, ...]]:
+    """The bridge, or None; and what its own port's row or, without a bridge, every row on it has to say."""
+    if row.datapath_type != "netdev":
+        now = f"datapath_type={row.datapath_type}" if row.datapath_type else "no datapath_type"
+        return None, (
+            (
+                f"bridge {row.name!r} has {now} and this switch serves userspace bridges only: "
+                f"ovs-vsctl set bridge {row.name} datapath_type=netdev"
+            ),
+        )
+    if row.unserved:
+        return None, (
+            (
+                f"bridge {row.name!r} has {', '.join(row.unserved)}, so nothing on it forwards (it is not served yet): "
+                "clear it"
+            ),
+        )
+    complaints: list[str] = []
+    aging = _number(row, "mac-aging-time", AGING_S_DEFAULT, AGING_S_RANGE, complaints)
+    size = _number(row, "mac-table-size", FDB_SIZE_DEFAULT, FDB_SIZE_RANGE, complaints)
+    forward_bpdu = row.other_config.get("forward-bpdu") == "true"
+    bridge = Bridge(key=row.uuid, name=row.name, mac_aging_time_s=aging, mac_table_size=size, forward_bpdu=forward_bpdu)
+    return bridge, tuple(complaints)
+
+
+def _number(row: BridgeRow, key: str, default: int, valid: tuple[int, int], complaints: list[str]) -> int:
+    text = row.other_config.get(key)
+    if text is None:
+        return default
+    if text.isascii() and text.isdecimal() and valid[0] <= int(text) <= valid[1]:
+        return int(text)
+    complaints.append(
+        f"other_config:{key}={text!r} of bridge {row.name!r} is not in force ({default} is): "
+        f"give a number {valid[0]}..{valid[1]}"
+    )
+    return default
+
+
+def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[str, ...]) -> Verdict:
+    """A first verdict, from what needs no look at other rows."""
+    verdict = Verdict(
+        uuid=row.uuid,
+        name=row.name,
+        bridge=bridge.name,
+        kind="active",
+        ofport=-1,
+        mac=row.mac or NO_MAC,
+        type=row.type,
+    )
+    if errors:
+        return _refused(verdict, *errors)
+    unserved = (*port.unserved, *row.unserved)
+    if unserved:
+        return _refused(
+            verdict,
+            f"port {row.name!r} has {', '.join(unserved)}, which is not served yet, so it does not forward: clear it",
+        )
+    if len(port.interfaces) > 1:
+        names = ", ".join(interface.name for interface in port.interfaces)
+        return _refused(verdict, f"port {port.name!r} bonds {names}, which is not served yet: give it one interface")
+    if row.name == bridge.name:
+        return replace(verdict, kind="local", ofport=OFPORT_LOCAL, mac=_local_mac(bridge, row))
+    if row.type not in PORT_TYPES:
+        return _refused(verdict, _type_error(row))
+    return verdict
+
+
+def _refused(verdict: Verdict, *errors: str) -> Verdict:
+    return replace(verdict, kind="refused", ofport=-1, errors=errors)
+
+
+def _type_error(row: InterfaceRow) -> str:
+    cure = f"set type={options.CLIENT} (the VMM creates the socket) or type={options.SERVER} (the switch does)"
+    if row.type in {"", "system"}:
+        return f"interface {row.name!r} is of type system and network devices are not served yet: {cure}"
+    if row.type == "internal":
+        return f"interface {row.name!r} is internal and only the bridge's own port can be: {cure}"
+    return f"interface {row.name!r} has type={row.type!r}, which is unknown or not served: {cure}"
+
+
+def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path) -> _Wanted:
+    port_type: PortType = options.SERVER if row.type == options.SERVER else options.CLIENT
+    directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
+    settings = options.parse(row.name, port_type, row.options, directory)
+    errors = list(settings.complaints)
+    errors += [
+        f"other_config:{key} of interface {row.name!r} is not in force, it is not served yet: remove it"
+        for key in ("pmd-rxq-affinity", "tx-steering")
+        if key in row.other_config
+    ]
+    if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
+        errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
+    return _Wanted(row, bridge.name, port_type, settings, tuple(errors))
+
+
+def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[Port]], list[Verdict]]:
+    """Gives every row its socket and its number, or the reason why another has it."""
+    first = sorted(wanted, key=lambda want: (held.get(want.row.uuid, -1) < 1, want.row.name))
+    sockets: dict[str, str] = {}
+    numbers: dict[str, dict[int, str]] = {}
+    given: dict[str, int] = {}
+    refusals: dict[str, str] = {}
+    for want in first:
+        path = want.settings.socket
+        if path is not None:
+            owner = sockets.setdefault(os.path.normpath(path), want.row.name)
+            if owner != want.row.name:
+                refusals[want.row.uuid] = (
+                    f"socket {path!r} is port {owner!r}'s already: give {want.row.name!r} another path"
+                )
+
+    def claim(want: _Wanted, number: int | None) -> bool:
+        if number is None or not 1 <= number <= OFPORT_MAX:
+            return False
+        on_bridge = numbers.setdefault(want.bridge, {})
+        if on_bridge.setdefault(number, want.row.name) != want.row.name:
+            return False
+        given[want.row.uuid] = number
+        return True
+
+    candidates = [want for want in first if want.row.uuid not in refusals]
+    for want in candidates:
+        number = held.get(want.row.uuid)
+        if want.row.ofport_request in {None, number}:
+            claim(want, number)
+    for want in candidates:
+        request = want.row.ofport_request
+        if want.row.uuid not in given and request is not None and not claim(want, request):
+            holder = numbers.get(want.bridge, {}).get(request)
+            why = f"port {holder!r} has it" if holder else f"a number is 1..{OFPORT_MAX}"
+            refusals[want.row.uuid] = f"ofport_request={request} cannot be had, {why}: choose another or clear it"
+    for want in candidates:
+        if want.row.uuid not in given and want.row.uuid not in refusals:
+            try:
+                claim(want, free_ofport(numbers.get(want.bridge, ())))
+            except ConfigError as error:
+                refusals[want.row.uuid] = str(error)
+
+    ports: dict[str, list[Port]] = {}
+    verdicts = []
+    for want in wanted:
+        verdict, port = _decide(want, given.get(want.row.uuid, -1), refusals.get(want.row.uuid))
+        verdicts.append(verdict)
+        if port is not None:
+            ports.setdefault(want.bridge, []).append(port)
+    return ports, verdicts
+
+
+def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, Port | None]:
+    row, settings = want.row, want.settings
+    verdict = Verdict(
+        uuid=row.uuid, name=row.name, bridge=want.bridge, kind="active", ofport=number, errors=want.errors,
+        mac=row.mac or NO_MAC, type=row.type,
+    )  # fmt: skip
+    if refusal is not None:
+        return _refused(verdict, refusal, *want.errors), None
+    if settings.socket is None:
+        waits = (
+            f"{row.name} waits for its socket's path: set options:vhost-server-path to the path where the VMM listens"
+        )
+        return replace(verdict, kind="waiting", errors=(waits, *want.errors)), None
+    mtu = row.mtu_request or MTU_DEFAULT
+    port = Port(
+        key=row.uuid,
+        name=row.name,
+        type=want.type,
+        socket=settings.socket,
+        ofport=number,
+        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
+        tx_retries_max=settings.tx_retries_max,
+        socket_mode=settings.socket_mode,
+        socket_owner=settings.socket_owner,
+        socket_group=settings.socket_group,
+        allow_file_memory=settings.allow_file_memory,
+    )
+    return verdict, port
+
+
+def _local_mac(bridge: BridgeRow, row: InterfaceRow) -> str:
+    """``hwaddr``, the interface's ``mac``, or one made from the bridge's uuid: local, and the same every time."""
+    asked = bridge.other_config.get("hwaddr") or row.mac
+    if asked:
+        return asked.lower()
+    digest = hashlib.sha256(bridge.uuid.encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (digest[0] & 0xFC | 0x02, *digest[1:6]))

@@ -1,0 +1,282 @@
+"""One switch under one database: rows in, datapath changed, state back into the rows.
+
+::
+
+    rows ─▶ configure ─▶ plan(desired, observed) ─▶ apply ─▶ datapath
+      ▲                                                        │ events, states
+      └───────────── write-back (only what changed) ◀──────────┘
+
+Every pass answers ``next_cfg`` with ``cur_cfg``, also when ports failed: ``ovs-vsctl`` waits for it. Runs in one thread
+and waits for nothing but the end of a deleted port.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from ovsvhost import apply, observed
+from ovsvhost.daemon import commands, rows, writeback
+from ovsvhost.daemon.configure import Configuration, configure
+from ovsvhost.daemon.settings import stats_interval_ms
+from ovsvhost.errors import ConfigError
+from ovsvhost.model import PORT_TYPES, Bridge, Desired
+from ovsvhost.plan import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ovsvhost._core import Datapath
+    from ovsvhost.daemon.settings import Startup
+    from ovsvhost.poll import Poller
+    from ovsvhost.store.idl import Operation, Replica
+
+RETRY_S = 1.0
+"""How soon what the datapath refused is tried again; the cause may lie outside (a directory, a right, a socket)."""
+
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_log = logging.getLogger("ovsvhost.daemon")
+_datapath_log = logging.getLogger("ovsvhost.datapath")
+
+
+class Control:
+    """The control side of one datapath.
+
+    Args:
+        datapath: the switch; `stop` closes it.
+        replica: the database's rows.
+        at_start: the options that the datapath was started with.
+        rundir: where server ports' sockets lie.
+        version: what ``ovs_version`` shows.
+    """
+
+    def __init__(self, datapath: Datapath, replica: Replica, at_start: Startup, rundir: Path, version: str) -> None:
+        self.datapath = datapath
+        self.at_start = at_start
+        self.configuration = Configuration(Desired(), (), ())
+        self._replica = replica
+        self._rundir = rundir
+        self._version = version
+        self._ledger = observed.Ledger()
+        self._written = writeback.Written()
+        self._held: dict[str, int] = {}
+        self._failures: dict[str, str] = {}
+        self._said: dict[str, str] = {}
+        self._root: rows.RootRow | None = None
+        self._answered: tuple[str, int] | None = None
+        self._seen = (-1, -1)
+        now = time.monotonic()
+        self._retry_at = now
+        self._stats_at = now
+        self._cleared_at = now
+
+    # -- the loop's turns ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """One turn: what changed in the database, what happened in the datapath, what is due."""
+        connection = self._replica.connection
+        if connection != self._seen[0]:
+            self._written.forget()
+            self._answered = None
+        seen = (connection, self._replica.change_seqno)
+        if self._replica.connected and self._replica.has_lock:
+            if seen != self._seen:
+                self._seen = seen
+                self._read_rows()
+            elif self._failures and time.monotonic() >= self._retry_at:
+                self._build()
+                self._write_states()
+        for event in apply.take_events(self.datapath):
+            extra = {"kind": event.kind} | ({"port": event.port} if event.port else {})
+            _datapath_log.log(_LEVELS[event.level], "%s", event.text, extra=extra)
+        self._write_states()
+        if time.monotonic() >= self._stats_at:
+            self.write_statistics()
+
+    def wait(self, poller: Poller) -> None:
+        """Wakes ``poller`` when `run` has something to do."""
+        poller.fd_wait(self.datapath.event_fd(), 1)
+        now = time.monotonic()
+        poller.timer_wait((self._stats_at - now) * 1000)
+        if self._failures:
+            poller.timer_wait((self._retry_at - now) * 1000)
+
+    def write_statistics(self) -> None:
+        """Writes the counters that moved and sets the time of the next turn."""
+        root = self._root
+        interval_ms = stats_interval_ms(root.other_config if root else {})
+        self._stats_at = time.monotonic() + interval_ms / 1000
+        by_name = {verdict.name: verdict.uuid for verdict in self.configuration.verdicts if verdict.kind == "active"}
+        operations: list[Operation] = []
+        for name, state in observed.port_states(self.datapath).items():
+            if name in by_name:
+                columns = {"statistics": writeback.number_map(state.statistics)}
+                operations += self._written.update("Interface", by_name[name], columns)
+        self._send(operations)
+
+    def stop(self) -> None:
+        """Writes the last counters, says of every link that it is down, and closes the datapath."""
+        self.write_statistics()
+        operations: list[Operation] = []
+        for key, columns in self._columns().items():
+            operations += self._written.update("Interface", key, writeback.stopped(columns))
+        apply.close(self.datapath)
+        self._send(operations)
+
+    # -- configuration -------------------------------------------------------------------------------------------------
+
+    def _read_rows(self) -> None:
+        root = rows.read(self._replica.tables)
+        if root is None:
+            # as ovs-vsctl does it: whoever comes first makes the row; the wait keeps it the only one
+            empty = {"op": "wait", "table": "Open_vSwitch", "timeout": 0, "where": [], "columns": ["next_cfg"]}
+            row = {"op": "insert", "table": "Open_vSwitch", "row": {}}
+            self._send([empty | {"until": "==", "rows": []}, row])
+            return
+        if root != self._root:
+            self._root = root
+            self._build()
+            for notice in self.configuration.pending:
+                self._say(notice, f"other_config:{notice} was changed and waits for a restart of the switch")
+            for gone in [key for key in self.at_start.read if key not in self.configuration.pending]:
+                self._said.pop(gone, None)
+        operations = self._states()
+        operations += self._identity(root)
+        if self._answered != (root.uuid, root.next_cfg):
+            self._answered = (root.uuid, root.next_cfg)
+            operations += self._written.update("Open_vSwitch", root.uuid, {"cur_cfg": root.next_cfg})
+        self._send(operations)
+
+    def _build(self) -> None:
+        """From the rows to the datapath; what it refuses is kept for the rows' ``error`` and tried again."""
+        if self._root is None:
+            return
+        interfaces = [
+            interface for bridge in self._root.bridges for port in bridge.ports for interface in port.interfaces
+        ]
+        held = {row.uuid: self._held.get(row.uuid, row.ofport or -1) for row in interfaces}
+        self.configuration = configure(self._root, self.at_start, self._rundir, held)
+        self._held = {verdict.uuid: verdict.ofport for verdict in self.configuration.verdicts if verdict.ofport > 0}
+        actions = plan(self.configuration.desired, observed.read(self.datapath, self._ledger))
+        failures = apply.apply(self.datapath, self._ledger, actions)
+        self._failures = {failure.key: str(failure.error) for failure in failures}
+        self._retry_at = time.monotonic() + RETRY_S
+        self._written.keep_only([self._root.uuid, *held])
+        for verdict in self.configuration.verdicts:
+            sentences = [*verdict.errors, *filter(None, [self._failures.get(verdict.uuid)])]
+            self._say(verdict.uuid, "; ".join(sentences), port=verdict.name)
+        for bridge in self.configuration.desired.bridges:
+            self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
+
+    def _say(self, about: str, sentence: str, **extra: str) -> None:
+        """Logs a row's trouble once, and once more when it is over."""
+        before = self._said.get(about, "")
+        if sentence == before:
+            return
+        if sentence:
+            self._said[about] = sentence
+            _log.warning("%s", sentence, extra=extra)
+        else:
+            del self._said[about]
+            _log.info("no longer: %s", before, extra=extra)
+
+    # -- write-back ----------------------------------------------------------------------------------------------------
+
+    def _write_states(self) -> None:
+        self._send(self._states())
+
+    def _states(self) -> list[Operation]:
+        operations: list[Operation] = []
+        for key, columns in self._columns().items():
+            operations += self._written.update("Interface", key, columns)
+        return operations
+
+    def _columns(self) -> dict[str, writeback.Columns]:
+        states = observed.port_states(self.datapath)
+        keys = {bridge.name: bridge.key for bridge in self.configuration.desired.bridges}
+        pending = self.configuration.pending
+        columns = {}
+        for verdict in self.configuration.verdicts:
+            failure = self._failures.get(keys.get(verdict.bridge, "") if verdict.kind == "local" else verdict.uuid)
+            state = states.get(verdict.name) if verdict.kind == "active" else None
+            columns[verdict.uuid] = writeback.interface(verdict, state, failure, pending)
+        return columns
+
+    def _identity(self, root: rows.RootRow) -> list[Operation]:
+        """Who serves this database: written when it differs; ``system-id`` and ``system_type`` only when empty."""
+        row = self._replica.tables["Open_vSwitch"].rows[uuid.UUID(root.uuid)]
+        columns: writeback.Columns = {
+            "ovs_version": self._version,
+            "db_version": self._replica.schema_version,
+            "iface_types": writeback.string_set([*PORT_TYPES, "internal"]),
+            "datapath_types": writeback.string_set(["netdev"]),
+        }
+        if not row.system_type:
+            columns["system_type"] = "ovsvhost"
+        if not row.system_version:
+            columns["system_version"] = self._version
+        operations = self._written.update("Open_vSwitch", root.uuid, columns)
+        if "system-id" not in row.external_ids:
+            where = [["_uuid", "==", ["uuid", root.uuid]]]
+            added = ["external_ids", "insert", writeback.string_map({"system-id": str(uuid.uuid4())})]
+            operations.append({"op": "mutate", "table": "Open_vSwitch", "where": where, "mutations": [added]})
+        return operations
+
+    def _send(self, operations: Sequence[Operation]) -> None:
+        """Sends one transaction; if it is refused, every operation once more for itself.
+
+        So one bad row holds up no other, and ``cur_cfg`` arrives.
+        """
+        if not operations or not self._replica.has_lock:
+            return
+
+        def again(errors: list[str]) -> None:
+            if errors and len(operations) > 1:
+                for operation in operations:
+                    self._send([operation])
+            for error in errors if len(operations) == 1 else ():
+                _log.error("the database refused a write to %s: %s", operations[0]["table"], error)
+
+        self._replica.write(operations, again)
+
+    # -- what appctl asks ----------------------------------------------------------------------------------------------
+
+    def bridge(self, name: str) -> Bridge:
+        """A bridge in force; ConfigError (OVS's words) if there is none."""
+        bridge = self._ledger.bridges.get(name)
+        if bridge is None:
+            raise ConfigError("no such bridge")
+        return bridge
+
+    def fdb_show(self, arguments: list[str]) -> str:
+        """``fdb/show BRIDGE``."""
+        return commands.fdb_show(observed.fdb(self.datapath, self.bridge(arguments[0]).name))
+
+    def fdb_flush(self, arguments: list[str]) -> str:
+        """``fdb/flush [BRIDGE]``."""
+        names = [self.bridge(arguments[0]).name] if arguments else list(self._ledger.bridges)
+        for name in names:
+            apply.flush_fdb(self.datapath, name)
+        return "table successfully flushed"
+
+    def fdb_stats_show(self, arguments: list[str]) -> str:
+        """``fdb/stats-show BRIDGE``."""
+        bridge = self.bridge(arguments[0])
+        return commands.fdb_stats_show(bridge, observed.fdb(self.datapath, bridge.name))
+
+    def pmd_rxq_show(self, _arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-rxq-show``."""
+        return commands.pmd_rxq_show(observed.pmds(self.datapath))
+
+    def pmd_perf_show(self, _arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-perf-show``."""
+        return commands.pmd_perf_show(observed.pmds(self.datapath), time.monotonic() - self._cleared_at)
+
+    def pmd_stats_clear(self, _arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-stats-clear``."""
+        apply.clear_pmd_stats(self.datapath)
+        self._cleared_at = time.monotonic()
+        return ""

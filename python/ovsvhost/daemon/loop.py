@@ -1,0 +1,249 @@
+"""The daemon's life: claim the run directory, serve the database, start the datapath, turn until told to stop.
+
+One thread turns everything here; the poll threads of the datapath and the embedded server have their own. What is
+waited for: the database, the control socket, the datapath's event descriptor, signals, and two timers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ovsvhost import apply
+from ovsvhost.daemon import commands, rows
+from ovsvhost.daemon.control import Control
+from ovsvhost.daemon.process import (
+    Pidfile,
+    StopSignals,
+    notify,
+    raise_descriptor_limit,
+    sole_user_of,
+)
+from ovsvhost.daemon.settings import Startup, startup
+from ovsvhost.daemon.unixctl import Command, UnixctlServer
+from ovsvhost.errors import ConfigError, OvsvhostError
+from ovsvhost.poll import Poller
+from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE, make_private
+from ovsvhost.store import idl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ovsvhost._core import Datapath
+
+FLUSH_S = 1.0
+"""How long the last words may take to reach the database."""
+
+_log = logging.getLogger("ovsvhost.daemon")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the command line says.
+
+    Attributes:
+        rundir: sockets and pid file; created 0700.
+        state_dir: file of the embedded database.
+        remote: an external database; None starts the embedded one.
+        pidfile: one more pid file, beside the one in the run directory.
+    """
+
+    rundir: Path
+    state_dir: Path
+    remote: str | None = None
+    pidfile: Path | None = None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What is alive now; `control` is None until the database was read."""
+
+    stop: StopSignals
+    control: Control | None = None
+    asked_to_exit: bool = False
+    notices: list[str] = field(default_factory=list)
+
+    def wanted(self) -> Control:
+        if self.control is None:
+            raise ConfigError("the switch is starting: its database has not been read yet; try again")
+        return self.control
+
+    @property
+    def over(self) -> bool:
+        return self.stop.stopped or self.asked_to_exit
+
+
+def run(settings: Settings) -> None:
+    """Runs the daemon until SIGTERM, SIGINT or ``exit``. Main thread only.
+
+    Raises:
+        OvsvhostError: it could not start; the text says why and the cure.
+    """
+    raise_descriptor_limit()
+    rundir = make_private(settings.rundir)
+    idl.prepare()
+    with contextlib.ExitStack() as stack:
+        turn = _Turn(stack.enter_context(StopSignals()))
+        stack.enter_context(sole_user_of(rundir, rundir / PIDFILE))
+        stack.enter_context(Pidfile(rundir / PIDFILE))
+        if settings.pidfile is not None and settings.pidfile != rundir / PIDFILE:
+            stack.enter_context(Pidfile(settings.pidfile))
+        unixctl = UnixctlServer(rundir / f"ovs-vswitchd.{os.getpid()}.ctl", _commands(turn))
+        stack.callback(unixctl.close)
+        remote = settings.remote or _embedded_database(settings, rundir, stack)
+        _serve(turn, unixctl, remote, rundir)
+
+
+def _embedded_database(settings: Settings, rundir: Path, stack: contextlib.ExitStack) -> str:
+    from ovsvhost.store.server import EmbeddedServer  # noqa: PLC0415 - not needed with --db
+
+    make_private(settings.state_dir)
+    server = EmbeddedServer(database=settings.state_dir / "conf.db", socket=rundir / DATABASE_SOCKET)
+    server.start()
+    stack.callback(server.stop)
+    return server.remote
+
+
+def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> None:
+    def go_on(poller: Poller) -> bool:
+        unixctl.run()
+        unixctl.wait(poller)
+        turn.stop.wait(poller)
+        return not turn.over
+
+    _log.info("database %s", remote)
+    schema = idl.fetch_schema(remote, None, go_on)
+    replica = idl.Replica(remote, schema, rows.COLUMNS)
+    replica.set_lock(idl.LOCK)
+    poller = Poller()
+    link = _DatabaseLink(remote)
+    try:
+        while not turn.over:
+            replica.run()
+            link.report(replica)
+            if turn.control is None and replica.connected and replica.has_lock:
+                turn.control = _start(replica, rundir)
+                turn.control.run()
+                notify("READY=1")
+                _log.info("ready", extra={"rundir": str(rundir), "database": remote})
+            elif turn.control is not None:
+                turn.control.run()
+            if not go_on(poller):
+                break
+            replica.wait(poller)
+            if turn.control is not None:
+                turn.control.wait(poller)
+            poller.block()
+        notify("STOPPING=1")
+        if turn.control is not None:
+            turn.control.stop()
+            _flush(replica)
+        _log.info("stopped")
+    finally:
+        if turn.control is not None:
+            apply.close(turn.control.datapath)
+        replica.close()
+
+
+def _start(replica: idl.Replica, rundir: Path) -> Control:
+    """Starts the datapath with the options that the database holds now."""
+    root = rows.read(replica.tables)
+    at_start = startup(root.other_config if root else {})
+    for notice in at_start.notices:
+        _log.warning("%s", notice)
+    _socket_directory(at_start, rundir)
+    return Control(_datapath(at_start), replica, at_start, rundir, apply.VERSION)
+
+
+def _datapath(at_start: Startup) -> Datapath:
+    cpus = sorted(at_start.pmd_cpus)[:1]
+    try:
+        return apply.open_datapath(cpus, at_start.max_sleep_us)
+    except ConfigError as error:
+        _log.error("other_config:pmd-cpu-mask is not in force: %s", error)
+        return apply.open_datapath((), at_start.max_sleep_us)
+
+
+def _socket_directory(at_start: Startup, rundir: Path) -> None:
+    """Creates ``vhost-sock-dir`` and says which directory is in use; a refusal is said by every row it concerns."""
+    from ovsvhost.options import socket_directory  # noqa: PLC0415
+
+    try:
+        directory = socket_directory(rundir, at_start.sock_dir)
+        if directory != rundir:
+            make_private(directory)
+            _log.info("User-provided vhost-sock-dir in use: %s", directory)
+    except OvsvhostError as error:
+        _log.error("%s", error)
+
+
+def _flush(replica: idl.Replica) -> None:
+    """Lets the last writes reach the database, for a second at most."""
+    poller = Poller()
+    deadline = time.monotonic() + FLUSH_S
+    while replica.connected and replica.unanswered and time.monotonic() < deadline:
+        replica.run()
+        replica.wait(poller)
+        poller.timer_wait((deadline - time.monotonic()) * 1000)
+        poller.block()
+
+
+class _DatabaseLink:
+    """Says once when the database goes, comes back, or is another switch's."""
+
+    def __init__(self, remote: str) -> None:
+        self._remote = remote
+        self._state = ""
+
+    def report(self, replica: idl.Replica) -> None:
+        if not replica.connected:
+            state = "gone"
+        elif replica.is_lock_contended and not replica.has_lock:
+            state = "contended"
+        else:
+            state = "served"
+        if state == self._state:
+            return
+        if state == "contended":
+            _log.error(
+                "database %s is served by another switch, which holds its lock %s: stop that one, or give another --db",
+                self._remote,
+                idl.LOCK,
+            )
+        elif state == "gone" and self._state:
+            _log.warning("database %s does not answer; the switch goes on as configured", self._remote)
+        elif state == "served" and self._state:
+            _log.info("database %s is back", self._remote)
+        if state != "gone" or self._state:
+            self._state = state
+
+
+def _commands(turn: _Turn) -> dict[str, Command]:
+    def leave(_arguments: list[str]) -> str:
+        turn.asked_to_exit = True
+        return ""
+
+    def ask(answer: Callable[[Control, list[str]], str]) -> Callable[[list[str]], str]:
+        return lambda arguments: answer(turn.wanted(), arguments)
+
+    return {
+        "exit": Command(leave, "[--cleanup]", 0, 1),
+        "version": Command(lambda _arguments: f"ovsvhost {apply.VERSION}"),
+        "vlog/list": Command(lambda _arguments: commands.vlog_list(_levels())),
+        "fdb/show": Command(ask(Control.fdb_show), "bridge", 1, 1),
+        "fdb/flush": Command(ask(Control.fdb_flush), "[bridge]", 0, 1),
+        "fdb/stats-show": Command(ask(Control.fdb_stats_show), "bridge", 1, 1),
+        "dpif-netdev/pmd-rxq-show": Command(ask(Control.pmd_rxq_show)),
+        "dpif-netdev/pmd-perf-show": Command(ask(Control.pmd_perf_show)),
+        "dpif-netdev/pmd-stats-clear": Command(ask(Control.pmd_stats_clear)),
+    }
+
+
+def _levels() -> dict[str, str]:
+    level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
+    return dict.fromkeys(("daemon", "datapath", "store", "unixctl"), level)

@@ -1,0 +1,207 @@
+"""What this machine offers a switch: each finding says what was looked at, how it is, and the cure.
+
+Nothing is changed and nothing needs root. ``fail`` means the switch cannot run as asked; ``warn`` that something users
+often want will not work or will be slow; ``ok`` needs no reader.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Level = Literal["ok", "warn", "fail"]
+
+DESCRIPTORS_WANTED = 65536
+"""Ten a port and queue, for a few thousand ports."""
+_HUGEPAGES = Path("/sys/kernel/mm/hugepages")
+_SWITCHES = frozenset({"ovs-vswitchd", "vpp", "vpp_main", "dpdk-testpmd", "testpmd", "snabb"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        name: a stable word, for scripts.
+        level: see the page above.
+        text: how it is.
+        cure: what to do; empty when nothing is to be done.
+    """
+
+    name: str
+    level: Level
+    text: str
+    cure: str = ""
+
+
+def examine(rundir: Path, state_dir: Path) -> list[Finding]:
+    """Looks at everything; takes a few milliseconds."""
+    checks: tuple[Callable[[], Iterable[Finding]], ...] = (
+        hugepages,
+        userfaultfd,
+        limits,
+        cpus,
+        shared_memory,
+        lambda: directories(rundir, state_dir),
+        lambda: neighbours(rundir),
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def hugepages(root: Path = _HUGEPAGES) -> Iterable[Finding]:
+    """Pages for guests; the switch itself needs none."""
+    for pool in sorted(root.glob("hugepages-*kB")):
+        size_kib = int(pool.name.removeprefix("hugepages-").removesuffix("kB"))
+        total, free = (_number(pool / file) for file in ("nr_hugepages", "free_hugepages"))
+        if total:
+            yield Finding(f"hugepages-{size_kib}k", "ok", f"{free} of {total} hugepages of {size_kib} KiB are free")
+    pools = {pool.name: _number(pool / "nr_hugepages") for pool in root.glob("hugepages-*kB")}
+    if not any(pools.values()):
+        yield Finding(
+            "hugepages",
+            "warn",
+            "no hugepages are reserved: guests can use memfd, and lose some speed to the TLB",
+            "sysctl vm.nr_hugepages=512 (1 GiB in pages of 2 MiB), or hugepages=512 on the kernel's command line",
+        )
+
+
+def userfaultfd() -> Iterable[Finding]:
+    """What post-copy migration will need."""
+    device = Path("/dev/userfaultfd")
+    allowed = os.access(device, os.R_OK | os.W_OK) or os.geteuid() == 0
+    if not allowed:
+        allowed = _number(Path("/proc/sys/vm/unprivileged_userfaultfd")) == 1
+    if allowed:
+        yield Finding("userfaultfd", "ok", "userfaultfd may be used")
+    else:
+        yield Finding(
+            "userfaultfd",
+            "warn",
+            "userfaultfd may not be used by this user: no post-copy migration",
+            f"give the switch's user access to {device}, or sysctl vm.unprivileged_userfaultfd=1",
+        )
+
+
+def limits() -> Iterable[Finding]:
+    """Descriptors and locked memory."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_WANTED:
+        yield Finding(
+            "descriptors",
+            "warn",
+            f"a process here may open {hard} files, which is enough for about {hard // 20} ports",
+            f"LimitNOFILE={DESCRIPTORS_WANTED} in the unit, or ulimit -Hn {DESCRIPTORS_WANTED}",
+        )
+    else:
+        yield Finding("descriptors", "ok", "a process here may open enough files")
+    _, locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if locked == resource.RLIM_INFINITY or os.geteuid() == 0:
+        yield Finding("memlock", "ok", "memory may be locked without limit")
+    else:
+        yield Finding(
+            "memlock",
+            "warn",
+            f"{locked // 1024} KiB of memory may be locked: physical ports will need more, vhost ports need none",
+            "LimitMEMLOCK=infinity in the unit",
+        )
+
+
+def cpus() -> Iterable[Finding]:
+    """Cores for poll threads, and their vector units."""
+    allowed = os.sched_getaffinity(0)
+    listed = ",".join(map(str, sorted(allowed)))
+    if len(allowed) == 1:
+        yield Finding(
+            "cpus",
+            "warn",
+            f"this process may use core {listed} only: the poll thread shares it with everything else",
+            "allow a second core (taskset, cpuset) and pin with other_config:pmd-cpu-mask",
+        )
+    else:
+        yield Finding("cpus", "ok", f"cores {listed} may be used")
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        found = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        flags = set(found[1].split()) if found else set()
+    if "constant_tsc" not in flags:
+        yield Finding("tsc", "warn", "the cores' cycle counter is not constant: cycles per packet will be rough")
+    if "avx2" not in flags:
+        yield Finding("vectors", "warn", "the cores have no AVX2: packets are copied more slowly")
+
+
+def shared_memory() -> Iterable[Finding]:
+    """Memory that a guest without hugepages shares."""
+    with contextlib.suppress(OSError):
+        os.close(os.memfd_create("ovsvhost-doctor"))
+        yield Finding("memfd", "ok", "memfd works: guests need no hugepages")
+        return
+    yield Finding(
+        "memfd", "fail", "memfd_create is refused: guests without hugepages cannot attach", "lift the seccomp filter"
+    )
+
+
+def directories(rundir: Path, state_dir: Path) -> Iterable[Finding]:
+    """Whether sockets and the database can be created."""
+    longest = len(os.fsencode(rundir / "x")) - 1 + len("ovs-vswitchd.4194304.ctl")
+    if longest > 107:
+        yield Finding(
+            "rundir", "fail", f"run directory {rundir} is too long a path for sockets", "choose a shorter --rundir"
+        )
+    for name, directory in (("rundir", rundir), ("state-dir", state_dir)):
+        there = directory
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
+            yield Finding(name, "ok", f"{directory} can be used")
+        else:
+            yield Finding(
+                name, "fail", f"{directory} cannot be written by uid {os.geteuid()}", f"choose another --{name}"
+            )
+
+
+def neighbours(rundir: Path, proc: Path = Path("/proc")) -> Iterable[Finding]:
+    """Other switches: on the run directory, or polling the same cores."""
+    holder = _locked_by(rundir)
+    if holder is not None:
+        yield Finding("daemon", "ok", f"a switch runs on {rundir} (pid {holder}, database {rundir / DATABASE_SOCKET})")
+    for process in proc.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "comm").read_text().strip()
+            if command in _SWITCHES:
+                yield Finding(
+                    "other-switch",
+                    "warn",
+                    f"{command} (pid {process.name}) runs too and may poll the same cores",
+                    "give each its own cores with other_config:pmd-cpu-mask",
+                )
+
+
+def _locked_by(rundir: Path) -> str | None:
+    """Pid of the living daemon on ``rundir``; its lock tells, not the file."""
+    try:
+        with (rundir / PIDFILE).open("r+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip()
+    except OSError:
+        pass
+    return None
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

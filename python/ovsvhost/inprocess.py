@@ -1,0 +1,265 @@
+"""The datapath in this process, under a configuration held in memory: what stands behind `ovsvhost.Switch`.
+
+The daemon's path without a database: each change makes a new `Desired`, which is planned and applied; if any of it is
+refused the old one is restored and the refusal raised. Calls may come from any thread.
+
+After a fork the child's is closed: the poll threads are the parent's, and so are the guests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import uuid
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ovsvhost import apply, observed
+from ovsvhost import options as port_options
+from ovsvhost.errors import ConfigError
+from ovsvhost.model import (
+    AGING_S_RANGE,
+    FDB_SIZE_RANGE,
+    MTU_MAX,
+    MTU_MIN,
+    OFPORT_MAX,
+    PORT_TYPES,
+    Bridge,
+    Desired,
+    Port,
+    free_ofport,
+)
+from ovsvhost.plan import plan
+from ovsvhost.rundir import make_private, run_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
+    from ovsvhost.model import PortType
+
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LOOK_AGAIN_MS = 50
+"""Another thread may take the event that this one waits for; it looks again after this time."""
+
+_log = logging.getLogger("ovsvhost.datapath")
+_open: weakref.WeakSet[InProcess] = weakref.WeakSet()
+_inherited: list[Datapath] = []
+"""The parent's datapaths in a forked child, kept for ever: their threads are not here, so nothing may end them."""
+
+
+class InProcess:
+    """A running datapath and its configuration.
+
+    Args:
+        rundir: where sockets of ``dpdkvhostuser`` ports lie; None as for the daemon.
+        pmd_cpus: cores of the poll threads.
+        max_sleep_us: longest sleep of an idle poll thread.
+
+    Raises:
+        ConfigError: a core that this process may not use.
+        KernelError: no thread or descriptor to be had.
+    """
+
+    def __init__(
+        self, rundir: str | os.PathLike[str] | None, pmd_cpus: Iterable[int], max_sleep_us: int | None
+    ) -> None:
+        self._rundir = rundir
+        self._lock = threading.RLock()
+        self._desired = Desired()
+        self._ledger = observed.Ledger()
+        self._datapath: Datapath | None = apply.open_datapath(pmd_cpus, max_sleep_us)
+        _open.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed here, or is the parent's."""
+        return self._datapath is None
+
+    def close(self) -> None:
+        """Drains the rings, ends every session and stops the threads. May be called again."""
+        with self._lock:
+            datapath, self._datapath = self._datapath, None
+            self._desired, self._ledger = Desired(), observed.Ledger()
+        _open.discard(self)
+        if datapath is not None:
+            apply.close(datapath)
+
+    # -- bridges -------------------------------------------------------------------------------------------------------
+
+    def bridges(self) -> Sequence[str]:
+        """Names, in the order in which they were added."""
+        return [bridge.name for bridge in self._desired.bridges]
+
+    def add_bridge(self, name: str, mac_aging_time_s: int, mac_table_size: int, forward_bpdu: bool) -> None:
+        """ConfigError: the name is taken or a value is out of range."""
+        _within("mac_aging_time_s", mac_aging_time_s, *AGING_S_RANGE)
+        _within("mac_table_size", mac_table_size, *FDB_SIZE_RANGE)
+        bridge = Bridge(
+            key=str(uuid.uuid4()),
+            name=name,
+            mac_aging_time_s=mac_aging_time_s,
+            mac_table_size=mac_table_size,
+            forward_bpdu=forward_bpdu,
+        )
+        self._change(lambda bridges: (*bridges, bridge))
+
+    def del_bridge(self, name: str) -> None:
+        """ConfigError if there is none of that name."""
+        with self._lock:
+            self._bridge(name)
+            self._change(lambda bridges: tuple(bridge for bridge in bridges if bridge.name != name))
+
+    def fdb(self, bridge: str) -> Sequence[FdbEntry]:
+        """The addresses a bridge has learned."""
+        return observed.fdb(self._running(), self._bridge(bridge).name)
+
+    def flush_fdb(self, bridge: str) -> None:
+        """Forgets them."""
+        apply.flush_fdb(self._running(), self._bridge(bridge).name)
+
+    # -- ports ---------------------------------------------------------------------------------------------------------
+
+    def ports(self, bridge: str) -> Sequence[str]:
+        """Names, in the order in which they were added."""
+        return [port.name for port in self._bridge(bridge).ports]
+
+    def add_port(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        type: PortType,  # noqa: A002 - the column's name
+        options: Mapping[str, str],
+        ofport: int | None,
+        mtu: int,
+    ) -> None:
+        """ConfigError: an option, name, number or path that cannot be. KernelError: no socket to be had."""
+        with self._lock:
+            taken = [there.ofport for there in self._bridge(bridge).ports]
+            number = free_ofport(taken) if ofport is None else ofport
+            _within("ofport", number, 1, OFPORT_MAX)
+            port = self._port(name, type, options, number, mtu)
+            self._change_ports(bridge, lambda ports: (*ports, port))
+
+    def del_port(self, bridge: str, name: str) -> None:
+        """ConfigError if there is none of that name on the bridge."""
+        with self._lock:
+            if name not in self.ports(bridge):
+                raise ConfigError(f"there is no port {name!r} on bridge {bridge!r}")
+            self._change_ports(bridge, lambda ports: tuple(port for port in ports if port.name != name))
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """Changes it live; ConfigError out of range."""
+        _within("mtu", mtu, MTU_MIN, MTU_MAX)
+        self._change_ports(
+            self.port(name).bridge,
+            lambda ports: tuple(replace(port, mtu=mtu) if port.name == name else port for port in ports),
+        )
+
+    def port(self, name: str) -> PortState:
+        """A port's live state; ConfigError if there is none of that name."""
+        return observed.port_state(self._running(), name)
+
+    def wait_change(self, timeout_ms: float) -> None:
+        """Waits until something may have changed, and logs what happened."""
+        poll = select.poll()
+        poll.register(self._running().event_fd(), select.POLLIN)
+        poll.poll(min(max(timeout_ms, 0), _LOOK_AGAIN_MS))
+        for event in apply.take_events(self._running()):
+            extra = {"kind": event.kind} | ({"port": event.port} if event.port else {})
+            _log.log(LEVELS[event.level], "%s", event.text, extra=extra)
+
+    # -- poll threads --------------------------------------------------------------------------------------------------
+
+    def pmds(self) -> Sequence[PmdState]:
+        """The poll threads."""
+        return observed.pmds(self._running())
+
+    def clear_pmd_stats(self) -> None:
+        """Starts their counters at zero."""
+        apply.clear_pmd_stats(self._running())
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _running(self) -> Datapath:
+        datapath = self._datapath
+        if datapath is None:
+            raise ConfigError("the switch is closed: make another Switch")
+        return datapath
+
+    def _bridge(self, name: str) -> Bridge:
+        for bridge in self._desired.bridges:
+            if bridge.name == name:
+                return bridge
+        self._running()
+        raise ConfigError(f"there is no bridge {name!r}: add it with add_bridge")
+
+    def _port(self, name: str, port_type: PortType, asked: Mapping[str, str], ofport: int, mtu: int) -> Port:
+        if port_type not in PORT_TYPES:
+            raise ConfigError(f"type={port_type!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
+        _within("mtu", mtu, MTU_MIN, MTU_MAX)
+        directory = self._socket_dir() if port_type == port_options.SERVER else None
+        meant = port_options.parse(name, port_type, asked, directory)
+        if meant.complaints:
+            raise ConfigError("; ".join(meant.complaints))
+        if meant.socket is None:
+            raise ConfigError(f"port {name!r} has no path: give options={{'vhost-server-path': '/…'}}")
+        return Port(
+            key=str(uuid.uuid4()),
+            name=name,
+            type=port_type,
+            socket=meant.socket,
+            ofport=ofport,
+            mtu=mtu,
+            tx_retries_max=meant.tx_retries_max,
+            socket_mode=meant.socket_mode,
+            socket_owner=meant.socket_owner,
+            socket_group=meant.socket_group,
+            allow_file_memory=meant.allow_file_memory,
+        )
+
+    def _socket_dir(self) -> Path:
+        return make_private(run_directory(self._rundir))
+
+    def _change(self, change: Callable[[tuple[Bridge, ...]], tuple[Bridge, ...]]) -> None:
+        with self._lock:
+            datapath = self._running()
+            before, wanted = self._desired, Desired(change(self._desired.bridges))
+            failures = apply.apply(datapath, self._ledger, plan(wanted, observed.read(datapath, self._ledger)))
+            if not failures:
+                self._desired = wanted
+                return
+            apply.apply(datapath, self._ledger, plan(before, observed.read(datapath, self._ledger)))
+            raise failures[0].error
+
+    def _change_ports(self, name: str, change: Callable[[tuple[Port, ...]], tuple[Port, ...]]) -> None:
+        self._change(
+            lambda bridges: tuple(
+                replace(bridge, ports=change(bridge.ports)) if bridge.name == name else bridge for bridge in bridges
+            )
+        )
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: this object is closed, and the parent's datapath is left alone."""
+        if self._datapath is not None:
+            _inherited.append(self._datapath)
+        self._lock = threading.RLock()  # the thread that may have held the old one is not here
+        self._datapath, self._desired, self._ledger = None, Desired(), observed.Ledger()
+
+
+def _within(what: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"{what}={value} is out of range: give {least}..{most}")
+
+
+def _after_fork() -> None:
+    for switch in list(_open):
+        switch.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)

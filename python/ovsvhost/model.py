@@ -1,0 +1,136 @@
+"""What the switch shall be: frozen values, nothing else.
+
+::
+
+    Desired ── Bridge ── Port          identity is ``key``, not the name
+
+A ``key`` is the database row's uuid (or one that `Switch` made up): when a script deletes ``br0`` and adds another
+``br0`` in one transaction, the name stays and the key changes, and everything on it is built anew. ``Desired`` holds
+only what can be given to the datapath as it stands: names, sockets and port numbers are unique, values are in range.
+What a user wrote and what cannot be served never gets this far (see ``daemon.configure``).
+
+This module must not know databases, sockets or the datapath.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from ovsvhost.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PortType: TypeAlias = Literal["dpdkvhostuserclient", "dpdkvhostuser"]
+
+PORT_TYPES: frozenset[str] = frozenset(get_args(PortType))
+"""Interface types that are served: the VMM creates the socket, or we do."""
+
+OFPORT_LOCAL = 65534
+"""The bridge's own port (``ovs-vswitchd.conf.db(5)``, OpenFlow's OFPP_LOCAL)."""
+OFPORT_MAX = 65279
+"""Highest number a user may ask for (OFPP_MAX - 1)."""
+SOCKET_PATH_MAX = 107
+"""Bytes of a path in a ``sockaddr_un``, without its closing NUL (``unix(7)``)."""
+
+MTU_DEFAULT = 1500
+MTU_MIN = 68
+MTU_MAX = 9702
+TX_RETRIES_DEFAULT = 8
+TX_RETRIES_MAX = 32
+AGING_S_DEFAULT = 300
+AGING_S_RANGE = (15, 3600)
+FDB_SIZE_DEFAULT = 8192
+FDB_SIZE_RANGE = (10, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """One vhost-user port.
+
+    Attributes:
+        key: identity; another key under the same name is another port.
+        name: unique in the switch.
+        type: who creates the socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``).
+        socket: absolute path, at most 107 bytes.
+        ofport: 1..65279, unique on its bridge.
+        mtu: bytes of IP payload, 68..9702; None leaves what the port has (1500 for a new one).
+        tx_retries_max: 0..32.
+        socket_mode: permission bits of a socket that we create.
+        socket_owner: uid of it, -1 leaves it.
+        socket_group: gid of it, -1 leaves it.
+        allow_file_memory: accept guest memory that lies in a disk file.
+    """
+
+    key: str
+    name: str
+    type: PortType
+    socket: str
+    ofport: int
+    mtu: int | None = MTU_DEFAULT
+    tx_retries_max: int = TX_RETRIES_DEFAULT
+    socket_mode: int = 0o600
+    socket_owner: int = -1
+    socket_group: int = -1
+    allow_file_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bridge:
+    """One learning bridge and its ports.
+
+    Attributes:
+        key: identity, as of a port.
+        name: unique in the switch.
+        mac_aging_time_s: 15..3600, how long a silent address is remembered.
+        mac_table_size: 10..1000000 addresses.
+        forward_bpdu: forward reserved multicast (01:80:c2:00:00:0x) too.
+        ports: in any order; their names are unique over all bridges.
+    """
+
+    key: str
+    name: str
+    mac_aging_time_s: int = AGING_S_DEFAULT
+    mac_table_size: int = FDB_SIZE_DEFAULT
+    forward_bpdu: bool = False
+    ports: tuple[Port, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The whole switch as it shall be.
+
+    Raises:
+        ConfigError: a name, socket or port number is there twice.
+    """
+
+    bridges: tuple[Bridge, ...] = ()
+
+    def __post_init__(self) -> None:  # noqa: D105 - the class says what is checked
+        ports = [port for bridge in self.bridges for port in bridge.ports]
+        _once("bridge", (bridge.name for bridge in self.bridges))
+        _once("port", (port.name for port in ports))
+        _once("socket", (port.socket for port in ports))
+        for bridge in self.bridges:
+            _once(f"port number on bridge {bridge.name!r},", (port.ofport for port in bridge.ports))
+
+
+def free_ofport(taken: Iterable[int]) -> int:
+    """The lowest port number from 1 that is not taken.
+
+    Raises:
+        ConfigError: all 65279 are taken.
+    """
+    used = set(taken)
+    for number in range(1, OFPORT_MAX + 1):
+        if number not in used:
+            return number
+    raise ConfigError(f"all {OFPORT_MAX} port numbers of the bridge are in use: delete a port first")
+
+
+def _once(what: str, values: Iterable[object]) -> None:
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise ConfigError(f"{what} {value!r} is already there: choose another")

@@ -1,0 +1,68 @@
+"""What the switch is: read from the datapath, never from what was asked for.
+
+The datapath knows ports, numbers, MTU and links; it does not give back identities, socket permissions and retry
+limits. Those are kept in a ``Ledger`` that ``apply`` writes at the moment the datapath accepted them, and count only
+as long as the datapath still has the port. With ``apply`` this is the only module that touches the Rust core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
+    from ovsvhost.model import Bridge, Port
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One reading of the switch.
+
+    Attributes:
+        bridges: by name; their ``ports`` are empty, see ``ports``.
+        ports: by name: the bridge it is on and its settings as they are in force.
+    """
+
+    bridges: Mapping[str, Bridge] = field(default_factory=dict)
+    ports: Mapping[str, tuple[str, Port]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the datapath accepted and cannot tell back. Written by ``apply`` alone."""
+
+    bridges: dict[str, Bridge] = field(default_factory=dict)
+    ports: dict[str, Port] = field(default_factory=dict)
+
+
+def read(datapath: Datapath, ledger: Ledger) -> Observed:
+    """One reading; costs a lock and a copy per port, no packet waits for it."""
+    ports = {}
+    for state in datapath.ports():
+        known = ledger.ports.get(state.name)
+        if known is not None:
+            ports[state.name] = (state.bridge, replace(known, ofport=state.ofport, mtu=state.mtu))
+    return Observed(bridges=dict(ledger.bridges), ports=ports)
+
+
+def port_states(datapath: Datapath) -> dict[str, PortState]:
+    """Every port's live state by name."""
+    return {state.name: state for state in datapath.ports()}
+
+
+def port_state(datapath: Datapath, name: str) -> PortState:
+    """One port's live state; ConfigError if there is none of that name."""
+    return datapath.port(name)
+
+
+def fdb(datapath: Datapath, bridge: str) -> list[FdbEntry]:
+    """The addresses a bridge has learned; ConfigError if there is no such bridge."""
+    return datapath.fdb(bridge)
+
+
+def pmds(datapath: Datapath) -> list[PmdState]:
+    """The poll threads and their counters since the last clear."""
+    return datapath.pmds()

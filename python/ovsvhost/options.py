@@ -1,0 +1,190 @@
+"""A vhost-user port's ``options``, as scripts write them, turned into settings.
+
+OVS's names stand at this edge and nowhere further in. A port whose socket cannot be named is *refused*; an option that
+is unknown, out of range or not served leaves its default in force and is a *complaint*: the port works, and its row
+says aloud which option does not.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ovsvhost.errors import ConfigError
+from ovsvhost.model import SOCKET_PATH_MAX, TX_RETRIES_DEFAULT, TX_RETRIES_MAX, PortType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+CLIENT: PortType = "dpdkvhostuserclient"
+SERVER: PortType = "dpdkvhostuser"
+
+_ELSEWHERE = {
+    "dq-zero-copy": "zero copy is not served yet, frames are copied once",
+    "n_rxq": "the number of queues follows the guest",
+    "n_txq": "the number of queues follows the guest",
+    "n_rxq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
+    "n_txq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
+    "dpdk-devargs": "it belongs to physical ports",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PortOptions:
+    """What the options of one port mean.
+
+    Attributes:
+        socket: absolute path, or None while a client port has none yet.
+        complaints: one sentence per option that is not in force.
+        tx_retries_max: as in `ovsvhost.model.Port`, like the rest.
+    """
+
+    socket: str | None
+    complaints: tuple[str, ...] = ()
+    tx_retries_max: int = TX_RETRIES_DEFAULT
+    socket_mode: int = 0o600
+    socket_owner: int = -1
+    socket_group: int = -1
+    allow_file_memory: bool = False
+
+
+def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir: Path | None) -> PortOptions:
+    """Reads the options of port ``name``.
+
+    Args:
+        name: the port's name; a server port's socket is called so.
+        port_type: who creates the socket.
+        options: the row's ``options`` column.
+        socket_dir: where server ports' sockets lie; not needed for a client port.
+
+    Raises:
+        ConfigError: the port's socket cannot be named so.
+    """
+    left = dict(options)
+    path = left.pop("vhost-server-path", None)
+    complaints: list[str] = []
+
+    def take(option: str, default: int, read: Callable[[str], int]) -> int:
+        text = left.pop(option, None)
+        if text is None:
+            return default
+        try:
+            return read(text)
+        except ConfigError as error:
+            complaints.append(f"options:{option}={text!r} is not in force{error}")
+            return default
+
+    if port_type == SERVER:
+        socket: str | None = check_socket_path(server_socket(name, socket_dir))
+        if path is not None:
+            complaints.append(
+                f"options:vhost-server-path is not in force: the socket of a {SERVER} port is {socket!r}, "
+                f"set type={CLIENT} for another"
+            )
+        mode = take("socket-mode", 0o600, _mode)
+        owner = take("socket-owner", -1, _owner)
+        group = take("socket-group", -1, _group)
+    else:
+        socket = None if path is None else check_socket_path(path)
+        mode, owner, group = 0o600, -1, -1
+        complaints += [
+            f"options:{option} is not in force: the VMM creates the socket of a {CLIENT} port"
+            for option in ("socket-mode", "socket-owner", "socket-group")
+            if left.pop(option, None) is not None
+        ]
+    retries = take("tx-retries-max", TX_RETRIES_DEFAULT, _retries)
+    file_memory = bool(take("allow-file-memory", 0, _bool))
+    for option, text in sorted(left.items()):
+        if option in _ELSEWHERE:
+            if not (option == "dq-zero-copy" and text == "false"):
+                complaints.append(f"options:{option} is not in force, remove it: {_ELSEWHERE[option]}")
+        else:
+            complaints.append(f"options:{option} is unknown: remove it or correct its name")
+    return PortOptions(socket, tuple(complaints), retries, mode, owner, group, file_memory)
+
+
+def server_socket(name: str, socket_dir: Path | None) -> str:
+    """Path of a server port's socket. ConfigError when the port's name cannot be a file's name."""
+    if "/" in name or "\\" in name or name in {"", ".", ".."}:
+        raise ConfigError(
+            f"port name {name!r} cannot be the name of its socket: a {SERVER} port's name has no '/' or '\\', rename it"
+        )
+    return f"{socket_dir}/{name}"
+
+
+def check_socket_path(path: str) -> str:
+    """Gives back ``path`` if a socket can be there by its form; ConfigError says why not."""
+    shown = ascii(path)
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"socket path {shown} is not UTF-8: choose a path that is") from None
+    if "\0" in path:
+        raise ConfigError(f"socket path {shown} holds a NUL byte: choose a path without")
+    if not os.path.isabs(path):  # noqa: PTH117 - a str stays a str: Path would tidy it up
+        raise ConfigError(f"socket path {shown} is relative: give an absolute path")
+    if size > SOCKET_PATH_MAX:
+        raise ConfigError(
+            f"socket path {shown} has {size} bytes and a socket's path at most {SOCKET_PATH_MAX}: choose a shorter one"
+        )
+    return path
+
+
+def socket_directory(rundir: Path, vhost_sock_dir: str | None) -> Path:
+    """Where server ports' sockets lie: the run directory or a directory under it.
+
+    Raises:
+        ConfigError: ``vhost-sock-dir`` leads out of the run directory.
+    """
+    if not vhost_sock_dir:
+        return rundir
+    if ".." in vhost_sock_dir:
+        raise ConfigError(
+            f"other_config:vhost-sock-dir={vhost_sock_dir!r} is refused: it may not hold '..'; "
+            f"name a directory under {str(rundir)!r} and restart the switch"
+        )
+    return rundir / vhost_sock_dir.lstrip("/")
+
+
+def _retries(text: str) -> int:
+    if text.isascii() and text.isdecimal() and int(text) <= TX_RETRIES_MAX:
+        return int(text)
+    raise ConfigError(f" ({TX_RETRIES_DEFAULT} is): give a number 0..{TX_RETRIES_MAX}")
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if 0 <= mode <= 0o777:
+        return mode
+    raise ConfigError(" (0600 is): give permission bits in octal, as 0660")
+
+
+def _bool(text: str) -> int:
+    if text in {"true", "false"}:
+        return text == "true"
+    raise ConfigError(" (false is): give true or false")
+
+
+def _owner(text: str) -> int:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise ConfigError(": there is no such user, create it or name another") from None
+
+
+def _group(text: str) -> int:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
+        raise ConfigError(": there is no such group, create it or name another") from None

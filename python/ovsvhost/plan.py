@@ -1,0 +1,108 @@
+"""From what is to what shall be: a pure function.
+
+``plan(desired, observed)`` lists the actions, in an order in which each is possible: what goes comes first (it frees
+names, sockets and numbers), then bridges, then ports. Carrying them out and planning again gives nothing; so a restart
+of the control side over an unchanged database is the empty plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from ovsvhost.model import Bridge, Desired, Port
+    from ovsvhost.observed import Observed
+
+
+@dataclass(frozen=True, slots=True)
+class DelPort:
+    """Delete a port; its guest gets every buffer back."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DelBridge:
+    """Delete a bridge whose ports are gone."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddBridge:
+    """Add a bridge, without its ports."""
+
+    bridge: Bridge
+
+
+@dataclass(frozen=True, slots=True)
+class SetBridge:
+    """Change a bridge's settings live."""
+
+    bridge: Bridge
+
+
+@dataclass(frozen=True, slots=True)
+class AddPort:
+    """Add a port to a bridge."""
+
+    bridge: str
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class SetPort:
+    """Change what can change with the guest attached: ``mtu`` and ``tx_retries_max``; None leaves it."""
+
+    port: Port
+    mtu: int | None
+    tx_retries_max: int | None
+
+
+Action: TypeAlias = DelPort | DelBridge | AddBridge | SetBridge | AddPort | SetPort
+
+
+def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
+    """The actions that make ``observed`` into ``desired``, in order; empty when nothing is to do."""
+    wanted_bridges = {bridge.name: bridge for bridge in desired.bridges}
+    wanted_ports = {port.name: (bridge.name, port) for bridge in desired.bridges for port in bridge.ports}
+
+    kept_bridges = {
+        name
+        for name, bridge in observed.bridges.items()
+        if name in wanted_bridges and wanted_bridges[name].key == bridge.key
+    }
+    kept_ports = {
+        name
+        for name, (bridge, port) in observed.ports.items()
+        if bridge in kept_bridges and name in wanted_ports and _same(wanted_ports[name], (bridge, port))
+    }
+
+    actions: list[Action] = []
+    actions += [DelPort(port.key, name) for name, (_, port) in observed.ports.items() if name not in kept_ports]
+    actions += [DelBridge(bridge.key, name) for name, bridge in observed.bridges.items() if name not in kept_bridges]
+    for bridge in desired.bridges:
+        bare = replace(bridge, ports=())
+        if bridge.name not in kept_bridges:
+            actions.append(AddBridge(bare))
+        elif observed.bridges[bridge.name] != bare:
+            actions.append(SetBridge(bare))
+    for name, (bridge_name, port) in wanted_ports.items():
+        if name not in kept_ports:
+            actions.append(AddPort(bridge_name, port))
+            continue
+        _, now = observed.ports[name]
+        mtu = port.mtu if port.mtu != now.mtu else None
+        retries = port.tx_retries_max if port.tx_retries_max != now.tx_retries_max else None
+        if mtu is not None or retries is not None:
+            actions.append(SetPort(port, mtu, retries))
+    return tuple(actions)
+
+
+def _same(wanted: tuple[str, Port], now: tuple[str, Port]) -> bool:
+    """Whether one can become the other with its guest attached."""
+    live_set_aside = replace(now[1], mtu=wanted[1].mtu, tx_retries_max=wanted[1].tx_retries_max)
+    return wanted == (now[0], live_set_aside)

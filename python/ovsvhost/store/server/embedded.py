@@ -1,0 +1,100 @@
+"""The server's life: a database file, a socket, a thread with its own event loop.
+
+Opening is done by whoever makes the object, so that its errors reach him; from `EmbeddedServer.start` on, everything
+happens in the thread ``ovsdb``, and `EmbeddedServer.stop` waits for its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ovsvhost.errors import InternalError
+from ovsvhost.store.server.database import Database
+from ovsvhost.store.server.listener import ListeningSocket
+from ovsvhost.store.server.schema import DatabaseSchema, vswitch_schema
+from ovsvhost.store.server.service import Service
+from ovsvhost.store.server.session import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STOP_TIMEOUT_S = 10.0
+"""How long `EmbeddedServer.stop` waits for the thread; a disk that hangs in fsync is the only reason to need it."""
+
+_log = structlog.get_logger("ovsvhost.store")
+
+
+class EmbeddedServer:
+    """An OVSDB server inside this process.
+
+    The socket is taken and the database read when the object is made; clients are served from `start` to `stop`.
+
+    Args:
+        database: the file; made without rows if it is not there, its directory too.
+        socket: where clients connect, mode 0600.
+        schema: what a new file gets, and an older one is brought to; Open vSwitch's own by default.
+
+    Errors: `ConfigError` for a damaged or foreign database, or a socket that somebody serves; `KernelError` if the
+    system refuses; nothing is left behind in either case.
+    """
+
+    def __init__(self, database: Path, socket: Path, *, schema: DatabaseSchema | None = None) -> None:
+        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._database = Database.open(database, schema or vswitch_schema())
+        try:
+            self._listener = ListeningSocket(socket)
+        except BaseException:
+            self._database.close()
+            raise
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_log_loop_error)
+        self._thread: threading.Thread | None = None
+        self._is_stopped = False
+
+    @property
+    def remote(self) -> str:
+        """What to give to ``ovs-vsctl --db=``."""
+        return f"unix:{self._listener.path}"
+
+    def start(self) -> None:
+        """Serve clients; the socket answers when this returns."""
+        if self._thread is not None or self._is_stopped:
+            raise InternalError("the database server was started before")
+        self._thread = threading.Thread(target=self._run, name="ovsdb", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hang up, bring the database to the disk, take the socket away. Does nothing the second time."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(STOP_TIMEOUT_S)
+            if self._thread.is_alive():
+                _log.error("the database server does not end; its disk seems to hang", timeout_s=STOP_TIMEOUT_S)
+                return
+        self._listener.remove()
+        self._listener.socket.close()
+        self._loop.close()
+        self._database.close()
+
+    def _run(self) -> None:
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        service = Service([self._database], loop)
+        server = loop.run_until_complete(loop.create_unix_server(lambda: Session(service), sock=self._listener.socket))
+        loop.run_forever()
+        server.close()
+        for session in list(service.sessions):
+            session.close()
+        # One more turn, so that the transports close their sockets.
+        loop.run_until_complete(asyncio.sleep(0))
+
+
+def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    _log.error("the database server met a problem", what=context.get("message"), exc_info=context.get("exception"))

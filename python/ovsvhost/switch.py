@@ -1,0 +1,337 @@
+"""The switch as objects: `Switch`, `Bridge`, `Port`.
+
+::
+
+    with Switch(pmd_cpus={1}) as switch:                 the datapath in this process
+        bridge = switch.add_bridge("br0")
+        port = bridge.add_port("v0", options={"vhost-server-path": "/tmp/v0"})
+        port.wait_link(timeout_s=5)
+
+The objects hold names and ask anew at every question; what answers is a `Backend`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol, Self
+
+from ovsvhost.model import AGING_S_DEFAULT, FDB_SIZE_DEFAULT, MTU_DEFAULT
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from ovsvhost.model import PortType
+
+
+class PortView(Protocol):
+    """What a port is, read at one moment; the datapath's own `PortState` is one."""
+
+    @property
+    def bridge(self) -> str:
+        """The bridge it is on."""
+
+    @property
+    def ofport(self) -> int:
+        """Its number on the bridge."""
+
+    @property
+    def link_up(self) -> bool:
+        """Whether a guest is there and its first queue pair runs."""
+
+    @property
+    def link_resets(self) -> int:
+        """How often the link changed."""
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of IP payload."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the link is down or degraded, with the cure."""
+
+    @property
+    def status(self) -> dict[str, str]:
+        """As the ``status`` column of ``Interface``."""
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """As the ``statistics`` column of ``Interface``."""
+
+
+class FdbView(Protocol):
+    """One learned address; the datapath's own `FdbEntry` is one."""
+
+    @property
+    def ofport(self) -> int:
+        """Where it is."""
+
+    @property
+    def vlan(self) -> int:
+        """0 when untagged."""
+
+    @property
+    def mac(self) -> str:
+        """``aa:bb:cc:dd:ee:ff``."""
+
+    @property
+    def age_s(self) -> int:
+        """Seconds since it was heard."""
+
+
+class Backend(Protocol):
+    """What carries a `Switch` out."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing to ask any more."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+    def bridges(self) -> Sequence[str]:
+        """Names."""
+
+    def add_bridge(self, name: str, mac_aging_time_s: int, mac_table_size: int, forward_bpdu: bool) -> None:
+        """Adds a bridge."""
+
+    def del_bridge(self, name: str) -> None:
+        """Deletes a bridge and its ports."""
+
+    def fdb(self, bridge: str) -> Sequence[FdbView]:
+        """The addresses a bridge has learned."""
+
+    def flush_fdb(self, bridge: str) -> None:
+        """Forgets them."""
+
+    def ports(self, bridge: str) -> Sequence[str]:
+        """Names of the ports of a bridge."""
+
+    def add_port(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        type: PortType,  # noqa: A002 - the column's name
+        options: Mapping[str, str],
+        ofport: int | None,
+        mtu: int,
+    ) -> None:
+        """Adds a port to a bridge."""
+
+    def del_port(self, bridge: str, name: str) -> None:
+        """Deletes a port."""
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """Changes a port's MTU live."""
+
+    def port(self, name: str) -> PortView:
+        """A port's state, read now."""
+
+    def wait_change(self, timeout_ms: float) -> None:
+        """Waits until something may have changed."""
+
+
+class Port:
+    """A port; made by `Bridge.add_port`."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        self.name = name
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        """For people."""
+        return f"Port({self.name!r})"
+
+    @property
+    def state(self) -> PortView:
+        """Everything about it, read at one moment. ConfigError if it was deleted."""
+        return self._backend.port(self.name)
+
+    @property
+    def ofport(self) -> int:
+        """Its number on the bridge."""
+        return self.state.ofport
+
+    @property
+    def link_up(self) -> bool:
+        """Whether a guest is there and its first queue pair runs."""
+        return self.state.link_up
+
+    @property
+    def error(self) -> str | None:
+        """Why the link is down or degraded, with the cure; None when nothing is wrong."""
+        return self.state.error
+
+    @property
+    def status(self) -> dict[str, str]:
+        """As the ``status`` column of ``Interface``."""
+        return self.state.status
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """As the ``statistics`` column of ``Interface``; rx is what the guest sent; cumulative."""
+        return self.state.statistics
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of IP payload; may be set live, 68..9702."""
+        return self.state.mtu
+
+    @mtu.setter
+    def mtu(self, mtu: int) -> None:
+        self._backend.set_mtu(self.name, mtu)
+
+    def wait_link(self, *, timeout_s: float, up: bool = True) -> None:
+        """Waits until the link is up (or down).
+
+        Raises:
+            TimeoutError: it is not so after ``timeout_s``; the text says what is known about why.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (state := self.state).link_up != up:
+            left_ms = (deadline - time.monotonic()) * 1000
+            if left_ms <= 0:
+                why = state.error or state.status.get("status") or "nothing is known about why"
+                raise TimeoutError(f"port {self.name!r} is not {'up' if up else 'down'} after {timeout_s} s: {why}")
+            self._backend.wait_change(left_ms)
+
+
+class Bridge:
+    """A learning bridge; made by `Switch.add_bridge`."""
+
+    def __init__(self, backend: Backend, name: str) -> None:
+        self.name = name
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        """For people."""
+        return f"Bridge({self.name!r})"
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """Its ports."""
+        return tuple(Port(self._backend, name) for name in self._backend.ports(self.name))
+
+    def add_port(
+        self,
+        name: str,
+        *,
+        type: PortType = "dpdkvhostuserclient",  # noqa: A002 - the column's name
+        options: Mapping[str, str] | None = None,
+        ofport: int | None = None,
+        mtu: int = MTU_DEFAULT,
+    ) -> Port:
+        """Adds a vhost-user port; its session comes up by itself (see `Port.wait_link`).
+
+        Args:
+            name: unique in the switch.
+            type: who creates the socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``).
+            options: as in the database's ``options`` column: ``vhost-server-path``, ``tx-retries-max`` …
+            ofport: 1..65279; None takes the lowest free one.
+            mtu: bytes of IP payload, 68..9702.
+
+        Raises:
+            ConfigError: an option, name, number or path that cannot be; nothing changed.
+            KernelError: the socket could not be created.
+        """
+        self._backend.add_port(self.name, name, type=type, options=dict(options or {}), ofport=ofport, mtu=mtu)
+        return Port(self._backend, name)
+
+    def del_port(self, name: str) -> None:
+        """Deletes a port; its guest gets every buffer back. ConfigError if there is none of that name here."""
+        self._backend.del_port(self.name, name)
+
+    def fdb(self) -> Sequence[FdbView]:
+        """The addresses it has learned."""
+        return self._backend.fdb(self.name)
+
+    def flush_fdb(self) -> None:
+        """Forgets every learned address."""
+        self._backend.flush_fdb(self.name)
+
+
+class Switch:
+    """A running switch in this process; `close` it, or use it in a ``with`` statement.
+
+    After a fork the child holds a closed switch; the parent's goes on.
+
+    Args:
+        rundir: where sockets of ``dpdkvhostuser`` ports lie; as for ``ovsvhost daemon``, and created when needed.
+        pmd_cpus: cores of the poll threads (one is used today); empty means the first one allowed.
+        max_sleep_us: longest sleep of an idle poll thread in µs; None is adaptive, 0 never sleeps.
+
+    Raises:
+        ConfigError: a core that this process may not use.
+        KernelError: no thread or descriptor to be had.
+    """
+
+    def __init__(
+        self,
+        rundir: str | os.PathLike[str] | None = None,
+        *,
+        pmd_cpus: Iterable[int] = (),
+        max_sleep_us: int | None = None,
+    ) -> None:
+        from ovsvhost.inprocess import InProcess  # noqa: PLC0415 - loads the Rust core
+
+        self._backend: Backend = InProcess(rundir, pmd_cpus, max_sleep_us)
+
+    @classmethod
+    def over(cls, backend: Backend) -> Self:
+        """The same objects over another backend."""
+        switch = cls.__new__(cls)
+        switch._backend = backend  # noqa: SLF001 - another way to make one of these
+        return switch
+
+    def __enter__(self) -> Self:
+        """The switch itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Drains the rings, ends every session and stops the threads. May be called again."""
+        self._backend.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or is the parent's and this is a forked child."""
+        return self._backend.closed
+
+    @property
+    def bridges(self) -> tuple[Bridge, ...]:
+        """The bridges."""
+        return tuple(Bridge(self._backend, name) for name in self._backend.bridges())
+
+    def add_bridge(
+        self,
+        name: str,
+        *,
+        mac_aging_time_s: int = AGING_S_DEFAULT,
+        mac_table_size: int = FDB_SIZE_DEFAULT,
+        forward_bpdu: bool = False,
+    ) -> Bridge:
+        """Adds a learning bridge.
+
+        Args:
+            name: unique in the switch.
+            mac_aging_time_s: 15..3600.
+            mac_table_size: 10..1000000 addresses.
+            forward_bpdu: forward reserved multicast too.
+
+        Raises:
+            ConfigError: the name is taken or a value is out of range.
+        """
+        self._backend.add_bridge(name, mac_aging_time_s, mac_table_size, forward_bpdu)
+        return Bridge(self._backend, name)
+
+    def del_bridge(self, name: str) -> None:
+        """Deletes a bridge and every port on it. ConfigError if there is none of that name."""
+        self._backend.del_bridge(name)

@@ -1,0 +1,292 @@
+"""A guest: QEMU with vhost-user NICs, memory that a switch can map, and a way to run commands inside.
+
+::
+
+    with Guest(image, qemu, [Nic(socket="/run/x/v0", type="dpdkvhostuserclient", mac="52:54:00:00:00:01")]) as guest:
+        guest.run("ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up")
+
+Starting one does not wait, so several boot at the same time; the first command does. A QEMU with a NIC waits in its
+command line for the switch to take the socket, and boots then. Leaving the ``with`` block kills QEMU: it has no disk to
+save. Under memfd memory it needs no right that a user lacks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from ovsvhost.qemu import Nic, memory_arguments, nic_arguments
+from ovsvhost.testing.agent import Agent
+from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.process import Program, tail
+from ovsvhost.testing.qmp import Qmp
+from ovsvhost.testing.wait import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from ovsvhost.testing.image import GuestImage
+    from ovsvhost.testing.qemu import Qemu
+
+# Under TCG on a busy machine of two cores a boot takes 4 to 40 s.
+BOOT_TIMEOUT_S = 120
+_COMMAND_TIMEOUT_S = 60
+_KERNEL_LINE = (
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0"
+)
+
+__all__ = ["BOOT_TIMEOUT_S", "Guest", "Job", "Nic"]
+
+
+class Guest:
+    """One virtual machine.
+
+    Args:
+        image: what it boots.
+        qemu: which QEMU.
+        nics: its NICs, ``eth0`` first.
+        name: what messages and logs call it.
+        memory: ``memfd``; ``private`` for memory no switch can map; or a hugetlbfs mount point.
+        private_file: for a hugetlbfs mount point: map it privately, so that what the switch writes never arrives.
+        memory_mib: MiB of memory, a multiple of the page size.
+        cpus: virtual CPUs; as many as queue pairs that shall be used.
+        folder: where sockets and logs go; made if None, and removed at the end. Keep it short: a socket's path has at
+            most 107 bytes.
+        incoming: a state saved by ``save`` to resume instead of booting.
+        stays: True lets it outlive this process.
+    """
+
+    def __init__(
+        self,
+        image: GuestImage,
+        qemu: Qemu,
+        nics: Sequence[Nic] = (),
+        *,
+        name: str = "guest",
+        memory: Literal["memfd", "private"] | Path = "memfd",
+        private_file: bool = False,
+        memory_mib: int = 256,
+        cpus: int = 1,
+        folder: Path | None = None,
+        incoming: Path | None = None,
+        stays: bool = False,
+    ) -> None:
+        self.name = name
+        self.qemu = qemu
+        self.nics = tuple(nics)
+        self.folder = folder or Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        self._owns_folder = folder is None
+        self._image = image
+        self._memory = memory
+        self._private_file = private_file
+        self._memory_mib = memory_mib
+        self._cpus = cpus
+        self._incoming = incoming
+        self._stays = stays
+        self._program: Program | None = None
+        self._agent: Agent | None = None
+        self._qmp: Qmp | None = None
+        self._booted = False
+        self._jobs = 0
+
+    @property
+    def console(self) -> Path:
+        """The socket of the first serial port, where a shell waits."""
+        return self.folder / f"{self.name}.console"
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process number."""
+        return self._started().pid
+
+    @property
+    def running(self) -> bool:
+        """Whether QEMU runs."""
+        return self._program is not None and self._program.running
+
+    @property
+    def qmp(self) -> Qmp:
+        """QEMU's control socket; answers once the switch took the NICs' sockets."""
+        if self._qmp is None:
+            self._qmp = Qmp(self._path("qmp"))
+        return self._qmp
+
+    def arguments(self) -> list[str]:
+        """QEMU's command line."""
+        command = [*self.qemu.arguments(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += ["-machine", "q35", "-accel", os.environ.get("OVSVHOST_ACCEL", "tcg,thread=multi")]
+        command += ["-smp", str(self._cpus), "-name", self.name]
+        hugepages = str(self._memory) if isinstance(self._memory, Path) else None
+        shared = self._memory != "private" and not self._private_file
+        command += memory_arguments(self._memory_mib, hugepages=hugepages, shared=shared)
+        command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs), "-append", _KERNEL_LINE]
+        # These come before the NICs, whose netdev blocks until the switch is there.
+        for label, log in (("console", self._path("console.log")), ("agent", None), ("qmp", None)):
+            suffix = f",logfile={log}" if log else ""
+            command += ["-chardev", f"socket,id={label},path={self._path(label)},server=on,wait=off{suffix}"]
+        command += ["-serial", "chardev:console", "-serial", "chardev:agent", "-mon", "chardev=qmp,mode=control"]
+        for index, nic in enumerate(self.nics):
+            command += nic_arguments(self._fitted(nic), name=f"net{index}", version=self.qemu.version)
+        if self._incoming:
+            command += ["-incoming", f"exec:cat {self._incoming}"]
+        return command
+
+    def start(self) -> Self:
+        """Starts QEMU and comes back at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Program.logs[f"console of {self.name} ({self._path('console.log')})"] = self._path("console.log")
+        self._program = Program(self.arguments(), log=self._path("qemu.log"), stays=self._stays, name=self.name)
+        wait_for(self._listens, timeout_s=BOOT_TIMEOUT_S, what=f"{self.name} to open its control sockets")
+        self._agent = Agent(self._path("agent"))
+        return self
+
+    def wait_booted(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
+        """Waits until the guest takes commands.
+
+        Raises:
+            RigError: it does not; with the end of its console and of QEMU's log.
+        """
+        if self._booted or self._agent is None:
+            self._started()
+            return
+        try:
+            if self._incoming:
+                self._agent.call("true", timeout_s)
+            else:
+                self._agent.wait_ready(timeout_s)
+        except (RigError, OSError) as error:
+            raise RigError(f"{self.name} did not boot: {error}\n{self.logs()}") from error
+        self._booted = True
+
+    def run(self, command: str, *, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
+        """Runs a shell command in the guest and gives its output.
+
+        Raises:
+            RigError: it failed, with its output; or it took longer than ``timeout_s``.
+        """
+        code, output = self.call(command, timeout_s=timeout_s)
+        if code != 0:
+            raise RigError(f"in {self.name}: '{command}' ended with {code}: {output.strip()}")
+        return output
+
+    def call(self, command: str, *, timeout_s: float = _COMMAND_TIMEOUT_S) -> tuple[int, str]:
+        """Like ``run``, but gives the exit code with the output and leaves the judgement to the caller."""
+        self.wait_booted()
+        if self._agent is None:
+            raise RigError(f"{self.name} is not started: call start()")
+        return self._agent.call(command, timeout_s)
+
+    def spawn(self, command: str) -> Job:
+        """Starts a shell command in the guest's background."""
+        self._jobs += 1
+        return Job(self, f"/tmp/job{self._jobs}", command)  # noqa: S108 - a path inside the guest
+
+    def save(self, path: Path) -> None:
+        """Writes the running state to a file, for ``incoming``; the guest is stopped then and can only be killed."""
+        self.wait_booted()
+        self.qmp.execute("migrate", uri=f"exec:cat > {path}")
+
+        def ended() -> bool:
+            state = self.qmp.execute("query-migrate").get("status")
+            if state == "failed":
+                raise RigError(f"{self.name} could not save its state to {path}:\n{self.logs()}")
+            return bool(state == "completed")
+
+        wait_for(ended, timeout_s=BOOT_TIMEOUT_S, what=f"{self.name} to save its state")
+
+    def kill(self) -> None:
+        """SIGKILL to QEMU, as a crash would be."""
+        self._started().kill()
+        self._forget()
+
+    def stop(self) -> None:
+        """Ends QEMU and removes the folder if it was made here. Idempotent."""
+        self._forget()
+        if self._program:
+            # A guest without a disk has nothing to flush.
+            self._program.kill()
+            self._program.stop()
+        if self._owns_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def logs(self) -> str:
+        """The ends of QEMU's log and of the guest's console."""
+        return f"qemu:\n{tail(self._path('qemu.log'))}\nconsole:\n{tail(self._path('console.log'))}"
+
+    def __enter__(self) -> Self:
+        """Starts it."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends it."""
+        self.stop()
+
+    def _path(self, suffix: str) -> Path:
+        return self.folder / f"{self.name}.{suffix}"
+
+    def _fitted(self, nic: Nic) -> Nic:
+        vectors = nic.vectors if self.qemu.msix_is_safe or nic.vectors is not None else 0
+        # No boot from the network, so no firmware of the NIC either.
+        return replace(nic, vectors=vectors, options={"romfile": "", **nic.options})
+
+    def _listens(self) -> bool:
+        self._started().check()
+        return all(self._path(name).is_socket() for name in ("console", "agent", "qmp"))
+
+    def _started(self) -> Program:
+        if self._program is None:
+            raise RigError(f"{self.name} is not started: call start()")
+        return self._program
+
+    def _forget(self) -> None:
+        for connection in (self._agent, self._qmp):
+            if connection:
+                connection.close()
+        self._agent = self._qmp = None
+        self._booted = False
+
+
+class Job:
+    """A command that runs in a guest's background; made by ``Guest.spawn``."""
+
+    def __init__(self, guest: Guest, path: str, command: str) -> None:
+        self._guest = guest
+        self._path = path
+        self._command = command
+        # The code is written under another name first: a reader sees all of it or nothing.
+        guest.run(
+            f"(({command}) >{path}.out 2>&1; echo $? >{path}.new; mv {path}.new {path}.code) & echo $! >{path}.pid"
+        )
+
+    def output(self) -> str:
+        """What it wrote so far."""
+        return self._guest.run(f"cat {self._path}.out")
+
+    def wait(self, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
+        """Waits for its end and gives its output; RigError when it fails or takes longer."""
+        code = wait_for(
+            lambda: self._guest.call(f"cat {self._path}.code")[1].strip() if self.ended else "",
+            timeout_s=timeout_s,
+            what=f"'{self._command}' in {self._guest.name}",
+            interval_s=0.1,
+        )
+        output = self.output()
+        if code != "0":
+            raise RigError(f"in {self._guest.name}: '{self._command}' ended with {code}: {output.strip()}")
+        return output
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._guest.call(f"test -e {self._path}.code")[0] == 0
+
+    def interrupt(self, program: str) -> None:
+        """SIGINT to every ``program`` in the guest, so that this job prints its summary and ends."""
+        self._guest.run(f"killall -INT {program}")

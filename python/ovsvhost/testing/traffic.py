@@ -1,0 +1,159 @@
+"""Traffic between two guests, judged inside them: pings counted, files compared byte for byte.
+
+Rates are not measured here: an emulated CPU is the limit, not the switch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.wait import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ovsvhost.testing.guest import Guest
+
+_MIB = 1 << 20
+_COPY_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Address:
+    """What one guest is called on the test network."""
+
+    ipv4: str
+    ipv6: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """The end of a ping."""
+
+    sent: int
+    received: int
+    average_ms: float
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One file copied from guest to guest over TCP."""
+
+    size: int
+    received: int
+    sha256_sent: str
+    sha256_received: str
+    seconds: float
+
+    @property
+    def intact(self) -> bool:
+        """Every byte arrived, and as it was sent."""
+        return self.received == self.size and self.sha256_received == self.sha256_sent
+
+
+def address(number: int) -> Address:
+    """The addresses of the guest with that number, 1..254."""
+    return Address(f"10.0.0.{number}", f"fd00::{number:x}")
+
+
+def bring_up(guest: Guest, number: int, device: str = "eth0") -> Address:
+    """Gives a guest's device its addresses and turns it on."""
+    mine = address(number)
+    guest.run(
+        f"ip addr add {mine.ipv4}/24 dev {device} && ip -6 addr add {mine.ipv6}/64 dev {device} && "
+        f"ip link set {device} up"
+    )
+    return mine
+
+
+def ping(guest: Guest, target: str, *, count: int = 5, interval_s: float = 0.1, size: int = 56) -> Ping:
+    """Pings an IPv4 or IPv6 address from inside a guest; waits at most a second for the last answer."""
+    _, printed = guest.call(
+        f"ping -c {count} -i {interval_s} -s {size} -W 1 {target}", timeout_s=30 + count * (interval_s + 0.5)
+    )
+    return parse_ping(printed)
+
+
+def parse_ping(printed: str) -> Ping:
+    """Reads what busybox's ping printed.
+
+    Raises:
+        RigError: it did not get as far as its summary.
+    """
+    counts = re.search(r"(\d+) packets transmitted, (\d+) packets received", printed)
+    if counts is None:
+        raise RigError(f"ping printed no summary: {printed.strip()}")
+    times = re.search(r"min/avg/max = [\d.]+/([\d.]+)/", printed)
+    return Ping(int(counts[1]), int(counts[2]), float(times[1]) if times else 0.0)
+
+
+class PingStream:
+    """A ping that goes on, with the guest's clock beside every answer: how long a gap in the traffic was.
+
+    Args:
+        guest: who asks.
+        target: the address asked.
+        interval_s: seconds between two questions; an emulated CPU keeps up with 0.02.
+    """
+
+    def __init__(self, guest: Guest, target: str, *, interval_s: float = 0.02) -> None:
+        self._guest = guest
+        self._job = guest.spawn(f"ping -i {interval_s} {target} | ts %.s")
+
+    def answers(self) -> list[float]:
+        """When each answer came, in seconds of the guest's clock."""
+        return [float(line.split()[0]) for line in self._job.output().splitlines() if " bytes from " in line]
+
+    def wait_answers(self, more: int, timeout_s: float = 30) -> None:
+        """Waits until that many answers more than now have come."""
+        wanted = len(self.answers()) + more
+        wait_for(
+            lambda: len(self.answers()) >= wanted,
+            timeout_s=timeout_s,
+            what=f"{more} more pings of {self._guest.name} to be answered",
+            interval_s=0.1,
+        )
+
+    def stop(self) -> list[float]:
+        """Ends it and gives all answers."""
+        self._guest.run("killall -INT ping")
+        self._job.wait()
+        return self.answers()
+
+
+def longest_gap_s(answers: Sequence[float]) -> float:
+    """The longest time without an answer; infinite when there are fewer than two."""
+    return max((later - earlier for earlier, later in pairwise(answers)), default=float("inf"))
+
+
+def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy:
+    """Makes a random file in ``source`` and fetches it from ``target`` over HTTP; both sides hash what they have.
+
+    Args:
+        source: the guest that serves it.
+        target: the guest that fetches it.
+        host: an address of ``source``.
+        size_mib: MiB; both guests hold the file in memory.
+    """
+    source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null")
+    source.run("pidof httpd || httpd -h /var/www")
+    sent = source.run("sha256sum </var/www/file").split()[0]
+    began = time.monotonic()
+    target.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
+    seconds = time.monotonic() - began
+    received = _body(target, "sha256sum").split()[0]
+    size = int(_body(target, "wc -c"))
+    target.run("rm /tmp/fetched")
+    source.run("rm /var/www/file")
+    return Copy(size_mib * _MIB, size, sent, received, seconds)
+
+
+def _body(guest: Guest, command: str) -> str:
+    # The shell reads the header line by line and leaves the body, byte for byte, to the command after it.
+    skip = "while read -r line && [ ${#line} -gt 1 ]; do :; done"
+    return guest.run(f"{{ {skip}; {command}; }} </tmp/fetched")

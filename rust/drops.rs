@@ -1,0 +1,65 @@
+//! Every reason for which a frame is dropped: the one table.
+//!
+//! A reason is a statistic of the port where it happened: `rx_drop_*` on the sender's port, `tx_drop_*` on the
+//! receiver's.
+
+/// Why a frame went no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DropReason {
+    /// Shorter than an Ethernet header.
+    Runt,
+    /// Longer than any frame can be (65 550 bytes).
+    Oversize,
+    /// Asked for an offload that was not negotiated or lies outside the frame.
+    BadOffload,
+    /// From a group address, which nobody has.
+    BadSource,
+    /// To one of the sixteen link-local protocol addresses, without `forward-bpdu`.
+    Reserved,
+    /// The destination is behind the port it came from.
+    SamePort,
+    /// Nobody else is on the bridge, or the receiver's link is down.
+    NoReceiver,
+    /// The port is administratively down.
+    AdminDown,
+    /// Longer than the receiver's MTU allows.
+    MtuExceeded,
+    /// The receiver posted too few buffers.
+    NoBuffer,
+    /// The receiver's buffers are too small for the frame, and it cannot merge them.
+    BufferTooSmall,
+    /// The receiver's ring is broken.
+    RingBroken,
+}
+
+/// How many reasons there are.
+pub const COUNT: usize = 12;
+
+/// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
+pub const TABLE: [(DropReason, &str, bool); COUNT] = [
+    (DropReason::Runt, "runt", true),
+    (DropReason::Oversize, "oversize", true),
+    (DropReason::BadOffload, "bad_offload", true),
+    (DropReason::BadSource, "bad_source", true),
+    (DropReason::Reserved, "reserved", true),
+    (DropReason::SamePort, "same_port", true),
+    (DropReason::NoReceiver, "no_receiver", true),
+    (DropReason::AdminDown, "admin_down", true),
+    (DropReason::MtuExceeded, "mtu_exceeded", false),
+    (DropReason::NoBuffer, "no_buffer", false),
+    (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
+    (DropReason::RingBroken, "ring_broken", false),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_in_the_order_of_the_enum() {
+        for (i, (reason, name, _)) in TABLE.iter().enumerate() {
+            assert_eq!(*reason as usize, i, "{name}");
+        }
+    }
+}

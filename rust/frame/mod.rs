@@ -1,0 +1,5 @@
+//! Total parsing of what travels: every function takes any bytes and answers; none keeps state.
+
+pub mod checksum;
+pub mod ethernet;
+pub mod vnet_hdr;

@@ -1,0 +1,84 @@
+//! Single loads and stores on guest memory.
+//!
+//! All are volatile or atomic, so the compiler neither splits, repeats nor removes one: what was read is what is
+//! judged. Indices are acquire/release, everything else rides on them.
+#![allow(unsafe_code, reason = "guest memory is reached by raw address")]
+
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Loads an index that publishes other memory.
+///
+/// # Safety
+/// `at` is 2-aligned and inside a live guest mapping.
+#[inline]
+pub unsafe fn load_acquire(at: *const u8) -> u16 {
+    // SAFETY: aligned and live by the caller; other threads and processes touch it only as whole u16s or harm themselves.
+    unsafe { AtomicU16::from_ptr(at.cast_mut().cast()) }.load(Ordering::Acquire)
+}
+
+/// Publishes an index after everything written before it.
+///
+/// # Safety
+/// As [`load_acquire`].
+#[inline]
+pub unsafe fn store_release(at: *mut u8, value: u16) {
+    // SAFETY: as in `load_acquire`.
+    unsafe { AtomicU16::from_ptr(at.cast()) }.store(value, Ordering::Release);
+}
+
+/// Loads a plain value once.
+///
+/// # Safety
+/// `at` has room for a `T` inside a live guest mapping; any bits make a `T`.
+#[inline]
+pub unsafe fn load<T: Copy>(at: *const u8) -> T {
+    if at.cast::<T>().is_aligned() {
+        // SAFETY: live by the caller, aligned by the test.
+        unsafe { at.cast::<T>().read_volatile() }
+    } else {
+        // SAFETY: live by the caller.
+        unsafe { at.cast::<T>().read_unaligned() }
+    }
+}
+
+/// Stores a plain value once.
+///
+/// # Safety
+/// As [`load`].
+#[inline]
+pub unsafe fn store<T: Copy>(at: *mut u8, value: T) {
+    if at.cast::<T>().is_aligned() {
+        // SAFETY: live by the caller, aligned by the test.
+        unsafe { at.cast::<T>().write_volatile(value) }
+    } else {
+        // SAFETY: live by the caller.
+        unsafe { at.cast::<T>().write_unaligned(value) }
+    }
+}
+
+/// Stores a value only if the memory holds another one: an unchanged cache line stays shared with the other core.
+///
+/// # Safety
+/// As [`load`].
+#[inline]
+pub unsafe fn store_if_changed(at: *mut u8, value: u64) {
+    // SAFETY: the caller's.
+    if unsafe { load::<u64>(at) } != value {
+        // SAFETY: the caller's.
+        unsafe { store::<u64>(at, value) };
+    }
+}
+
+/// Asks for a line that will be read.
+#[inline]
+pub fn prefetch(at: *const u8) {
+    // SAFETY: a prefetch of any address is a hint and never faults.
+    unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
+}
+
+/// Asks for a line that will be written, so that it arrives owned.
+#[inline]
+pub fn prefetch_write(at: *const u8) {
+    // SAFETY: a prefetch of any address is a hint and never faults; PREFETCHW is a no-op where the core lacks it.
+    unsafe { core::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) };
+}

@@ -1,0 +1,28 @@
+//! Guest memory: which regions a front-end shared, where they are mapped here, and how bytes move.
+//!
+//! ```text
+//!   front-end ──fd──▶ Region (one mmap of one file) ─┐
+//!   front-end ──fd──▶ Region                         ├─▶ GuestMap: immutable, shared by Arc; gpa/uva → Span
+//!   front-end ──fd──▶ Region ────────────────────────┘
+//! ```
+//!
+//! Invariants: a [`Span`] comes only from a translation, so its bytes lie in one mapping of the `GuestMap` it came
+//! from; whoever keeps a span keeps that map's `Arc`. No reference (`&`, `&mut`) into guest memory ever exists: the
+//! guest writes there whenever it likes. A page that the front-end takes away (truncated or punched file) turns into
+//! zeroes by `sigbus` and marks its map broken.
+
+pub mod access;
+pub mod copy;
+mod map;
+mod region;
+pub mod sigbus;
+
+pub use map::{GuestMap, RegionSpec, Span};
+
+/// An address in the guest's physical memory, as descriptors hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+/// An address in the front-end's own address space, as ring addresses are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uva(pub u64);

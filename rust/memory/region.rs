@@ -1,0 +1,90 @@
+//! One region: one mapping of one file that a front-end sent.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use vm_memory::{FileOffset, MmapRegion};
+
+use super::sigbus;
+use crate::error::{Error, Result};
+use crate::sys::file::{self, Backing};
+
+/// A mapped region. The file is mapped from offset 0 (hugetlbfs refuses offsets that are not whole pages), so the
+/// guest's bytes start `offset` into it.
+#[derive(Debug)]
+pub(super) struct Region {
+    // Dropped in this order: out of the SIGBUS table first, then unmapped.
+    guard: sigbus::Guard,
+    mapping: MmapRegion<()>,
+    file: Arc<File>,
+    offset: usize,
+    /// Device and inode: two descriptors of one file are one memory.
+    pub(super) identity: (u64, u64),
+}
+
+impl Region {
+    /// Maps `offset + size` bytes of `file`, after checking that this cannot hang or crash us.
+    pub(super) fn map(file: File, offset: u64, size: u64, allow_file_memory: bool) -> Result<Self> {
+        let kernel = |what: &str, e| Error::kernel(format!("guest memory: {what}"), e);
+        let kind = file::backing(&file).map_err(|e| kernel("cannot tell what its file is (fstatfs)", e))?;
+        let meta = file.metadata().map_err(|e| kernel("cannot stat its file", e))?;
+        if !meta.is_file() {
+            return Err(Error::Peer("guest memory: the descriptor sent is not a file that can be mapped".into()));
+        }
+        if kind == Backing::Other && !allow_file_memory {
+            return Err(Error::Peer(
+                "guest memory is on a file system that may block (not memfd, tmpfs or hugetlbfs); use \
+                 memory-backend-memfd or hugepages, or set options:allow-file-memory=true"
+                    .into(),
+            ));
+        }
+        let end = offset.checked_add(size).filter(|&end| size > 0 && i64::try_from(end).is_ok()).ok_or_else(|| {
+            Error::Peer(format!("guest memory: region of {size} bytes at file offset {offset} is not possible"))
+        })?;
+        if meta.len() < end {
+            return Err(Error::Peer(format!(
+                "guest memory: its file has {} bytes, the region needs {end}; the VMM shared less memory than it announced",
+                meta.len()
+            )));
+        }
+        let page = meta.blksize().max(4096).next_power_of_two();
+        let page = if kind == Backing::Hugetlb { page } else { 4096 };
+        let length = usize::try_from(end.next_multiple_of(page))
+            .map_err(|_| Error::Peer(format!("guest memory: {end} bytes do not fit this address space")))?;
+        let (Ok(offset), Ok(page)) = (usize::try_from(offset), usize::try_from(page)) else {
+            return Err(Error::Bug("guest memory: page size past the address space".into()));
+        };
+        let shared = file.try_clone().map_err(|e| kernel("cannot duplicate its descriptor", e))?;
+        let mapping = MmapRegion::build(
+            Some(FileOffset::new(file, 0)),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+        )
+        .map_err(|e| {
+            Error::Peer(format!("guest memory: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count"))
+        })?;
+        file::keep_private(mapping.as_ptr(), length);
+        let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length, page)
+            .map_err(|e| kernel("cannot guard its mapping", e))?;
+        Ok(Self { guard, mapping, file: Arc::new(shared), offset, identity: (meta.dev(), meta.ino()) })
+    }
+
+    /// Where the region's first byte is mapped here.
+    pub(super) fn host(&self) -> *mut u8 {
+        self.mapping.as_ptr().wrapping_add(self.offset)
+    }
+
+    /// True once a page of it was lost.
+    #[inline]
+    pub(super) fn is_broken(&self) -> bool {
+        self.guard.is_broken()
+    }
+
+    /// True if the file holds no page at all: whoever owns this memory writes somewhere else, which is what QEMU does
+    /// without `share=on`.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.blocks() == 0)
+    }
+}

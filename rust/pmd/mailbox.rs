@@ -1,0 +1,87 @@
+//! How control speaks to a poll thread: rarely, in order, and without ever making it wait.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Topology, TransmitQueue};
+use crate::frame::ethernet::Mac;
+use crate::switch::PortId;
+
+/// What a poll thread can be told.
+#[derive(Debug)]
+pub enum Message {
+    /// Use this from now on; answer when the one before is no longer used.
+    Topology(Arc<Topology>, Sender<()>),
+    /// Poll this queue.
+    Assign(Box<TransmitQueue>),
+    /// Stop polling a queue and give it back, settled; None if it is not here.
+    Release {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// Where to.
+        reply: Sender<Option<Box<TransmitQueue>>>,
+    },
+    /// Announce `mac` into the bridge as if it came in on `port`.
+    Announce {
+        /// The port the address is behind now.
+        port: PortId,
+        /// The address.
+        mac: Mac,
+    },
+    /// Leave; queues still here are dropped.
+    Stop,
+}
+
+/// One thread's inbox.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    pending: AtomicBool,
+    asleep: AtomicBool,
+    messages: Mutex<Vec<Message>>,
+    pub(super) wake: EventFd,
+}
+
+impl Mailbox {
+    pub(super) fn new(wake: EventFd) -> Self {
+        Self { pending: AtomicBool::new(false), asleep: AtomicBool::new(false), messages: Mutex::default(), wake }
+    }
+
+    /// Leaves a message and wakes the thread if it sleeps.
+    pub(super) fn post(&self, message: Message) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        // Pairs with `about_to_sleep`: either the thread sees `pending`, or we see `asleep`.
+        self.pending.store(true, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) {
+            // A full counter wakes as well.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// True if there may be mail. One relaxed load.
+    #[inline]
+    pub(super) fn has_mail(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Takes what is there.
+    pub(super) fn take(&self) -> Vec<Message> {
+        self.pending.store(false, Ordering::SeqCst);
+        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says that the thread is about to sleep; false if mail came in: then do not.
+    pub(super) fn about_to_sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        !self.pending.load(Ordering::SeqCst)
+    }
+
+    /// Says that the thread is up.
+    pub(super) fn awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}

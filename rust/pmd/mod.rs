@@ -1,0 +1,47 @@
+//! Poll-mode-driver threads: who polls which transmitq, when to sleep, how control reaches them.
+//!
+//! ```text
+//!   control ──Message──▶ mailbox ─▶ ┌ thread pmd-c<core> ─────────────────────────────────────┐
+//!                                   │ mailbox → poll owned transmitqs → account → maybe sleep │
+//!   ReceiveSlot ◀── deliver ────────┘      (poll: gather → classify → output → commit)        │
+//! ```
+//!
+//! A transmitq belongs to one thread and moves by message. The topology is immutable and swapped whole: the answer to
+//! the message that carries it means that the thread no longer uses the one before. A sleeping thread is woken by its
+//! mailbox. The loop allocates nothing, locks nothing contended, logs nothing and makes no system call while it moves
+//! frames, other than waking guests that asked to be woken.
+
+mod mailbox;
+mod output;
+mod poll;
+mod sleep;
+mod thread;
+mod topology;
+
+pub use mailbox::Message;
+pub use poll::TransmitQueue;
+pub use thread::{Pmd, PmdStats, Sleep};
+pub use topology::{BridgeView, PortView, ReceiveSlot, Topology};
+
+use crate::ring::RingFault;
+use crate::switch::PortId;
+
+/// A queue that a poll thread had to stop.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// Whose.
+    pub port: PortId,
+    /// Vring index: even = receiveq, odd = transmitq.
+    pub vring: u16,
+    /// What was wrong.
+    pub cause: FaultCause,
+}
+
+/// Who is to blame.
+#[derive(Debug, Clone)]
+pub enum FaultCause {
+    /// The guest or its front-end.
+    Ring(RingFault),
+    /// Us: the text of a panic.
+    Panic(String),
+}

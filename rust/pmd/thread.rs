@@ -1,0 +1,280 @@
+//! The thread itself: its loop, its start and its end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::mailbox::{Mailbox, Message};
+use super::poll::{Forwarder, TransmitQueue};
+use super::sleep::Sleeper;
+use super::{Fault, FaultCause};
+use crate::counters::Counter;
+use crate::error::{Error, Result};
+use crate::switch::PortId;
+use crate::sys::{cpu, tsc};
+
+/// How long a poll thread may take to pass before it is named, and how long a second panic counts as "at once".
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// `pmd-sleep-max`: None is adaptive, 0 never sleeps, else the longest sleep in µs.
+pub type Sleep = Option<u64>;
+
+/// What a thread counts; since its start.
+#[derive(Debug, Default)]
+pub struct PmdStats {
+    /// Frames taken from guests.
+    pub packets: Counter,
+    /// TSC cycles of loops that moved a frame.
+    pub busy_cycles: Counter,
+    /// TSC cycles of the others, sleep excluded.
+    pub idle_cycles: Counter,
+    /// Times it slept.
+    pub sleeps: Counter,
+}
+
+/// A running poll thread, as control sees it.
+#[derive(Debug)]
+pub struct Pmd {
+    /// The core it is pinned to.
+    pub cpu: usize,
+    /// Its counters.
+    pub stats: Arc<PmdStats>,
+    mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Pmd {
+    /// Starts a thread on `cpu`. `started` is the datapath's birth: seconds count from there.
+    ///
+    /// # Errors
+    /// `Config` if this process may not use the core; `Kernel` without eventfd, epoll or thread.
+    pub fn spawn(cpu: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
+        let allowed = cpu::allowed_cpus().map_err(|e| Error::kernel("cannot read the allowed cores", e))?;
+        if !allowed.contains(&cpu) {
+            return Err(Error::Config(format!(
+                "core {cpu} is not one of {allowed:?} that this process may use; change pmd-cpu-mask"
+            )));
+        }
+        let name = format!("pmd-c{cpu}");
+        let wake = EventFd::new(EFD_NONBLOCK).map_err(|e| Error::kernel(format!("{name}: no eventfd"), e))?;
+        let sleeper = Sleeper::new(&wake, sleep).map_err(|e| Error::kernel(format!("{name}: no epoll"), e))?;
+        let (mailbox, stats) = (Arc::new(Mailbox::new(wake)), Arc::new(PmdStats::default()));
+        let mut body = Body {
+            mailbox: Arc::clone(&mailbox),
+            stats: Arc::clone(&stats),
+            queues: Vec::new(),
+            stopped: Vec::new(),
+            forwarder: Forwarder::new(faults.clone()),
+            sleeper,
+            started,
+            next_second: tsc::now(),
+            faults,
+            last_panic: None,
+        };
+        let (pinned, is_pinned) = channel();
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                // The spawner waits for this word.
+                let _ = pinned.send(cpu::pin_to(cpu));
+                body.run();
+            })
+            .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
+        let pmd = Self { cpu, stats, mailbox, thread: Some(thread) };
+        match is_pinned.recv() {
+            Ok(Ok(())) => Ok(pmd),
+            Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
+            Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
+        }
+    }
+
+    /// Leaves a message.
+    pub fn post(&self, message: Message) {
+        self.mailbox.post(message);
+    }
+
+    /// Waits for a thread's answer as long as it takes; calls `late` once if that is more than a second. None if the
+    /// thread is gone.
+    pub fn wait<T>(&self, answer: &std::sync::mpsc::Receiver<T>, late: impl FnOnce(&str)) -> Option<T> {
+        match answer.recv_timeout(PATIENCE) {
+            Ok(value) => Some(value),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                late(&format!("pmd-c{} did not pass within {PATIENCE:?}; still waiting for it", self.cpu));
+                answer.recv().ok()
+            }
+        }
+    }
+
+    /// Takes a queue back, settled. None if the thread does not have it.
+    pub fn release(&self, port: PortId, vring: u16, late: impl FnOnce(&str)) -> Option<Box<TransmitQueue>> {
+        let (reply, answer) = channel();
+        self.post(Message::Release { port, vring, reply });
+        self.wait(&answer, late).flatten()
+    }
+}
+
+impl Drop for Pmd {
+    fn drop(&mut self) {
+        self.post(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the loop itself was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Body {
+    mailbox: Arc<Mailbox>,
+    stats: Arc<PmdStats>,
+    queues: Vec<TransmitQueue>,
+    /// Broken ones, until their session takes them back.
+    stopped: Vec<TransmitQueue>,
+    forwarder: Forwarder,
+    sleeper: Sleeper,
+    started: Instant,
+    next_second: u64,
+    faults: Sender<Fault>,
+    last_panic: Option<Instant>,
+}
+
+impl Body {
+    fn run(&mut self) {
+        let mut before = tsc::now();
+        loop {
+            if self.mailbox.has_mail() && !self.read_mail() {
+                return;
+            }
+            if before >= self.next_second {
+                self.count_seconds(before);
+            }
+            let moved = self.poll_all();
+            let now = tsc::now();
+            let spent = now.wrapping_sub(before);
+            before = now;
+            if moved > 0 {
+                self.stats.packets.add(moved as u64);
+                self.stats.busy_cycles.add(spent);
+                self.sleeper.busy(now);
+            } else {
+                self.stats.idle_cycles.add(spent);
+                if self.sleeper.is_time(now) {
+                    self.sleep();
+                    before = tsc::now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+    }
+
+    fn count_seconds(&mut self, now: u64) {
+        self.forwarder.now_s = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
+        self.next_second = now + 100_000 * tsc::cycles_per_us();
+    }
+
+    #[inline]
+    fn poll_all(&mut self) -> usize {
+        let (mut moved, mut broken) = (0, None);
+        // One guard around the round: a panic names the queue that was being polled.
+        let mut at = 0;
+        let (queues, forwarder) = (&mut self.queues, &mut self.forwarder);
+        let round = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(queue) = queues.get_mut(at) {
+                match forwarder.poll(queue) {
+                    Ok(count) => moved += count,
+                    Err(fault) => {
+                        broken = Some(fault);
+                        return;
+                    }
+                }
+                at += 1;
+            }
+        }));
+        match (round, broken) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(fault)) => self.stop_queue(at, FaultCause::Ring(fault)),
+            (Err(panic), _) => self.after_panic(at, panic.as_ref()),
+        }
+        moved
+    }
+
+    /// Takes queue `at` out of the round and reports it.
+    #[cold]
+    fn stop_queue(&mut self, at: usize, cause: FaultCause) {
+        let queue = self.queues.remove(at);
+        self.sleeper.unwatch(queue.queue.kick());
+        // The receiver of faults lives as long as the datapath.
+        let _ = self.faults.send(Fault { port: queue.port, vring: queue.vring, cause });
+        self.stopped.push(queue);
+    }
+
+    /// A bug of ours stops one queue. A second at once is more than one guest's bad luck: the process ends, and its
+    /// supervisor starts it anew.
+    #[cold]
+    fn after_panic(&mut self, at: usize, panic: &(dyn std::any::Any + Send)) {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        if self.last_panic.is_some_and(|last| last.elapsed() < PATIENCE) {
+            eprintln!("ovsvhost: two queues failed within a second ({text}); ending");
+            std::process::exit(1);
+        }
+        self.last_panic = Some(Instant::now());
+        self.stop_queue(at, FaultCause::Panic(text));
+    }
+
+    /// False when told to leave.
+    #[cold]
+    fn read_mail(&mut self) -> bool {
+        for message in self.mailbox.take() {
+            match message {
+                Message::Topology(topology, done) => {
+                    self.forwarder.adopt(topology);
+                    let _ = done.send(());
+                }
+                Message::Assign(queue) => {
+                    self.sleeper.watch(queue.queue.kick());
+                    self.queues.push(*queue);
+                }
+                Message::Release { port, vring, reply } => {
+                    let _ = reply.send(self.release(port, vring));
+                }
+                Message::Announce { port, mac } => self.forwarder.announce(port, mac),
+                Message::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn release(&mut self, port: PortId, vring: u16) -> Option<Box<TransmitQueue>> {
+        let is_it = |q: &TransmitQueue| (q.port, q.vring) == (port, vring);
+        if let Some(at) = self.queues.iter().position(is_it) {
+            let queue = self.queues.remove(at);
+            self.sleeper.unwatch(queue.queue.kick());
+            return Some(Box::new(queue));
+        }
+        let at = self.stopped.iter().position(is_it)?;
+        Some(Box::new(self.stopped.remove(at)))
+    }
+
+    /// Asks every guest for kicks, looks once more, sleeps, and goes back to polling.
+    #[cold]
+    fn sleep(&mut self) {
+        let mut work = false;
+        for queue in &mut self.queues {
+            work |= queue.queue.enable_kicks();
+        }
+        if !work && self.mailbox.about_to_sleep() {
+            self.stats.sleeps.add(1);
+            self.sleeper.sleep();
+        }
+        self.mailbox.awake();
+        for queue in &mut self.queues {
+            queue.queue.disable_kicks();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a poll thread knows of the world: made by control, never changed, replaced whole.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::counters::QueueCounters;
+use crate::ring::Receiveq;
+use crate::switch::PortId;
+use crate::switch::fdb::Fdb;
+
+/// Every port and bridge, by index.
+#[derive(Debug, Default)]
+pub struct Topology {
+    /// By port id; None where there is no such port.
+    pub ports: Vec<Option<PortView>>,
+    /// By bridge index.
+    pub bridges: Vec<Option<BridgeView>>,
+}
+
+/// A port as the packet path sees it.
+#[derive(Debug, Clone)]
+pub struct PortView {
+    /// Index of its bridge.
+    pub bridge: usize,
+    /// Longest IP packet it takes, bytes.
+    pub mtu: u32,
+    /// `admin_state`.
+    pub admin_up: bool,
+    /// Further attempts with progress when the guest is short of buffers (`tx-retries-max`).
+    pub retries: u32,
+    /// The enabled receiveqs, in order; empty while the guest is away.
+    pub receiveqs: Vec<Arc<ReceiveSlot>>,
+}
+
+/// A bridge as the packet path sees it.
+#[derive(Debug, Clone)]
+pub struct BridgeView {
+    /// Who is where.
+    pub fdb: Arc<Fdb>,
+    /// Ports on it.
+    pub members: Vec<PortId>,
+    /// Whether link-local protocol frames pass.
+    pub forward_bpdu: bool,
+}
+
+/// A receiveq where several threads find it: whoever holds the lock delivers. With one poll thread nobody ever waits.
+#[derive(Debug)]
+pub struct ReceiveSlot {
+    /// None once control took the queue back.
+    pub queue: Mutex<Option<Receiveq>>,
+    /// Whose.
+    pub port: PortId,
+    /// Vring index, even.
+    pub vring: u16,
+    /// Written by whoever holds the lock.
+    pub counters: Arc<QueueCounters>,
+    broken: AtomicBool,
+}
+
+impl ReceiveSlot {
+    /// Makes a queue reachable.
+    pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>) -> Self {
+        Self { queue: Mutex::new(Some(queue)), port, vring, counters, broken: AtomicBool::new(false) }
+    }
+
+    /// True once its ring was found broken.
+    #[inline]
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Marks it; true for the first who does.
+    pub(super) fn mark_broken(&self) -> bool {
+        !self.broken.swap(true, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,291 @@
+//! A guest's transmitq as the switch reads it: gather a burst, and give it back once every copy is made.
+//!
+//! Gathering goes over the burst three times, so that the cache misses of its frames overlap: descriptors, then
+//! indirect tables, then heads. One buffer, header and data in two, and the same two in an indirect table are what
+//! drivers post; all else takes the walk in `chain`.
+#![allow(unsafe_code, reason = "reads the virtio header out of guest memory")]
+
+use std::fs::File;
+
+use super::chain::{Direction, Scratch};
+use super::split::{Desc, INDIRECT, NEXT, SplitRing};
+use super::{Ring, RingFault, feature};
+use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
+use crate::drops::DropReason;
+use crate::frame::ethernet;
+use crate::frame::vnet_hdr::{self, Offload};
+use crate::memory::{Gpa, Span, access};
+
+/// What the first pass found out about one available entry.
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    id: u16,
+    shape: Shape,
+    /// Header, or header and data in one, or the indirect table.
+    first: Span,
+    data: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Header and data in one buffer.
+    One,
+    /// Header in the first buffer, data in the second.
+    Two,
+    /// An indirect table of two, not read yet.
+    Table,
+    /// Anything else: walk it.
+    Other,
+}
+
+/// The queue and its one burst. Belongs to one thread.
+#[derive(Debug)]
+pub struct Transmitq {
+    ring: SplitRing,
+    burst: Burst,
+    header_size: u32,
+    csum: bool,
+    indirect: bool,
+    ahead: Box<[Ahead; MAX_BURST]>,
+    scratch: Scratch,
+}
+
+impl Transmitq {
+    /// Takes a ring over.
+    pub fn new(mut ring: Ring) -> Self {
+        ring.disable_kicks();
+        ring.call();
+        let features = ring.features;
+        let empty = Ahead { id: 0, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
+        Self {
+            burst: Burst::new(std::sync::Arc::clone(&ring.memory)),
+            header_size: header_size(features),
+            csum: features & feature::CSUM != 0,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            ahead: Box::new([empty; MAX_BURST]),
+            scratch: Scratch::new(),
+            ring,
+        }
+    }
+
+    /// Gives the ring back, every burst settled.
+    pub fn into_ring(self) -> Ring {
+        self.ring
+    }
+
+    /// The eventfd that the guest's kicks arrive on.
+    pub fn kick(&self) -> Option<&File> {
+        self.ring.kick()
+    }
+
+    /// The ring, to replace its call descriptor or read its counters.
+    pub fn ring_mut(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    /// The burst gathered last.
+    #[inline]
+    pub fn burst(&self) -> &Burst {
+        &self.burst
+    }
+
+    /// Kicks on, before its thread sleeps; true if work came in meanwhile.
+    pub fn enable_kicks(&mut self) -> bool {
+        self.ring.enable_kicks()
+    }
+
+    /// Kicks off: we poll.
+    pub fn disable_kicks(&mut self) {
+        self.ring.disable_kicks();
+    }
+
+    /// Fills the burst with up to 64 frames. They stay the guest's until [`Self::commit`].
+    ///
+    /// # Errors
+    /// The ring is broken at its next entry. What came before it was gathered by earlier calls.
+    pub fn gather(&mut self) -> Result<usize, RingFault> {
+        self.burst.clear();
+        let ready = self.ring.ready()?;
+        if ready == 0 {
+            return Ok(0);
+        }
+        if self.ring.memory.is_broken() {
+            return Err(RingFault::MemoryLost);
+        }
+        let (count, indirect, mut fault) = self.look_ahead(usize::from(ready).min(MAX_BURST));
+        if indirect {
+            self.open_tables(count);
+        }
+        for i in 0..count {
+            if let Err(e) = self.take(i) {
+                fault = e;
+                break;
+            }
+        }
+        match fault {
+            Some(fault) if self.burst.is_empty() => Err(fault),
+            _ => Ok(self.burst.len()),
+        }
+    }
+
+    /// First pass: heads and descriptors. Gives how many are good, whether any has an indirect table, and what ended it.
+    #[inline]
+    fn look_ahead(&mut self, count: usize) -> (usize, bool, Option<RingFault>) {
+        let mut indirect = false;
+        for (i, slot) in self.ahead.iter_mut().take(count).enumerate() {
+            #[allow(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
+            let (id, desc) = match self.ring.head(i as u16).and_then(|id| Ok((id, self.ring.desc(id)?))) {
+                Ok(found) => found,
+                Err(fault) => return (i, indirect, Some(fault)),
+            };
+            let mut ahead = Ahead { id, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
+            match desc.flags {
+                0 => {
+                    if let Some(span) = self.burst.translate(Gpa(desc.addr), desc.len) {
+                        access::prefetch(span.start);
+                        access::prefetch(span.start.wrapping_add(64));
+                        (ahead.shape, ahead.first) = (Shape::One, span);
+                    }
+                }
+                NEXT if desc.len == self.header_size => {
+                    if let Ok(second) = self.ring.desc(desc.next)
+                        && second.flags == 0
+                        && let Some(first) = self.burst.translate(Gpa(desc.addr), desc.len)
+                        && let Some(data) = self.burst.translate(Gpa(second.addr), second.len)
+                    {
+                        access::prefetch(first.start);
+                        access::prefetch(data.start);
+                        (ahead.shape, ahead.first, ahead.data) = (Shape::Two, first, data);
+                    }
+                }
+                INDIRECT if desc.len == 32 && self.indirect => {
+                    if let Some(table) = self.burst.translate(Gpa(desc.addr), 32) {
+                        access::prefetch(table.start);
+                        (ahead.shape, ahead.first) = (Shape::Table, table);
+                        indirect = true;
+                    }
+                }
+                _ => {}
+            }
+            *slot = ahead;
+        }
+        (count, indirect, None)
+    }
+
+    /// Second pass: indirect tables of header and data become the same two buffers.
+    fn open_tables(&mut self, count: usize) {
+        for ahead in self.ahead.iter_mut().take(count).filter(|a| a.shape == Shape::Table) {
+            ahead.shape = Shape::Other;
+            if let Some((head, tail)) = Desc::in_table(ahead.first, 0).zip(Desc::in_table(ahead.first, 1))
+                && head.flags == NEXT
+                && head.next == 1
+                && head.len == self.header_size
+                && tail.flags == 0
+                && let Some(first) = self.burst.translate(Gpa(head.addr), head.len)
+                && let Some(data) = self.burst.translate(Gpa(tail.addr), tail.len)
+            {
+                access::prefetch(first.start);
+                access::prefetch(data.start);
+                (ahead.shape, ahead.first, ahead.data) = (Shape::Two, first, data);
+            }
+        }
+    }
+
+    /// Third pass, one entry: header judged, head copied. `Ok` when the entry is in the burst, `Err(None)` when the
+    /// burst has no room for its pieces.
+    #[inline]
+    fn take(&mut self, i: usize) -> Result<(), Option<RingFault>> {
+        let Some(&Ahead { id, shape, first, data }) = self.ahead.get(i) else { return Err(None) };
+        let data = match shape {
+            Shape::Two => data,
+            Shape::One if first.len >= self.header_size => {
+                Span { start: first.start.wrapping_add(self.header_size as usize), len: first.len - self.header_size }
+            }
+            _ => return self.take_chain(id),
+        };
+        let raw = Self::header_at(first.start);
+        let (drop, offload) = judge(raw, data.len, self.csum);
+        self.burst.push(id, data, drop, offload);
+        Ok(())
+    }
+
+    #[inline]
+    fn header_at(at: *const u8) -> u128 {
+        // SAFETY: the caller's buffer has at least `header_size` (10 or 12) bytes, kept mapped by the ring's memory.
+        let low = unsafe { access::load::<u64>(at) };
+        // SAFETY: bytes 8 and 9 of the same.
+        let high = unsafe { access::load::<u16>(at.wrapping_add(8)) };
+        u128::from(low) | u128::from(high) << 64
+    }
+
+    #[cold]
+    fn take_chain(&mut self, id: u16) -> Result<(), Option<RingFault>> {
+        self.scratch.spans.clear();
+        let bytes = self.scratch.append_chain(&self.ring, &self.ring.memory, id, Direction::Readable).map_err(Some)?;
+        if bytes < self.header_size {
+            return Err(Some(RingFault::ShortChain));
+        }
+        if self.scratch.spans.len() > self.burst.span_room() {
+            return Err(None);
+        }
+        // The header may lie anywhere in the first pieces: collect it and cut it off.
+        let mut header = [0_u8; 16];
+        let (mut at, mut used, need) = (0, 0, self.header_size as usize);
+        for span in &mut self.scratch.spans {
+            let n = (span.len as usize).min(need - at);
+            // SAFETY: `n` bytes are inside the span, kept mapped by the ring's memory, and inside `header`.
+            unsafe { crate::memory::copy::copy(header.as_mut_ptr().wrapping_add(at), span.start, n) };
+            at += n;
+            #[allow(clippy::cast_possible_truncation, reason = "at most 12")]
+            let cut = n as u32;
+            *span = Span { start: span.start.wrapping_add(n), len: span.len - cut };
+            used += usize::from(span.len == 0);
+            if at == need {
+                break;
+            }
+        }
+        let len = bytes - self.header_size;
+        let raw = u128::from_le_bytes(header) & ((1 << 80) - 1);
+        let (drop, offload) = judge(raw, len, self.csum);
+        let pieces = self.scratch.spans.get(used..).unwrap_or_default();
+        self.burst.push_pieces(id, pieces, len, drop, offload);
+        Ok(())
+    }
+
+    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
+    pub fn commit(&mut self) -> bool {
+        let mut count = 0;
+        for packet in self.burst.packets() {
+            self.ring.put_used(count, packet.id, 0);
+            count += 1;
+        }
+        self.burst.clear();
+        if count == 0 {
+            return false;
+        }
+        self.ring.publish(count);
+        self.ring.notify(count)
+    }
+}
+
+/// What a frame's length and header say about it.
+#[inline]
+fn judge(raw: u128, len: u32, csum: bool) -> (Option<DropReason>, Offload) {
+    if len < ethernet::HEADER_SIZE {
+        return (Some(DropReason::Runt), Offload::default());
+    }
+    if len > MAX_FRAME {
+        return (Some(DropReason::Oversize), Offload::default());
+    }
+    match vnet_hdr::judge(raw, len, csum) {
+        Ok(offload) => (None, offload),
+        Err(drop) => (Some(drop), Offload::default()),
+    }
+}
+
+/// Bytes of the virtio header under these features (virtio 1.2 §5.1.6.1).
+#[inline]
+pub(super) fn header_size(features: u64) -> u32 {
+    let modern = features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0;
+    if modern { 12 } else { 10 }
+}

@@ -1,0 +1,144 @@
+//! Where a frame goes: learning, forwarding, flooding (IEEE 802.1D §7.7).
+
+use super::PortId;
+use super::fdb::{Fdb, Key};
+use crate::burst::HEAD_SIZE;
+use crate::drops::DropReason;
+use crate::frame::ethernet::{self, Mac};
+
+/// A verdict on one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// To one port.
+    Port(PortId),
+    /// To every other port of the bridge.
+    Flood,
+    /// To nobody.
+    Drop(DropReason),
+}
+
+const CACHE: usize = 32;
+
+/// What one transmitq saw last: spares the table most of its lookups. Valid for one generation of the FDB.
+#[derive(Debug)]
+pub struct Cache {
+    generation: u32,
+    /// The last source, and the second in which it was learned.
+    source: (Key, u32),
+    /// Direct-mapped answers for destinations.
+    destinations: [(Key, PortId); CACHE],
+    /// Answers are kept for a second: then ageing gets its say.
+    second: u32,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { generation: 0, source: (Key::NONE, 0), destinations: [(Key::NONE, 0); CACHE], second: u32::MAX }
+    }
+}
+
+impl Cache {
+    /// Call once a burst: drops what may be stale.
+    #[inline]
+    pub fn refresh(&mut self, fdb: &Fdb, now_s: u32) {
+        let generation = fdb.generation();
+        if generation != self.generation || now_s != self.second {
+            *self = Self { generation, second: now_s, ..Self::default() };
+        }
+    }
+
+    /// Learns the source of a frame that came in on `port` and says where the frame goes.
+    #[inline]
+    pub fn classify(
+        &mut self,
+        fdb: &Fdb,
+        port: PortId,
+        head: &[u8; HEAD_SIZE],
+        forward_bpdu: bool,
+        now_s: u32,
+    ) -> (Output, Mac) {
+        let header = ethernet::parse(head);
+        let source = Key::new(header.vlan, header.src);
+        if self.source != (source, now_s) {
+            if header.src.is_group() || header.src.0 == 0 {
+                return (Output::Drop(DropReason::BadSource), header.dst);
+            }
+            fdb.learn(source, port, now_s);
+            self.source = (source, now_s);
+        }
+        (self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s), header.dst)
+    }
+
+    #[inline]
+    fn destination(&mut self, fdb: &Fdb, port: PortId, vlan: u16, dst: Mac, forward_bpdu: bool, now_s: u32) -> Output {
+        if dst.is_group() {
+            return if dst.is_reserved() && !forward_bpdu { Output::Drop(DropReason::Reserved) } else { Output::Flood };
+        }
+        let key = Key::new(vlan, dst);
+        let place = key.low_bits() % CACHE;
+        let found = match self.destinations.get(place) {
+            Some(&(cached, to)) if cached == key => Some(to),
+            _ => {
+                let found = fdb.lookup(key, now_s);
+                if let (Some(to), Some(entry)) = (found, self.destinations.get_mut(place)) {
+                    *entry = (key, to);
+                }
+                found
+            }
+        };
+        match found {
+            Some(to) if to == port => Output::Drop(DropReason::SamePort),
+            Some(to) => Output::Port(to),
+            None => Output::Flood,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(dst: u64, src: u64) -> [u8; HEAD_SIZE] {
+        let mut head = [0; HEAD_SIZE];
+        head[..6].copy_from_slice(&dst.to_be_bytes()[2..]);
+        head[6..12].copy_from_slice(&src.to_be_bytes()[2..]);
+        head
+    }
+
+    fn ask(cache: &mut Cache, fdb: &Fdb, port: PortId, dst: u64, src: u64) -> Output {
+        cache.refresh(fdb, 1);
+        cache.classify(fdb, port, &head(dst, src), false, 1).0
+    }
+
+    #[test]
+    fn unknown_floods_and_known_goes_straight() {
+        let (fdb, mut a, mut b) = (Fdb::new(64, 300), Cache::default(), Cache::default());
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Flood);
+        assert_eq!(ask(&mut b, &fdb, 2, 0x0201, 0x0202), Output::Port(1));
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Port(2));
+    }
+
+    #[test]
+    fn cached_answer_follows_a_move() {
+        let (fdb, mut a, mut c) = (Fdb::new(64, 300), Cache::default(), Cache::default());
+        fdb.learn(Key::new(0, Mac(0x0202)), 2, 1);
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Port(2));
+        ask(&mut c, &fdb, 3, 0x0201, 0x0202);
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Port(3));
+    }
+
+    #[test]
+    fn neighbour_behind_the_same_port_is_not_sent_back() {
+        let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
+        fdb.learn(Key::new(0, Mac(0x0202)), 1, 1);
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Drop(DropReason::SamePort));
+    }
+
+    #[test]
+    fn bpdus_stay_here_and_group_sources_are_refused() {
+        let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(DropReason::Reserved));
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(DropReason::BadSource));
+        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1).0, Output::Flood);
+    }
+}

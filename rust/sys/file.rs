@@ -1,0 +1,49 @@
+//! What kind of file a descriptor that a stranger sent us really is.
+#![allow(unsafe_code, reason = "fstatfs(2) and madvise(2) are not in std")]
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// The file system a memory file lives on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// tmpfs or memfd.
+    Shmem,
+    /// hugetlbfs, or a memfd with `MFD_HUGETLB`.
+    Hugetlb,
+    /// Anything else: a disk, a network, FUSE.
+    Other,
+}
+
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// Asks the kernel which file system `file` is on (`fstatfs(2)`).
+pub fn backing(file: &File) -> io::Result<Backing> {
+    // SAFETY: an all-zero statfs is valid plain data.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open for as long as `file` lives and `stat` is a live statfs.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(match stat.f_type {
+        TMPFS_MAGIC => Backing::Shmem,
+        HUGETLBFS_MAGIC => Backing::Hugetlb,
+        _ => Backing::Other,
+    })
+}
+
+/// True if `file` is an eventfd: anything else as a kick or call could block or surprise a poll thread.
+pub fn is_eventfd(file: &File) -> bool {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+}
+
+/// Keeps a guest mapping out of forks and core dumps. Advice only: a refusal changes nothing that matters.
+pub fn keep_private(start: *mut u8, size: usize) {
+    for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+        // SAFETY: both advices change bookkeeping only and touch no byte; a range that is not mapped gives ENOMEM.
+        let _ = unsafe { libc::madvise(start.cast(), size, advice) };
+    }
+}

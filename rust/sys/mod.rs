@@ -1,0 +1,9 @@
+//! Thin, checked system calls: what std and vmm-sys-util do not wrap. Each file wraps one kernel object.
+
+pub mod cpu;
+pub mod eventfd;
+pub mod file;
+pub mod inotify;
+pub mod numa;
+pub mod socket;
+pub mod tsc;

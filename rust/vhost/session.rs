@@ -1,0 +1,366 @@
+//! One connection, from the first byte to the hang-up.
+//!
+//! The loop reads a message when the socket has one, lets the handler act, answers, and publishes what is now true. A
+//! front-end may stay silent for ever between messages, but not inside one, and it has to read its answers: past
+//! [`PATIENCE`] it is dropped and named.
+//!
+//! What is malformed ends the session. What is well formed and refused (memory that cannot be mapped, a feature never
+//! offered) is answered where the front-end asked to be told, and kept as the port's error; the session goes on, so that
+//! no loop of reconnects follows.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::Error as VhostError;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::Level;
+use super::backend::{Answer, dispatch};
+use super::endpoint::{Control, Port};
+use super::features;
+use super::handler::Handler;
+use super::peer::Peer;
+use super::wire::{self, HEADER_SIZE, Header, Request};
+use crate::error::{Error, Result};
+use crate::sys::socket;
+
+/// How long a front-end may stop inside a message, or leave an answer unread.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a new front-end may say nothing before that is worth a word.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// How long a process that dies may keep its pid after its socket closed.
+const LAST_BREATH: Duration = Duration::from_millis(100);
+
+/// How a session ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// We were told to stop.
+    Stopped,
+    /// The front-end went away between two messages.
+    HungUp,
+    /// The front-end broke the protocol, or its process lives on after it refused our offer; the text says how.
+    Broken(String),
+}
+
+/// What one attempt to read gave.
+enum Step {
+    Message(Header, Vec<u8>, Vec<File>),
+    /// Not whole yet.
+    Wait,
+    HungUp,
+}
+
+/// A message on its way in.
+struct Reader {
+    bytes: Vec<u8>,
+    files: Vec<File>,
+    since: Option<Instant>,
+}
+
+impl Reader {
+    fn new() -> Self {
+        Self { bytes: Vec::with_capacity(HEADER_SIZE + 256), files: Vec::new(), since: None }
+    }
+
+    /// Reads what is there, up to the end of one message.
+    fn step(&mut self, stream: &UnixStream) -> std::result::Result<Step, String> {
+        loop {
+            let header = match self.bytes.first_chunk::<HEADER_SIZE>() {
+                Some(bytes) => Some(wire::header(*bytes).map_err(|e| e.to_string())?),
+                None => None,
+            };
+            let whole = HEADER_SIZE + header.map_or(0, |header| header.size);
+            if let Some(header) = header
+                && self.bytes.len() == whole
+            {
+                let body = self.bytes.split_off(HEADER_SIZE);
+                self.bytes.clear();
+                self.since = None;
+                return Ok(Step::Message(header, body, std::mem::take(&mut self.files)));
+            }
+            let had = self.bytes.len();
+            self.bytes.resize(whole, 0);
+            let received = socket::receive(stream, &mut self.bytes[had..]);
+            self.bytes.truncate(had + received.as_ref().map_or(0, |received| received.bytes));
+            let received = match received {
+                Ok(received) => received,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(Step::Wait),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return self.hung_up(),
+                Err(e) => return Err(format!("its socket cannot be read: {e}")),
+            };
+            self.since.get_or_insert_with(Instant::now);
+            self.files.extend(received.files);
+            if received.lost_files || self.files.len() > wire::FILES_MAX {
+                return Err(format!(
+                    "it sent more than {} file descriptors in one message, or this process has no room for more \
+                     (ulimit -n)",
+                    wire::FILES_MAX
+                ));
+            }
+            if received.bytes == 0 {
+                return self.hung_up();
+            }
+        }
+    }
+
+    fn hung_up(&self) -> std::result::Result<Step, String> {
+        if self.bytes.is_empty() { Ok(Step::HungUp) } else { Err(format!("it hung up {}", self.place())) }
+    }
+
+    /// Where in a message the front-end is.
+    fn place(&self) -> String {
+        match self.bytes.first_chunk::<HEADER_SIZE>().map(|bytes| wire::header(*bytes)) {
+            Some(Ok(header)) => {
+                let got = self.bytes.len() - HEADER_SIZE;
+                format!("in the middle of {} ({got} of {} bytes of payload)", wire::name(header.code), header.size)
+            }
+            _ => format!("in the middle of a message header ({} of {HEADER_SIZE} bytes)", self.bytes.len()),
+        }
+    }
+}
+
+/// One session and all that belongs to it.
+pub(super) struct Session<'a> {
+    port: &'a Arc<Port>,
+    control: &'a Control,
+    stream: UnixStream,
+    peer: Peer,
+    handler: Handler,
+    reader: Reader,
+    began: Instant,
+    /// The front-end said something.
+    spoke: bool,
+    /// The silence was already named.
+    silent: bool,
+}
+
+const CONTROL: u64 = 0;
+const STREAM: u64 = 1;
+const RIVAL: u64 = 2;
+
+impl<'a> Session<'a> {
+    /// Takes a connected, non-blocking stream.
+    pub(super) fn new(port: &'a Arc<Port>, control: &'a Control, stream: UnixStream) -> Result<Self> {
+        let peer = Peer::of(&stream)?;
+        let handler = Handler::new(Arc::clone(port), peer.clone());
+        let began = Instant::now();
+        let reader = Reader::new();
+        Ok(Self { port, control, stream, peer, handler, reader, began, spoke: false, silent: false })
+    }
+
+    /// Serves until the end. Front-ends that come to `listener` meanwhile are turned away.
+    pub(super) fn run(mut self, listener: Option<&UnixListener>) -> Result<End> {
+        let path = self.port.path();
+        self.event(Level::Info, "connected", format!("{} is connected through '{path}'", self.peer));
+        self.publish();
+        let end = self.serve(listener);
+        let judging = self.handler.is_judging_features();
+        self.handler.end();
+        let end = match end? {
+            End::HungUp if judging && !self.peer.exits_within(LAST_BREATH) => End::Broken(format!(
+                "{} hung up after it saw the features on offer: it needs one that is not there, such as one its guest \
+                 negotiated with another switch; on offer are {}",
+                self.peer,
+                features::names(features::VIRTIO)
+            )),
+            End::Broken(text) => End::Broken(format!("{} broke the vhost-user protocol: {text}", self.peer)),
+            end => end,
+        };
+        match &end {
+            End::Broken(text) => self.event(Level::Error, "peer_error", format!("{}: {text}", self.port.name)),
+            End::HungUp | End::Stopped => {
+                self.event(Level::Info, "disconnected", format!("{} is disconnected from '{path}'", self.peer));
+            }
+        }
+        Ok(end)
+    }
+
+    fn serve(&mut self, listener: Option<&UnixListener>) -> Result<End> {
+        let epoll = self.epoll(listener)?;
+        let mut events = [EpollEvent::default(); 3];
+        loop {
+            let ready = match epoll.wait(self.wait_ms(), &mut events) {
+                Ok(ready) => ready,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => 0,
+                Err(e) => return Err(Error::kernel("cannot wait for a vhost-user socket (epoll)", e)),
+            };
+            let is_ready = |which| events.iter().take(ready).any(|event| event.data() == which);
+            if is_ready(CONTROL) {
+                self.control.acknowledge();
+            }
+            if self.control.is_stopping() {
+                return Ok(End::Stopped);
+            }
+            self.take_faults();
+            if is_ready(STREAM)
+                && let Some(end) = self.read_all()
+            {
+                return Ok(end);
+            }
+            if is_ready(RIVAL) {
+                self.turn_away(listener);
+            }
+            if let Some(end) = self.look_at_the_clock() {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Stops what a poll thread found broken. Done before each message, so that no fault outlives its ring and hits the
+    /// next one of that vring.
+    fn take_faults(&mut self) {
+        for (vring, reason) in self.control.take_faults() {
+            self.handler.fail_vring(vring, &reason);
+            self.publish();
+        }
+    }
+
+    fn epoll(&self, listener: Option<&UnixListener>) -> Result<Epoll> {
+        let kernel = |e| Error::kernel("cannot set up waiting for a vhost-user socket (epoll)", e);
+        let epoll = Epoll::new().map_err(kernel)?;
+        let add = |fd, which| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, which));
+        add(self.control.as_raw_fd(), CONTROL).map_err(kernel)?;
+        add(self.stream.as_raw_fd(), STREAM).map_err(kernel)?;
+        if let Some(listener) = listener {
+            add(listener.as_raw_fd(), RIVAL).map_err(kernel)?;
+        }
+        Ok(epoll)
+    }
+
+    /// When the clock has to be looked at next.
+    fn wait_ms(&self) -> i32 {
+        let deadline = match self.reader.since {
+            Some(since) => Some(since + PATIENCE),
+            None if !self.spoke && !self.silent => Some(self.began + SILENCE),
+            None => None,
+        };
+        deadline.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        })
+    }
+
+    fn look_at_the_clock(&mut self) -> Option<End> {
+        if self.reader.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
+            let place = self.reader.place();
+            return Some(End::Broken(format!("it stopped {place} and said no more for {} s", PATIENCE.as_secs())));
+        }
+        if !self.spoke && !self.silent && self.began.elapsed() >= SILENCE {
+            self.silent = true;
+            self.publish();
+        }
+        None
+    }
+
+    /// Handles every message that is there; Some at the end of the session.
+    fn read_all(&mut self) -> Option<End> {
+        loop {
+            match self.reader.step(&self.stream) {
+                Ok(Step::Message(header, body, files)) => {
+                    self.spoke = true;
+                    self.take_faults();
+                    if let Err(text) = self.handle(header, &body, files) {
+                        return Some(End::Broken(text));
+                    }
+                    self.publish();
+                    // A front-end that never stops talking does not keep us from being stopped.
+                    if self.control.is_stopping() {
+                        return Some(End::Stopped);
+                    }
+                }
+                Ok(Step::Wait) => return None,
+                Ok(Step::HungUp) => return Some(End::HungUp),
+                Err(text) => return Some(End::Broken(text)),
+            }
+        }
+    }
+
+    fn handle(&mut self, header: Header, body: &[u8], files: Vec<File>) -> std::result::Result<(), String> {
+        let request = wire::request(header, body, files).map_err(|e| e.to_string())?;
+        let unserved = matches!(request, Request::Unserved(_));
+        let code = header.code;
+        let answered = dispatch(&mut self.handler, header, request);
+        let wants_answer = header.need_reply && self.handler.acknowledges();
+        match answered {
+            Ok(Answer::Number(value)) => self.answer(&wire::reply_number(code, value)),
+            Ok(Answer::Vring(state)) => self.answer(&wire::reply_vring(code, state)),
+            Ok(Answer::Done) if wants_answer => self.answer(&wire::reply_number(code, 0)),
+            Ok(Answer::Done) => Ok(()),
+            Err(e) => {
+                let text = refusal(e);
+                if unserved && !wants_answer {
+                    // It may wait for an answer of a shape we do not know.
+                    return Err(text);
+                }
+                let name = wire::name(code);
+                self.event(Level::Error, "peer_error", format!("{}: {name} is refused: {text}", self.port.name));
+                if wants_answer { self.answer(&wire::reply_number(code, 1)) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn answer(&self, bytes: &[u8]) -> std::result::Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match socket::send(&self.stream, rest) {
+                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    // In slices, so that a stop is not kept waiting by a front-end that does not read.
+                    let slice = left.min(Duration::from_millis(100));
+                    let _ = socket::wait_for(&self.stream, libc::POLLOUT, slice);
+                    if left.is_zero() || self.control.is_stopping() {
+                        return Err(format!("it did not read an answer within {} s", PATIENCE.as_secs()));
+                    }
+                }
+                Err(e) => return Err(format!("it hung up before it read an answer ({e})")),
+            }
+        }
+        Ok(())
+    }
+
+    fn turn_away(&self, listener: Option<&UnixListener>) {
+        let Some(Ok((rival, _))) = listener.map(UnixListener::accept) else { return };
+        let who = Peer::of(&rival).map_or_else(|_| "another process".into(), |peer| peer.to_string());
+        let text = format!(
+            "{}: {who} is turned away from '{}', which serves {}; a socket serves one front-end at a time",
+            self.port.name,
+            self.port.path(),
+            self.peer
+        );
+        self.event(Level::Warning, "notice", text);
+    }
+
+    fn publish(&self) {
+        let mut state = self.handler.state();
+        if self.silent && !self.spoke {
+            state.problem = Some(format!(
+                "{} accepted the connection through '{}' but has said nothing; it may serve another back-end on this \
+                 socket, or hang",
+                self.peer,
+                self.port.path()
+            ));
+        }
+        self.control.publish_session(state);
+    }
+
+    fn event(&self, level: Level, kind: &'static str, text: String) {
+        self.port.link.event(level, kind, text);
+    }
+}
+
+/// What a refusal says, taken out of the error of the `vhost` crate that carried it.
+fn refusal(error: VhostError) -> String {
+    match error {
+        VhostError::ReqHandlerError(inner) => inner.to_string(),
+        other => other.to_string(),
+    }
+}

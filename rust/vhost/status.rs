@@ -1,0 +1,136 @@
+//! What a port's endpoint looks like at one moment, in the words of Open vSwitch's Interface `status`.
+//!
+//! The session thread publishes a new [`Snapshot`] after every message; readers never wait for it.
+
+use std::collections::BTreeMap;
+
+use super::peer::Peer;
+
+/// One moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Snapshot {
+    /// The session, while there is one.
+    pub(super) session: Option<SessionState>,
+    /// What the endpoint waits for while there is none.
+    pub(super) waiting_for: Option<String>,
+    /// Why the link is down or degraded, with the cure.
+    pub(super) error: Option<String>,
+}
+
+/// A session at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct SessionState {
+    pub(super) peer: Peer,
+    /// Virtio features accepted, once they were.
+    pub(super) features: Option<u64>,
+    pub(super) numa: u32,
+    /// Elements of each vring, 0 if it was not told.
+    pub(super) vring_sizes: Vec<u32>,
+    /// Live transmitqs: we receive from them.
+    pub(super) n_rxq: usize,
+    /// Live receiveqs: we transmit into them.
+    pub(super) n_txq: usize,
+    /// Bytes; what the front-end said in `NET_SET_MTU`.
+    pub(super) guest_mtu: Option<u16>,
+    pub(super) link_up: bool,
+    pub(super) waiting_for: Option<String>,
+    pub(super) problem: Option<String>,
+}
+
+impl Snapshot {
+    pub(super) fn is_link_up(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.link_up)
+    }
+
+    /// The Interface's `status` column. `mtu` is the port's, in bytes.
+    pub(super) fn to_map(&self, mode: &str, path: &str, mtu: u16) -> BTreeMap<String, String> {
+        let mut map = BTreeMap::new();
+        let mut put = |key: &str, value: String| {
+            map.insert(key.to_owned(), value);
+        };
+        put("mode", mode.to_owned());
+        put("status", if self.session.is_some() { "connected" } else { "disconnected" }.to_owned());
+        let waiting_for = self.session.as_ref().map_or(&self.waiting_for, |session| &session.waiting_for);
+        if let Some(waiting_for) = waiting_for {
+            put("waiting-for", waiting_for.clone());
+        }
+        let Some(session) = &self.session else { return map };
+        put("socket", path.to_owned());
+        put("features", format!("0x{:016x}", session.features.unwrap_or(0)));
+        put("mtu", mtu.to_string());
+        put("numa", session.numa.to_string());
+        put("num_of_vrings", session.vring_sizes.len().to_string());
+        for (vring, size) in session.vring_sizes.iter().enumerate() {
+            put(&format!("vring_{vring}_size"), size.to_string());
+        }
+        put("n_rxq", session.n_rxq.to_string());
+        put("n_txq", session.n_txq.to_string());
+        put("peer-pid", session.peer.pid.to_string());
+        put("peer-uid", session.peer.uid.to_string());
+        put("peer-program", session.peer.program.clone());
+        if let Some(guest) = session.guest_mtu.filter(|&guest| guest != mtu) {
+            put("mtu-mismatch", format!("the guest was given {guest}, the port has {mtu}; set mtu_request or host_mtu"));
+        }
+        map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> SessionState {
+        SessionState {
+            peer: Peer { pid: 42, uid: 7, program: "qemu".into() },
+            features: Some(0x1_2000_8000),
+            numa: 0,
+            vring_sizes: vec![256, 512],
+            n_rxq: 1,
+            n_txq: 1,
+            guest_mtu: Some(1500),
+            link_up: true,
+            waiting_for: None,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn a_session_is_shown_with_the_keys_of_open_vswitch() {
+        let snapshot = Snapshot { session: Some(session()), ..Snapshot::default() };
+        let map = snapshot.to_map("client", "/run/s", 1500);
+        let want = [
+            ("features", "0x0000000120008000"),
+            ("mode", "client"),
+            ("mtu", "1500"),
+            ("n_rxq", "1"),
+            ("n_txq", "1"),
+            ("num_of_vrings", "2"),
+            ("numa", "0"),
+            ("peer-pid", "42"),
+            ("peer-program", "qemu"),
+            ("peer-uid", "7"),
+            ("socket", "/run/s"),
+            ("status", "connected"),
+            ("vring_0_size", "256"),
+            ("vring_1_size", "512"),
+        ];
+        let got: Vec<(&str, &str)> = map.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn an_mtu_that_differs_from_the_guests_is_named() {
+        let snapshot = Snapshot { session: Some(session()), ..Snapshot::default() };
+        let map = snapshot.to_map("client", "/run/s", 9000);
+        assert!(map["mtu-mismatch"].starts_with("the guest was given 1500, the port has 9000"));
+    }
+
+    #[test]
+    fn without_a_session_it_says_what_it_waits_for() {
+        let snapshot = Snapshot { waiting_for: Some("a socket".into()), ..Snapshot::default() };
+        let map = snapshot.to_map("server", "/run/s", 1500);
+        let keys: Vec<&str> = map.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["mode", "status", "waiting-for"]);
+        assert_eq!(map["status"], "disconnected");
+    }
+}

@@ -1,0 +1,133 @@
+//! What the front-end said about one vring, and what it still has to say before the vring can start.
+//!
+//! ```text
+//!   size ─┐
+//!   addr ─┼─ + memory + features ─▶ ready ── kick ──▶ started ── enabled ──▶ live: with the PortLink
+//!   base ─┘                                  ◀─ GET_VRING_BASE ──
+//! ```
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::VhostUserVringAddr;
+
+use super::features::PROTOCOL_FEATURES;
+use crate::error::{Error, Result};
+use crate::memory::GuestMap;
+use crate::ring::{Ring, RingConfig};
+use crate::sys::{eventfd::Notifier, file, socket};
+
+/// Whether the vring is started, and how we learn that the driver added buffers.
+#[derive(Debug, Default)]
+pub(super) enum Kick {
+    /// Not started.
+    #[default]
+    Stopped,
+    /// Started without a descriptor: look now and then.
+    Timer,
+    /// Started; an eventfd tells.
+    Eventfd(File),
+}
+
+/// One vring as configured.
+#[derive(Default)]
+pub(super) struct Vring {
+    /// Elements, 0 until told.
+    pub(super) size: u32,
+    pub(super) addr: Option<VhostUserVringAddr>,
+    /// Where to start; after a stop, where it stopped.
+    pub(super) base: u16,
+    pub(super) kick: Kick,
+    pub(super) call: Option<File>,
+    pub(super) err: Option<File>,
+    /// What `SET_VRING_ENABLE` said, if it was sent.
+    pub(super) enable: Option<bool>,
+    /// The `PortLink` has it.
+    pub(super) live: bool,
+    /// It was live when the log was last told.
+    pub(super) reported: bool,
+    /// Why it cannot run until the front-end sets it up anew.
+    pub(super) fault: Option<String>,
+}
+
+/// `receiveq 0` for vring 0, `transmitq 0` for vring 1, and so on.
+pub(super) fn name(vring: usize) -> String {
+    let kind = if is_receiveq(vring) { "receiveq" } else { "transmitq" };
+    format!("{kind} {}", vring / 2)
+}
+
+/// True for a queue that the guest receives from.
+pub(super) fn is_receiveq(vring: usize) -> bool {
+    vring.is_multiple_of(2)
+}
+
+/// Takes a descriptor that must be an eventfd.
+///
+/// # Errors
+/// `Peer` for any other kind: waiting on it or writing to it could block or surprise a poll thread.
+pub(super) fn eventfd(what: &str, vring: usize, file: Option<File>) -> Result<Option<File>> {
+    match file {
+        Some(file) if !file::is_eventfd(&file) => {
+            let name = name(vring);
+            Err(Error::Peer(format!("{name}: its {what} descriptor is not an eventfd; the front-end must send one")))
+        }
+        file => Ok(file),
+    }
+}
+
+impl Vring {
+    /// The message that has to come before the vring is started; None once it is.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        if self.size == 0 {
+            Some("SET_VRING_NUM")
+        } else if self.addr.is_none() {
+            Some("SET_VRING_ADDR")
+        } else if matches!(self.kick, Kick::Stopped) {
+            Some("SET_VRING_KICK")
+        } else {
+            None
+        }
+    }
+
+    /// True if the vring may be processed once started. Without protocol features there is no message to enable it.
+    pub(super) fn is_enabled(&self, features: u64) -> bool {
+        self.enable.unwrap_or(features & PROTOCOL_FEATURES == 0)
+    }
+
+    /// Makes the ring, with descriptors of its own.
+    pub(super) fn activate(&self, memory: &Arc<GuestMap>, features: u64) -> Result<Ring> {
+        let addr = self.addr.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
+        let config = RingConfig {
+            size: self.size,
+            desc_uva: addr.descriptor,
+            avail_uva: addr.available,
+            used_uva: addr.used,
+            base: self.base,
+            features,
+        };
+        let kick = match &self.kick {
+            Kick::Eventfd(file) => Some(duplicate(file)?),
+            Kick::Timer | Kick::Stopped => None,
+        };
+        let call = self.call.as_ref().map(duplicate).transpose()?;
+        config.activate(memory, kick, call)
+    }
+
+    /// Tells the front-end through the error descriptor, if it gave one, that the vring broke.
+    pub(super) fn signal_error(&self) {
+        let Some(err) = &self.err else { return };
+        // A peer can make the write block by filling the counter: one that is full already tells.
+        let writable = socket::wait_for(err, libc::POLLOUT, std::time::Duration::ZERO);
+        if let (Ok(true), Ok(notifier)) = (writable, duplicate(err).and_then(Notifier::new)) {
+            notifier.notify();
+        }
+    }
+}
+
+/// A second descriptor of the same eventfd.
+pub(super) fn duplicate(file: &File) -> Result<File> {
+    file.try_clone().map_err(|e| {
+        let what = "cannot duplicate a kick, call or err descriptor; raise RLIMIT_NOFILE (ulimit -n)";
+        Error::kernel(what, e)
+    })
+}

@@ -1,0 +1,3 @@
+"""Every test may use the rig: guests, peers and the daemon as a process."""
+
+pytest_plugins = ["ovsvhost.testing"]

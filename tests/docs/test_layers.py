@@ -1,0 +1,64 @@
+"""The tree keeps to the tables of ARCHITECTURE.md: who may use whom."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "ARCHITECTURE.md").read_text()
+CORE_TEXT, PYTHON_TEXT = TEXT.split("## The Python layer")
+#: Room of the core -> rooms it may use, as the document says.
+ROOMS = {
+    room: set(re.findall(r"`(\w+)`", may))
+    for room, may in re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", CORE_TEXT, re.MULTILINE)
+}
+#: Python modules that may import the extension.
+CORE_USERS = {
+    module
+    for modules, may in re.findall(r"^\| (`[^|]*`) \| [^|]* \| (yes|no) \|$", PYTHON_TEXT, re.MULTILINE)
+    for module in re.findall(r"`(\w+)`", modules)
+    if may == "yes"
+}
+
+
+def rust_files(room: str) -> list[Path]:
+    return sorted((ROOT / "rust" / room).rglob("*.rs"))
+
+
+def without_tests(source: str) -> str:
+    return source.split("#[cfg(test)]", maxsplit=1)[0]
+
+
+def test_every_room_of_the_tree_stands_in_the_table() -> None:
+    rooms = {path.name for path in (ROOT / "rust").iterdir() if path.is_dir()} - {"tests"}
+    assert rooms == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_room_uses_only_what_the_table_allows(room: str) -> None:
+    for path in rust_files(room):
+        used = set(re.findall(r"\bcrate::(\w+)", without_tests(path.read_text()))) - {room}
+        assert used <= ROOMS[room], f"{path.relative_to(ROOT)} uses {sorted(used - ROOMS[room])}"
+
+
+def test_unsafe_code_lives_in_its_rooms() -> None:
+    allowed = {"sys", "memory", "ring", "burst", "testing"}
+    for path in (ROOT / "rust").rglob("*.rs"):
+        if re.search(r"allow\(unsafe_code", path.read_text()):
+            room = path.relative_to(ROOT / "rust").parts[0]
+            assert room in allowed, f"{path.relative_to(ROOT)} may not hold unsafe code"
+
+
+def test_only_apply_and_observed_touch_the_extension() -> None:
+    assert {"apply", "observed"} == CORE_USERS
+    for path in (ROOT / "python/ovsvhost").rglob("*.py"):
+        module = path.relative_to(ROOT / "python/ovsvhost").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            source = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            touches = "_core" in names or any(part.endswith("_core") for part in [source, *names])
+            assert not touches or module in CORE_USERS, f"{path.relative_to(ROOT)} imports the extension"

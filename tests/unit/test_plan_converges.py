@@ -1,0 +1,171 @@
+"""The plan against a naive model of the datapath: whatever is there and whatever is wanted, one pass gets there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ovsvhost.model import Bridge, Desired, Port
+from ovsvhost.observed import Observed
+from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, SetPort, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ovsvhost.plan import Action
+
+KEYS = st.sampled_from(["k1", "k2"])
+PORT_NAMES = ["p0", "p1", "p2", "p3"]
+
+
+@st.composite
+def desired(draw: st.DrawFn) -> Desired:
+    names = draw(st.lists(st.sampled_from(["br0", "br1", "br2"]), unique=True))
+    ports: dict[str, list[Port]] = {name: [] for name in names}
+    sockets = draw(st.permutations(["/s/0", "/s/1", "/s/2", "/s/3"]))
+    for number, name in enumerate(draw(st.lists(st.sampled_from(PORT_NAMES), unique=True)) if names else []):
+        port = Port(
+            key=draw(KEYS),
+            name=name,
+            type=draw(st.sampled_from(["dpdkvhostuserclient", "dpdkvhostuser"])),
+            socket=sockets[number],
+            ofport=number + draw(st.sampled_from([1, 10])),
+            mtu=draw(st.sampled_from([None, 1500, 9000])),
+            tx_retries_max=draw(st.sampled_from([0, 8])),
+            socket_mode=draw(st.sampled_from([0o600, 0o660])),
+        )
+        on = ports[draw(st.sampled_from(names))]
+        if all(other.ofport != port.ofport for other in on):
+            on.append(port)
+    return Desired(
+        tuple(
+            Bridge(
+                key=draw(KEYS), name=name, mac_aging_time_s=draw(st.sampled_from([15, 300])), ports=tuple(ports[name])
+            )
+            for name in names
+        )
+    )
+
+
+class NaiveDatapath:
+    """What the actions mean, with every precondition that the real one has."""
+
+    def __init__(self) -> None:
+        self.bridges: dict[str, Bridge] = {}
+        self.ports: dict[str, tuple[str, Port]] = {}
+
+    def carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            self._one(action)
+
+    def _one(self, action: Action) -> None:
+        match action:
+            case DelPort(key=key, name=name):
+                assert self.ports.pop(name)[1].key == key
+            case DelBridge(key=key, name=name):
+                assert all(bridge != name for bridge, _ in self.ports.values()), "a bridge went with ports on it"
+                assert self.bridges.pop(name).key == key
+            case AddBridge(bridge=bridge):
+                assert bridge.name not in self.bridges
+                assert not bridge.ports
+                self.bridges[bridge.name] = bridge
+            case SetBridge(bridge=bridge):
+                assert self.bridges[bridge.name].key == bridge.key
+                self.bridges[bridge.name] = bridge
+            case AddPort(bridge=on, port=port):
+                assert on in self.bridges
+                assert port.name not in self.ports
+                assert port.socket not in {other.socket for _, other in self.ports.values()}
+                assert (on, port.ofport) not in {(bridge, other.ofport) for bridge, other in self.ports.values()}
+                self.ports[port.name] = (on, replace(port, mtu=port.mtu or 1500))
+            case SetPort(port=port, mtu=mtu, tx_retries_max=retries):
+                on, now = self.ports[port.name]
+                assert now.key == port.key
+                now = replace(now, mtu=now.mtu if mtu is None else mtu)
+                self.ports[port.name] = (
+                    on,
+                    replace(now, tx_retries_max=now.tx_retries_max if retries is None else retries),
+                )
+
+    def observed(self) -> Observed:
+        return Observed(dict(self.bridges), dict(self.ports))
+
+
+def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
+    assert datapath.bridges == {bridge.name: replace(bridge, ports=()) for bridge in wanted.bridges}
+    assert {name: on for name, (on, _) in datapath.ports.items()} == {
+        port.name: bridge.name for bridge in wanted.bridges for port in bridge.ports
+    }
+    for bridge in wanted.bridges:
+        for port in bridge.ports:
+            _, now = datapath.ports[port.name]
+            assert now == (port if port.mtu is not None else replace(port, mtu=now.mtu))
+
+
+@given(st.lists(desired(), min_size=1, max_size=4))
+def test_carrying_a_plan_out_gives_what_was_wanted_and_the_next_plan_is_empty(history: list[Desired]) -> None:
+    datapath = NaiveDatapath()
+    for wanted in history:
+        datapath.carry_out(plan(wanted, datapath.observed()))
+        assert_is(datapath, wanted)
+        assert plan(wanted, datapath.observed()) == ()
+
+
+@given(desired(), st.data())
+def test_a_plan_that_broke_off_anywhere_is_finished_by_the_next_one(wanted: Desired, data: st.DataObject) -> None:
+    datapath = NaiveDatapath()
+    actions = plan(wanted, datapath.observed())
+    datapath.carry_out(actions[: data.draw(st.integers(0, len(actions)))])
+    datapath.carry_out(plan(wanted, datapath.observed()))
+    assert_is(datapath, wanted)
+
+
+PORT = Port(key="p", name="v0", type="dpdkvhostuserclient", socket="/s/v0", ofport=1)
+OTHER = Port(key="q", name="v1", type="dpdkvhostuserclient", socket="/s/v1", ofport=2)
+BRIDGE = Bridge(key="b", name="br0")
+
+
+def there(*ports: Port) -> Observed:
+    return Observed({"br0": BRIDGE}, {port.name: ("br0", port) for port in ports})
+
+
+def wanting(*ports: Port) -> Desired:
+    return Desired((replace(BRIDGE, ports=ports),))
+
+
+def test_mtu_and_retries_change_with_the_guest_attached() -> None:
+    changed = replace(PORT, mtu=9000, tx_retries_max=0)
+    assert plan(wanting(changed), there(PORT)) == (SetPort(changed, 9000, 0),)
+
+
+def test_an_mtu_that_was_refused_leaves_the_old_one() -> None:
+    assert plan(wanting(replace(PORT, mtu=None)), there(replace(PORT, mtu=9000))) == ()
+
+
+def test_a_new_socket_makes_a_new_port_and_leaves_its_neighbour_alone() -> None:
+    moved = replace(PORT, socket="/s/new")
+    assert plan(wanting(moved, OTHER), there(PORT, OTHER)) == (DelPort("p", "v0"), AddPort("br0", moved))
+
+
+def test_two_ports_that_swap_sockets_are_both_deleted_before_either_is_added() -> None:
+    first, second = replace(PORT, socket=OTHER.socket), replace(OTHER, socket=PORT.socket)
+    kinds = [type(action) for action in plan(wanting(first, second), there(PORT, OTHER))]
+    assert kinds == [DelPort, DelPort, AddPort, AddPort]
+
+
+def test_a_bridge_of_the_same_name_and_another_key_is_built_anew_with_its_ports() -> None:
+    again = replace(BRIDGE, key="another")
+    assert plan(Desired((replace(again, ports=(PORT,)),)), there(PORT)) == (
+        DelPort("p", "v0"),
+        DelBridge("b", "br0"),
+        AddBridge(again),
+        AddPort("br0", PORT),
+    )
+
+
+def test_a_bridge_setting_changes_live() -> None:
+    changed = replace(BRIDGE, mac_table_size=100)
+    assert plan(Desired((replace(changed, ports=(PORT,)),)), there(PORT)) == (SetBridge(changed),)
