@@ -15,6 +15,7 @@ use super::{Fault, FaultCause};
 use crate::counters::Counter;
 use crate::error::{Error, Result};
 use crate::switch::PortId;
+use crate::sys::eventfd::Notifier;
 use crate::sys::{cpu, tsc};
 
 /// How long a poll thread may take to pass before it is named, and how long a second panic counts as "at once".
@@ -243,11 +244,26 @@ impl Body {
                 Message::Release { port, vring, reply } => {
                     let _ = reply.send(self.release(port, vring));
                 }
+                Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Stop => return false,
             }
         }
         true
+    }
+
+    fn set_call(&mut self, port: PortId, vring: u16, call: Option<Notifier>) {
+        let mut queues = self.queues.iter_mut().chain(&mut self.stopped);
+        if let Some(queue) = queues.find(|q| (q.port, q.vring) == (port, vring)) {
+            return queue.queue.ring_mut().set_call(call);
+        }
+        let view = self.forwarder.topology.ports.get(usize::from(port)).and_then(Option::as_ref);
+        if let Some(slot) = view.and_then(|v| v.receiveqs.iter().find(|slot| slot.vring == vring))
+            && let Ok(mut guard) = slot.queue.lock()
+            && let Some(queue) = guard.as_mut()
+        {
+            queue.ring_mut().set_call(call);
+        }
     }
 
     fn release(&mut self, port: PortId, vring: u16) -> Option<Box<TransmitQueue>> {

@@ -151,13 +151,10 @@ impl SplitRing {
         self.kick.as_ref()
     }
 
-    /// Replaces the call descriptor (`vhost-user: SET_VRING_CALL`).
-    ///
-    /// # Errors
-    /// `Peer` if it is no eventfd.
-    pub fn set_call(&mut self, call: Option<File>) -> Result<()> {
-        self.call = call.map(Notifier::new).transpose()?;
-        Ok(())
+    /// Replaces the call descriptor (`vhost-user: SET_VRING_CALL`) and calls once: a call to the old one may be lost.
+    pub fn set_call(&mut self, call: Option<Notifier>) {
+        self.call = call;
+        self.call();
     }
 
     /// Available entries not yet taken. One acquire load.
