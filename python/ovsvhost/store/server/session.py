@@ -112,6 +112,11 @@ class Session(asyncio.Protocol):
             self._transport.close()
         self._inbox.clear()
 
+    def abort(self) -> None:
+        """End the connection now, for a client that does not take what was written."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # Sending.
 
     def _send(self, message: dict[str, Any]) -> None:
