@@ -181,6 +181,12 @@ def test_a_missing_run_directory_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(KernelError, match=r"cannot create the directory .*file/state: Not a directory; .*--state-dir"):
+        EmbeddedServer(tmp_path / "file" / "state" / "conf.db", tmp_path / "db.sock")
+
+
 def test_a_second_server_on_the_database_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path), pytest.raises(ConfigError, match=r"conf\.db is in use by another daemon"):
         EmbeddedServer(tmp_path / "conf.db", tmp_path / "second.sock")
@@ -211,8 +217,9 @@ def test_a_full_disk_fails_one_transaction_and_loses_nothing(tmp_path: Path) -> 
         for _ in range(2):
             *_, refusal = client.transact(DB, mark("big", "x" * 1000), {"op": "commit", "durable": True})
             assert refusal["error"] == "I/O error"
-            assert "conf.db: File too large; the transaction was not applied, free some space" in refusal["details"]
-            assert refusal["io-error"].endswith("File too large")
+            assert "conf.db: File too large; raise the limit" in refusal["details"]
+            assert refusal["details"].endswith("the transaction was not applied")
+            assert "File too large" in refusal["io-error"]
             assert (tmp_path / "conf.db").read_bytes() == content
             assert marks(client) == {"before": "1"}
         # What does not go to the disk still works.

@@ -44,7 +44,6 @@ class EmbeddedServer:
     """
 
     def __init__(self, database: Path, socket: Path, *, schema: DatabaseSchema | None = None) -> None:
-        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._database = Database.open(database, schema or vswitch_schema())
         try:
             self._listener = ListeningSocket(socket)
