@@ -116,10 +116,10 @@ impl<'a> Client<'a> {
             // What appeared before the watch was there would never be told.
             return Ok(());
         }
-        let watched = self.watch.as_ref().map(|watch| watch.inotify.as_raw_fd());
         let until = Instant::now() + self.retry;
         loop {
             let left = until.saturating_duration_since(Instant::now());
+            let watched = self.watch.as_ref().map(|watch| &watch.inotify as &dyn AsRawFd);
             let woken = self.control.wait_with(watched, Some(left))?;
             if self.control.is_stopping() {
                 return Ok(());

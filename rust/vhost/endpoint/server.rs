@@ -66,7 +66,7 @@ impl Server {
         while !control.is_stopping() {
             let waiting_for = format!("a VMM to connect to '{}'", self.path.display());
             control.publish_waiting(Some(waiting_for), None);
-            control.wait_with(Some(self.listener.as_raw_fd()), None)?;
+            control.wait_with(Some(&self.listener), None)?;
             match self.accept() {
                 Ok(stream) => {
                     if !serve(port, control, stream, Some(&self)) {
@@ -88,9 +88,7 @@ impl Server {
     }
 
     fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.listener.accept()?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
+        self.listener.accept().map(|(stream, _)| stream)
     }
 }
 
