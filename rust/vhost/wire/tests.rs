@@ -51,9 +51,7 @@ fn encode(request: Request) -> (u32, Vec<u8>, Vec<File>) {
         Request::NetSetMtu(v) => (FrontendReq::NET_SET_MTU, (number(v), vec![])),
         Request::ResetDevice => (FrontendReq::RESET_DEVICE, (vec![], vec![])),
         Request::GetMaxMemSlots => (FrontendReq::GET_MAX_MEM_SLOTS, (vec![], vec![])),
-        Request::AddMemReg { region, file } => {
-            (FrontendReq::ADD_MEM_REG, (region.as_slice().to_vec(), vec![file]))
-        }
+        Request::AddMemReg { region, file } => (FrontendReq::ADD_MEM_REG, (region.as_slice().to_vec(), vec![file])),
         Request::RemMemReg(region) => (FrontendReq::REM_MEM_REG, (region.as_slice().to_vec(), vec![])),
         Request::SetStatus(v) => (FrontendReq::SET_STATUS, (number(v), vec![])),
         Request::GetStatus => (FrontendReq::GET_STATUS, (vec![], vec![])),

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line of `vhost-frontend`.
+//!
+//! Every setting of an end can stand in its `--end` list, or before it as an option of its own,
+//! which then holds for all ends that follow.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use super::traffic::{Command, EndSettings, RunSettings, Runner};
+use super::{Error, Result};
+
+/// Runs the command line `arguments` (without the program's name).
+pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let arguments: Vec<String> = arguments.collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.split_first() {
+        Some((&"run", rest)) => run(rest),
+        Some((&("help" | "--help" | "-h"), _)) => {
+            say(&help());
+            Ok(())
+        }
+        Some((other, _)) => Err(Error::Config(format!("'{other}' is not a command: run or help"))),
+        None => Err(Error::Config("a command is needed: run or help".into())),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing more can be done when standard error is gone too.
+            let _ = writeln!(std::io::stderr(), "vhost-frontend: {error}");
+            ExitCode::from(if matches!(error, Error::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    let mut run = RunSettings::default();
+    let mut common = EndSettings::default();
+    let mut ends = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let Some(option) = word.strip_prefix("--") else {
+            return Err(Error::Config(format!("'{word}' is not an option; see vhost-frontend help")));
+        };
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, value),
+            None => (option, next_value(option, words.next().copied())?),
+        };
+        if name == "end" {
+            ends.push(end(&common, value)?);
+        } else if RunSettings::NAMES.iter().any(|(known, _)| *known == name) {
+            run.set(name, value)?;
+        } else {
+            common.set(name, value)?;
+        }
+    }
+    let report = Runner::new(run, ends)?.run()?;
+    say(&format!("{report}\n"));
+    Ok(())
+}
+
+fn next_value<'a>(name: &str, value: Option<&'a str>) -> Result<&'a str> {
+    value.ok_or_else(|| Error::Config(format!("--{name} needs a value")))
+}
+
+fn end(common: &EndSettings, list: &str) -> Result<EndSettings> {
+    let mut settings = common.clone();
+    for entry in list.split(',').filter(|entry| !entry.is_empty()) {
+        let (name, value) =
+            entry.split_once('=').ok_or_else(|| Error::Config(format!("'{entry}' in --end is not name=value")))?;
+        settings.set(name, value)?;
+    }
+    if settings.frontend.socket.as_os_str().is_empty() {
+        return Err(Error::Config("an end needs socket=PATH".into()));
+    }
+    Ok(settings)
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "vhost-frontend: a vhost-user front-end that sends and checks numbered frames\n\n\
+         vhost-frontend run [--OPTION VALUE]… --end NAME=VALUE[,NAME=VALUE]… [--end …]\n\n\
+         options of a run:\n",
+    );
+    let list = |text: &mut String, names: &[(&str, &str)]| {
+        for (name, what) in names {
+            text.push_str("  ");
+            text.push_str(name);
+            text.extend(std::iter::repeat_n(' ', 23_usize.saturating_sub(name.len())));
+            text.push_str(what);
+            text.push('\n');
+        }
+    };
+    list(&mut text, RunSettings::NAMES);
+    text.push_str("\nsettings of an end, in --end or as options for all ends after them:\n");
+    list(&mut text, EndSettings::NAMES);
+    text.push_str("\ncommands on standard input, with --control yes:\n");
+    list(&mut text, Command::NAMES);
+    text.push_str("\nThe report is one JSON object on standard output.\n");
+    text
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that went away is not our concern.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The second stage of a session: memory, rings, enable; and the way back.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{FrontendConfig, MemoryMessage, Order, Session};
+use crate::testing::driver::RingPlace;
+use crate::testing::memory::GuestRam;
+use crate::testing::wire::features::protocol;
+use crate::testing::wire::{self, Message, RegionEntry, Request, VringAddresses};
+use crate::testing::{Error, Result};
+
+const ACKNOWLEDGE: u64 = 1;
+const DRIVER: u64 = 2;
+const DRIVER_OK: u64 = 4;
+const FEATURES_OK: u64 = 8;
+
+pub(super) struct Rings<'a> {
+    pub(super) places: &'a [RingPlace],
+    pub(super) bases: &'a [u16],
+    pub(super) enabled: u16,
+    pub(super) kicks: &'a [EventFd],
+    pub(super) calls: &'a [EventFd],
+}
+
+pub(super) fn start(config: &FrontendConfig, ram: &GuestRam, session: &Session, rings: &Rings<'_>) -> Result<()> {
+    match config.order {
+        Order::Qemu => {
+            // QEMU 7.2 enables before the back-end knows features or rings.
+            enable(session, rings)?;
+            set_features(session)?;
+            set_memory(config, ram, session)?;
+            set_rings(config, ram, session, rings)?;
+            set_status(session, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)?;
+        }
+        Order::VirtioUser => {
+            for status in [0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+                set_status(session, status)?;
+            }
+            set_features(session)?;
+            set_status(session, ACKNOWLEDGE | DRIVER | FEATURES_OK)?;
+            set_memory(config, ram, session)?;
+            set_rings(config, ram, session, rings)?;
+            enable(session, rings)?;
+            set_status(session, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends a message that has no answer of its own, and waits for the acknowledgement where
+/// `REPLY_ACK` was agreed on.
+pub(super) fn set(session: &Session, message: Message, fds: &[RawFd]) -> Result<()> {
+    let request = message.request;
+    if !session.acknowledged {
+        return session.channel.send(&message, fds);
+    }
+    session.channel.send(&message.need_reply(), fds)?;
+    match session.channel.reply(request)?.number()? {
+        0 => Ok(()),
+        code => Err(Error::Peer(format!("the back-end refused {} ({code})", request.name()))),
+    }
+}
+
+fn set_features(session: &Session) -> Result<()> {
+    set(session, Message::number(Request::SET_FEATURES, session.features), &[])
+}
+
+fn set_status(session: &Session, status: u64) -> Result<()> {
+    if session.protocol & protocol::STATUS == 0 {
+        return Ok(());
+    }
+    session.channel.ask(&Message::new(Request::GET_STATUS))?.number()?;
+    set(session, Message::number(Request::SET_STATUS, status), &[])
+}
+
+fn enable(session: &Session, rings: &Rings<'_>) -> Result<()> {
+    for index in 0..rings.places.len() {
+        let on = u32::from(index / 2 < usize::from(rings.enabled));
+        let message = Message::vring(Request::SET_VRING_ENABLE, vring(index), on);
+        set(session, message, &[])?;
+    }
+    Ok(())
+}
+
+/// The regions as they go on the wire.
+pub(super) fn entries(ram: &GuestRam) -> Vec<RegionEntry> {
+    ram.regions()
+        .iter()
+        .map(|region| RegionEntry {
+            gpa: region.gpa(),
+            size: region.size() as u64,
+            user_address: region.user_address(),
+            file_offset: region.file_offset(),
+        })
+        .collect()
+}
+
+fn set_memory(config: &FrontendConfig, ram: &GuestRam, session: &Session) -> Result<()> {
+    let entries = entries(ram);
+    match config.memory_message {
+        MemoryMessage::Table => {
+            let fds: Vec<RawFd> = ram.regions().iter().map(AsRawFd::as_raw_fd).collect();
+            set(session, wire::mem_table(&entries), &fds)
+        }
+        MemoryMessage::Regions if session.protocol & protocol::CONFIGURE_MEM_SLOTS == 0 => {
+            Err(Error::Peer("the back-end does not offer configure_mem_slots".into()))
+        }
+        MemoryMessage::Regions => {
+            for (entry, region) in entries.into_iter().zip(ram.regions()) {
+                let message = wire::mem_region(Request::ADD_MEM_REG, entry);
+                set(session, message, &[region.as_raw_fd()])?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn set_rings(config: &FrontendConfig, ram: &GuestRam, session: &Session, rings: &Rings<'_>) -> Result<()> {
+    let fds = rings.kicks.iter().zip(rings.calls);
+    let places = rings.places.iter().zip(rings.bases);
+    for (index, ((place, &base), (kick, call))) in places.zip(fds).enumerate() {
+        let number = vring(index);
+        let size = u32::from(config.ring_size);
+        set(session, Message::vring(Request::SET_VRING_NUM, number, size), &[])?;
+        let base = u32::from(base);
+        set(session, Message::vring(Request::SET_VRING_BASE, number, base), &[])?;
+        let addresses = VringAddresses {
+            descriptors: ram.user_address(place.descriptors)?,
+            used: ram.user_address(place.used)?,
+            available: ram.user_address(place.available)?,
+            log: place.used.0,
+            flags: 0,
+        };
+        set(session, wire::vring_addresses(number, addresses), &[])?;
+        let number = u64::from(number);
+        let message = Message::number(Request::SET_VRING_KICK, number);
+        set(session, message, &[kick.as_raw_fd()])?;
+        let message = Message::number(Request::SET_VRING_CALL, number);
+        set(session, message, &[call.as_raw_fd()])?;
+    }
+    Ok(())
+}
+
+pub(super) fn stop(config: &FrontendConfig, session: &Session) -> Result<Vec<u32>> {
+    let vrings = u32::from(config.pairs) * 2;
+    let mut bases = Vec::new();
+    for index in 0..vrings {
+        let message = Message::vring(Request::GET_VRING_BASE, index, 0);
+        let (answered, base) = session.channel.ask(&message)?.vring()?;
+        if answered != index {
+            return Err(Error::Peer(format!(
+                "the back-end answered GET_VRING_BASE of ring {index} for ring {answered}"
+            )));
+        }
+        bases.push(base);
+    }
+    for index in 0..vrings {
+        set(session, Message::vring(Request::SET_VRING_ENABLE, index, 0), &[])?;
+    }
+    set_status(session, 0)?;
+    Ok(bases)
+}
+
+fn vring(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}

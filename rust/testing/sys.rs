@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The few system calls the front-end needs and std does not have, checked.
+#![allow(unsafe_code, reason = "system calls without a safe wrapper in std")]
+
+use std::os::fd::RawFd;
+
+use super::{Error, Result};
+
+/// Whether the other side of `socket` hung up.
+pub(super) fn hung_up(socket: RawFd) -> bool {
+    poll_now(socket, libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+fn poll_now(fd: RawFd, events: i16) -> i16 {
+    let mut entry = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: one entry, and the count says so.
+    let found = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    if found > 0 { entry.revents } else { 0 }
+}
+
+/// Keeps the calling thread on one processor.
+pub(super) fn pin(cpu: usize) -> Result<()> {
+    // SAFETY: an all-zero set is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(Error::Config(format!("there is no processor {cpu}")));
+    }
+    // SAFETY: `cpu` is inside the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the size is that of the set; 0 is the calling thread.
+    let rc = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    if rc != 0 {
+        return Err(Error::last_os(format!("cannot run on processor {cpu}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What senders and receivers count, and the account of every stream.
+
+use crate::testing::frames::{Account, Corruption, Tracker};
+
+/// Streams that a receiver keeps account of; numbers above are corrupt.
+const STREAMS: u16 = 1024;
+
+/// Counters of one transmitq.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SendCounters {
+    /// Frames posted.
+    pub frames: u64,
+    /// Their bytes, vnet header not included.
+    pub bytes: u64,
+    /// Kicks written because the device asked for them.
+    pub kicks: u64,
+    /// Looks at the ring to find room.
+    pub tries: u64,
+    /// Looks that found the ring 0.9 full or fuller.
+    pub full_tries: u64,
+}
+
+/// Counters of one receiveq.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReceiveCounters {
+    /// Frames taken, of any kind.
+    pub frames: u64,
+    /// Their bytes, vnet header not included.
+    pub bytes: u64,
+    /// Kicks written because the device asked for them.
+    pub kicks: u64,
+    /// Frames that are not numbered ones of ours.
+    pub foreign: u64,
+    /// Frames that came in more than one buffer.
+    pub merged: u64,
+    /// Numbered frames with something wrong, by kind, in the order of [`Corruption::ALL`].
+    pub corrupt: [u64; Corruption::ALL.len()],
+}
+
+impl ReceiveCounters {
+    /// Counts a corrupt frame.
+    pub(super) fn note_corrupt(&mut self, kind: Corruption) {
+        for (count, known) in self.corrupt.iter_mut().zip(Corruption::ALL) {
+            *count += u64::from(known == kind);
+        }
+    }
+
+    /// Corrupt frames of all kinds.
+    pub fn corrupt_total(&self) -> u64 {
+        self.corrupt.iter().sum()
+    }
+}
+
+/// Accounts of all streams that arrive at one end, per flow, because order is promised per flow.
+#[derive(Debug)]
+pub struct Streams {
+    flows: u64,
+    trackers: Vec<Option<Box<[Tracker]>>>,
+    received: u64,
+}
+
+impl Streams {
+    /// Streams of `flows` flows each, taken in turn.
+    pub fn new(flows: u16) -> Self {
+        Self { flows: u64::from(flows.max(1)), trackers: (0..STREAMS).map(|_| None).collect(), received: 0 }
+    }
+
+    /// Notes the arrival of a numbered frame; `false` when there can be no such stream.
+    #[inline]
+    pub fn note(&mut self, stream: u16, sequence: u64) -> bool {
+        let flows = self.flows;
+        let Some(place) = self.trackers.get_mut(usize::from(stream)) else { return false };
+        let trackers = place.get_or_insert_with(|| (0..flows).map(|_| Tracker::default()).collect());
+        if let [tracker] = &mut **trackers {
+            tracker.note(sequence);
+        } else if let Ok(flow) = usize::try_from(sequence % flows)
+            && let Some(tracker) = trackers.get_mut(flow)
+        {
+            tracker.note(sequence / flows);
+        }
+        self.received += 1;
+        true
+    }
+
+    /// Numbered frames that arrived, duplicates included.
+    #[inline]
+    pub fn arrivals(&self) -> u64 {
+        self.received
+    }
+
+    /// Stream number and account of every stream that was seen.
+    pub fn accounts(&self) -> impl Iterator<Item = (u16, Account)> {
+        (0..STREAMS).zip(&self.trackers).filter_map(|(stream, trackers)| {
+            let trackers = trackers.as_ref()?;
+            let mut total = Account::default();
+            for account in trackers.iter().map(Tracker::account) {
+                total.received += account.received;
+                total.lost += account.lost;
+                total.duplicated += account.duplicated;
+                total.reordered += account.reordered;
+                total.next += account.next;
+            }
+            Some((stream, total))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_is_judged_within_a_flow() {
+        let mut streams = Streams::new(2);
+        for sequence in [0, 2, 4, 1, 3, 5] {
+            assert!(streams.note(1, sequence));
+        }
+        let (stream, account) = streams.accounts().next().unwrap();
+        assert_eq!(stream, 1);
+        assert_eq!((account.received, account.reordered, account.lost), (6, 0, 0));
+    }
+
+    #[test]
+    fn a_stream_that_cannot_be_is_not_noted() {
+        assert!(!Streams::new(1).note(60_000, 0));
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Traffic: one or two ends on one thread, every frame accounted for.
+//!
+//! ```text
+//!            ┌────────────── Runner (one pinned thread) ──────────────┐
+//!            │  End a                               End b             │
+//!            │  Frontend · Senders · Receivers      …                 │
+//!            └──────┬────────────────────────────────────┬────────────┘
+//!                   └──────────── the switch ────────────┘
+//! ```
+//! An [`End`] is one guest: a session, a [`Sender`] per transmitq and a [`Receiver`] per receiveq.
+//! A [`Runner`] takes the ends through link, announcement, warm-up, measurement and drain, and
+//! writes the report. Nothing on the packet path allocates, locks or asks the time more than once a
+//! pass.
+
+mod control;
+mod counters;
+mod end;
+mod latency;
+mod link;
+mod queues;
+mod receiver;
+mod report;
+mod runner;
+mod sender;
+mod settings;
+
+pub use control::Command;
+pub use counters::{ReceiveCounters, SendCounters, Streams};
+pub use end::End;
+pub use link::LinkState;
+pub use receiver::{Check, Receiver};
+pub use report::Json;
+pub use runner::Runner;
+pub use sender::Sender;
+pub use settings::{EndSettings, Mode, Role, RunSettings};

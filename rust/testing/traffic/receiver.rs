@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One receiveq: takes frames, judges them, gives the buffers back.
+
+use super::counters::{ReceiveCounters, Streams};
+use crate::testing::driver::{SlotRing, Violations};
+use crate::testing::frames::{Inspector, Verdict, inspect_number};
+use crate::testing::{Error, Result};
+
+/// How closely received frames are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Every byte.
+    Full,
+    /// Stream and sequence, from the first cache line (UDP over IPv4).
+    Sequence,
+    /// Nothing: used elements are counted.
+    Count,
+}
+
+impl Check {
+    /// Reads `full`, `sequence` or `count`.
+    ///
+    /// # Errors
+    /// `Config` for anything else.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "full" => Ok(Self::Full),
+            "sequence" => Ok(Self::Sequence),
+            "count" => Ok(Self::Count),
+            other => Err(Error::Config(format!("check '{other}' is not known: full, sequence or count"))),
+        }
+    }
+}
+
+/// Receives on one receiveq.
+#[derive(Debug)]
+pub struct Receiver {
+    queue: SlotRing,
+    inspector: Inspector,
+    check: Check,
+    mergeable: bool,
+    frame: Vec<u8>,
+    counters: ReceiveCounters,
+}
+
+impl Receiver {
+    /// A receiver that posts all buffers of `queue`, not yet published.
+    pub fn new(mut queue: SlotRing, inspector: Inspector, check: Check, mergeable: bool) -> Self {
+        let total = queue.shape().header_size + queue.shape().room;
+        while let Some(slot) = queue.take_free() {
+            queue.post(slot, total);
+        }
+        Self { queue, inspector, check, mergeable, frame: Vec::new(), counters: ReceiveCounters::default() }
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &SlotRing {
+        &self.queue
+    }
+
+    /// The queue, for notification wishes and raw writes.
+    pub fn queue_mut(&mut self) -> &mut SlotRing {
+        &mut self.queue
+    }
+
+    /// Counters so far.
+    pub fn counters(&self) -> ReceiveCounters {
+        self.counters
+    }
+
+    /// Rules that the device broke.
+    pub fn violations(&self) -> Violations {
+        self.queue.violations()
+    }
+
+    /// Counts a kick that was written.
+    pub(super) fn note_kick(&mut self) {
+        self.counters.kicks += 1;
+    }
+
+    /// Takes up to about `most` frames; gives how many, and whether to kick.
+    #[inline]
+    pub fn pass(&mut self, most: usize, streams: &mut Streams) -> (usize, bool) {
+        let mut count = 0;
+        let mut left = self.queue.used_waiting();
+        while left > 0 && count < most {
+            left -= self.take_one(left, streams);
+            count += 1;
+        }
+        (count, count > 0 && self.queue.publish())
+    }
+
+    /// Takes one frame whole, for `each` to look at, whatever the check is; gives `false` when there
+    /// is none. The frame is accounted for as in [`pass`](Self::pass).
+    pub fn take_frame(&mut self, streams: &mut Streams, each: impl FnOnce(&[u8])) -> (bool, bool) {
+        let waiting = self.queue.used_waiting();
+        if waiting == 0 {
+            return (false, false);
+        }
+        let check = std::mem::replace(&mut self.check, Check::Full);
+        self.take_one(waiting, streams);
+        self.check = check;
+        each(&self.frame);
+        (true, self.queue.publish())
+    }
+
+    /// Takes one frame and reposts its buffers; gives the used elements it took of those waiting.
+    #[inline]
+    fn take_one(&mut self, waiting: usize, streams: &mut Streams) -> usize {
+        self.frame.clear();
+        let Some((slot, len)) = self.queue.take_used() else { return waiting };
+        let shape = *self.queue.shape();
+        if len < shape.header_size {
+            self.queue.violations_mut().length_too_small += 1;
+            self.repost(slot);
+            return 1;
+        }
+        let buffers = if self.mergeable { self.buffers(slot, waiting) } else { 1 };
+        self.counters.frames += 1;
+        self.counters.bytes += (len - shape.header_size) as u64;
+        match self.check {
+            Check::Full => self.queue.gather(slot, len, &mut self.frame),
+            Check::Sequence => {
+                let (window, at) = self.queue.place(slot);
+                let noted = inspect_number(window, at + shape.header_size)
+                    .is_some_and(|(stream, sequence)| streams.note(stream, sequence));
+                self.counters.foreign += u64::from(!noted);
+            }
+            Check::Count => {}
+        }
+        self.repost(slot);
+        if buffers > 1 {
+            self.take_rest(buffers - 1);
+        }
+        if self.check == Check::Full {
+            self.judge(streams);
+        }
+        buffers
+    }
+
+    #[cold]
+    fn take_rest(&mut self, buffers: usize) {
+        self.counters.merged += 1;
+        for _ in 0..buffers {
+            let Some((slot, len)) = self.queue.take_used() else { return };
+            self.counters.bytes += len as u64;
+            if self.check == Check::Full {
+                self.queue.gather(slot, len, &mut self.frame);
+            }
+            self.repost(slot);
+        }
+    }
+
+    /// The buffers of the frame that begins in `slot`, at most those that wait.
+    #[inline]
+    fn buffers(&mut self, slot: u16, waiting: usize) -> usize {
+        let (window, at) = self.queue.place(slot);
+        let mut field = [0; 2];
+        window.read(at + 10, &mut field);
+        let buffers = usize::from(u16::from_le_bytes(field));
+        if buffers == 0 || buffers > waiting {
+            self.queue.violations_mut().wrong_num_buffers += 1;
+        }
+        buffers.clamp(1, waiting)
+    }
+
+    #[inline]
+    fn repost(&mut self, slot: u16) {
+        let total = self.queue.shape().header_size + self.queue.shape().room;
+        self.queue.post(slot, total);
+    }
+
+    fn judge(&mut self, streams: &mut Streams) {
+        match self.inspector.inspect(&self.frame) {
+            Verdict::Numbered { stream, sequence } if streams.note(stream, sequence) => {}
+            Verdict::Corrupt(kind) => self.counters.note_corrupt(kind),
+            Verdict::Numbered { .. } | Verdict::Foreign => self.counters.foreign += 1,
+        }
+    }
+}

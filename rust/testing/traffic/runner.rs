@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A run from link to report, on one thread.
+//!
+//! ```text
+//!  link ─▶ announce ─▶ warm-up ─▶ measure ─▶ drain ─▶ stop ─▶ report
+//! ```
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::control::Command;
+use super::end::End;
+use super::latency;
+use super::link::LinkState;
+use super::report::{self, Json, Snapshot, ratio};
+use super::settings::{EndSettings, Mode, Role, RunSettings};
+use crate::testing::{Error, Result, sys};
+
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(10);
+const ANNOUNCE_FOR: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(50);
+/// Frames on the way that made no progress for so long are taken for lost.
+const GIVE_UP_AFTER: Duration = Duration::from_millis(200);
+
+/// How much one end may send, and when.
+#[derive(Debug)]
+struct Governor {
+    not_before: Instant,
+    since: Instant,
+    base: u64,
+    progress: (u64, Instant),
+    written_off: u64,
+}
+
+/// Takes one or two ends through a run.
+#[derive(Debug)]
+pub struct Runner {
+    settings: RunSettings,
+    ends: Vec<End>,
+    governors: Vec<Governor>,
+    commands: Option<mpsc::Receiver<Result<Command>>>,
+    paused: bool,
+    stopping: bool,
+    started: Instant,
+}
+
+impl Runner {
+    /// Makes the ends; their sockets listen from here on.
+    ///
+    /// # Errors
+    /// `Config` for impossible settings, `Kernel` when memory or sockets cannot be had.
+    pub fn new(settings: RunSettings, ends: Vec<EndSettings>) -> Result<Self> {
+        if ends.is_empty() || ends.len() > 2 {
+            return Err(Error::Config("a run has one end or two: give --end once or twice".into()));
+        }
+        let fallbacks = match settings.mode {
+            Mode::Traffic => [Role::Send, Role::Receive],
+            Mode::Latency => [Role::Receive, Role::Echo],
+        };
+        let mut made = Vec::new();
+        for ((index, mut end), fallback) in (0..).zip(ends).zip(fallbacks) {
+            end.role.get_or_insert(fallback);
+            made.push(End::new(index, end)?);
+        }
+        for index in 0..made.len() {
+            let partner = made.len() - 1 - index;
+            let to = made.get(partner).map(End::mac);
+            if let Some(end) = made.get_mut(index).filter(|_| partner != index) {
+                end.aim(to);
+            }
+        }
+        let now = Instant::now();
+        let governor = || Governor { not_before: now, since: now, base: 0, progress: (0, now), written_off: 0 };
+        let governors = made.iter().map(|_| governor()).collect();
+        let commands = settings.control.then(Command::from_stdin);
+        Ok(Self { settings, ends: made, governors, commands, paused: false, stopping: false, started: now })
+    }
+
+    /// The ends.
+    pub fn ends(&self) -> &[End] {
+        &self.ends
+    }
+
+    /// The whole run; gives the report.
+    ///
+    /// # Errors
+    /// `Peer` when a link does not come up in time; `Kernel` when the processor cannot be had.
+    pub fn run(&mut self) -> Result<Json> {
+        if let Some(cpu) = self.settings.cpu {
+            sys::pin(cpu)?;
+        }
+        self.wait_for_links()?;
+        self.event("ready", &[]);
+        let announced = self.announce();
+        let measured = match self.settings.mode {
+            Mode::Traffic => self.measure(),
+            Mode::Latency => latency::measure(self),
+        };
+        self.drain();
+        let ends = self.ends.iter().map(report::describe).collect();
+        let exact = self.exactness();
+        for end in &mut self.ends {
+            end.stop();
+        }
+        let stopped = self
+            .ends
+            .iter()
+            .map(|end| Json::List(end.stopped_at().iter().map(|&base| Json::Count(base.into())).collect()));
+        Ok(Json::object([
+            ("event", Json::text("result")),
+            ("announced", Json::Bool(announced)),
+            ("measured", measured),
+            ("exact", exact),
+            ("ends", Json::List(ends)),
+            ("stopped_at", Json::List(stopped.collect())),
+        ]))
+    }
+
+    fn wait_for_links(&mut self) -> Result<()> {
+        let deadline = Instant::now() + self.settings.link_timeout;
+        while self.ends.iter().any(|end| end.link() == LinkState::Down) {
+            self.house_keeping(Instant::now());
+            if self.stopping || Instant::now() > deadline {
+                let end = self.ends.iter().find(|end| end.link() == LinkState::Down);
+                let text = end.map_or_else(String::new, |end| {
+                    let why = end.last_error().unwrap_or("nobody came to the socket");
+                    format!("end {}: {}: {why}", end.name(), end.frontend().config().socket.display())
+                });
+                return Err(Error::Peer(text));
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Ok(())
+    }
+
+    /// Announces until every end heard of the other; `false` when that did not come about.
+    fn announce(&mut self) -> bool {
+        let deadline = Instant::now() + ANNOUNCE_FOR;
+        let mut next = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= next {
+                self.ends.iter_mut().for_each(End::announce);
+                next = now + ANNOUNCE_EVERY;
+            }
+            for end in &mut self.ends {
+                end.receive(self.settings.burst);
+            }
+            if self.ends.len() < 2 || self.ends.iter().all(|end| end.received() > 0) {
+                return self.ends.len() == 2;
+            }
+            self.house_keeping(now);
+            if now > deadline || self.stopping {
+                return false;
+            }
+        }
+    }
+
+    fn measure(&mut self) -> Json {
+        let warm = Instant::now() + self.settings.warmup;
+        while Instant::now() < warm && !self.stopping {
+            self.step(true);
+        }
+        let before: Vec<Snapshot> = self.ends.iter().map(Snapshot::of).collect();
+        let clock_before = scheduler_clock();
+        let start = Instant::now();
+        let end = self.settings.duration.map(|duration| start + duration);
+        while !self.stopping && !self.frames_done() {
+            let now = self.step(true);
+            if end.is_some_and(|end| now >= end) {
+                break;
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let clock = scheduler_clock();
+        let ends: Vec<Json> = self
+            .ends
+            .iter()
+            .zip(&before)
+            .map(|(end, before)| window(end.name(), before, &Snapshot::of(end), seconds))
+            .collect();
+        let (ran, waited) = (clock.0 - clock_before.0, clock.1 - clock_before.1);
+        Json::object([
+            ("seconds", Json::Number(seconds)),
+            ("wait_share", Json::Number(ratio(waited, ran + waited))),
+            ("ends", Json::List(ends)),
+        ])
+    }
+
+    fn frames_done(&self) -> bool {
+        let Some(frames) = self.settings.frames else { return false };
+        self.ends
+            .iter()
+            .filter(|end| end.role() == Role::Send)
+            .all(|end| end.senders().iter().all(|sender| sender.next() >= frames))
+    }
+
+    /// One pass over all ends; gives the time at its beginning.
+    #[inline]
+    pub(super) fn step(&mut self, sending: bool) -> Instant {
+        let now = Instant::now();
+        if sending && !self.paused {
+            for index in 0..self.ends.len() {
+                self.send(index, now);
+            }
+        }
+        for end in &mut self.ends {
+            end.receive(self.settings.burst);
+        }
+        self.house_keeping(now);
+        now
+    }
+
+    #[inline]
+    fn send(&mut self, index: usize, now: Instant) {
+        let allowed = self.allowance(index, now);
+        let settings = &self.settings;
+        let limit = settings.frames.unwrap_or(u64::MAX);
+        let (Some(end), Some(governor)) = (self.ends.get_mut(index), self.governors.get_mut(index)) else {
+            return;
+        };
+        if end.role() != Role::Send || now < governor.not_before {
+            return;
+        }
+        end.send(settings.burst, allowed, limit);
+        if !settings.backoff.is_zero() && end.is_full() {
+            governor.not_before = now + settings.backoff;
+        }
+    }
+
+    /// Frames end `index` may send now, by rate and by frames on the way.
+    fn allowance(&mut self, index: usize, now: Instant) -> u64 {
+        let mut allowed = u64::MAX;
+        if self.settings.rate.is_none() && self.settings.in_flight.is_none() {
+            return allowed;
+        }
+        let partner = self.ends.len() - 1 - index;
+        let arrived = self.ends.get(partner).map_or(0, End::numbered);
+        let (Some(end), Some(governor)) = (self.ends.get(index), self.governors.get_mut(index)) else {
+            return 0;
+        };
+        let sent = end.sent();
+        if let Some(rate) = self.settings.rate {
+            let due = u128::from(rate) * now.duration_since(governor.since).as_nanos() / 1_000_000_000;
+            allowed = u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(sent - governor.base);
+            // What could not be sent in time is not made up for: the rate is a ceiling.
+            if allowed > 1024 {
+                (governor.since, governor.base) = (now, sent);
+            }
+        }
+        if let Some(window) = self.settings.in_flight {
+            if governor.progress.0 != arrived {
+                governor.progress = (arrived, now);
+            }
+            let on_the_way = sent.saturating_sub(arrived + governor.written_off);
+            if on_the_way >= window && now.duration_since(governor.progress.1) > GIVE_UP_AFTER {
+                governor.written_off += on_the_way;
+                governor.progress.1 = now;
+            }
+            allowed = allowed.min(window.saturating_sub(on_the_way));
+        }
+        allowed
+    }
+
+    fn drain(&mut self) {
+        let deadline = Instant::now() + self.settings.drain;
+        let mut quiet_since = Instant::now();
+        let mut last = 0;
+        while Instant::now() < deadline {
+            let now = self.step(false);
+            let held: usize = self.ends.iter_mut().map(End::settle).sum();
+            let received: u64 = self.ends.iter().map(End::received).sum();
+            if held != 0 || received != last {
+                (quiet_since, last) = (now, received);
+            }
+            if now.duration_since(quiet_since) > QUIET {
+                return;
+            }
+        }
+    }
+
+    /// Sockets and commands; cheap when there is nothing.
+    pub(super) fn house_keeping(&mut self, now: Instant) {
+        for index in 0..self.ends.len() {
+            let Some(end) = self.ends.get_mut(index) else { continue };
+            if let Some(state) = end.look_after(now) {
+                let name = Json::text(end.name());
+                self.event("link", &[("end", name), ("state", Json::text(state.name()))]);
+            }
+        }
+        let command = self.commands.as_ref().and_then(|commands| commands.try_recv().ok());
+        if let Some(command) = command
+            && let Err(error) = command.and_then(|command| self.obey(command))
+        {
+            print(&Json::object([("event", Json::text("error")), ("text", Json::text(error.to_string()))]));
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<()> {
+        let no_end = || Error::Config("there is no such end".into());
+        match command {
+            Command::Stats => {
+                let ends = self.ends.iter().map(report::describe).collect();
+                let exact = self.exactness();
+                print(&Json::object([("event", Json::text("stats")), ("exact", exact), ("ends", Json::List(ends))]));
+            }
+            Command::Stop => self.stopping = true,
+            Command::Pause => self.paused = true,
+            Command::Resume => self.paused = false,
+            Command::Announce => self.ends.iter_mut().for_each(End::announce),
+            Command::EnableQueue(end, pair) => {
+                self.ends.get_mut(end).ok_or_else(no_end)?.enable_pair(pair, true)?;
+            }
+            Command::DisableQueue(end, pair) => {
+                self.ends.get_mut(end).ok_or_else(no_end)?.enable_pair(pair, false)?;
+            }
+            Command::HangUp(end) => self.ends.get_mut(end).ok_or_else(no_end)?.hang_up(),
+        }
+        Ok(())
+    }
+
+    /// The account of each sending end's frames at the other end, or at itself when it is alone.
+    fn exactness(&self) -> Json {
+        let accounts = self.ends.iter().enumerate().filter_map(|(index, end)| {
+            let receiver = self.ends.get(self.ends.len() - 1 - index)?;
+            let account = report::account_of(receiver, u16::try_from(index).ok()?);
+            let in_ring: usize = end.senders().iter().map(|sender| sender.queue().posted()).sum();
+            let sent = end.sent();
+            let lost = sent.saturating_sub(account.received + in_ring as u64);
+            (end.role() == Role::Send).then(|| {
+                Json::object([
+                    ("from", Json::text(end.name())),
+                    ("sent", Json::Count(sent)),
+                    ("received", Json::Count(account.received)),
+                    ("in_ring", Json::Count(in_ring as u64)),
+                    ("lost", Json::Count(lost)),
+                    ("duplicated", Json::Count(account.duplicated)),
+                    ("reordered", Json::Count(account.reordered)),
+                ])
+            })
+        });
+        Json::List(accounts.collect())
+    }
+
+    fn event(&self, name: &str, entries: &[(&str, Json)]) {
+        if !self.settings.events {
+            return;
+        }
+        let seconds = self.started.elapsed().as_secs_f64();
+        let mut object = vec![("event".to_owned(), Json::text(name)), ("at".to_owned(), Json::Number(seconds))];
+        object.extend(entries.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        print(&Json::Object(object));
+    }
+
+    pub(super) fn settings(&self) -> &RunSettings {
+        &self.settings
+    }
+
+    pub(super) fn ends_mut(&mut self) -> &mut [End] {
+        &mut self.ends
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+}
+
+/// One JSON object on a line of its own; a reader that went away is not our concern.
+fn print(value: &Json) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{value}").and_then(|()| out.flush());
+}
+
+fn window(name: &str, before: &Snapshot, after: &Snapshot, seconds: f64) -> Json {
+    let sent = after.sent.frames - before.sent.frames;
+    let received = after.received.frames - before.received.frames;
+    let per_second = |count: u64| Json::Number(ratio(count, 1) / seconds);
+    let tries = after.sent.tries - before.sent.tries;
+    let full = after.sent.full_tries - before.sent.full_tries;
+    Json::object([
+        ("name", Json::text(name)),
+        ("sent", Json::Count(sent)),
+        ("sent_pps", per_second(sent)),
+        ("received", Json::Count(received)),
+        ("received_pps", per_second(received)),
+        ("received_bits_per_second", per_second(8 * (after.received.bytes - before.received.bytes))),
+        ("ring_full_share", Json::Number(ratio(full, tries))),
+    ])
+}
+
+/// Nanoseconds this thread ran, and waited for a processor.
+fn scheduler_clock() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(|word| word.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One transmitq: fills it with numbered frames.
+//!
+//! The light way writes one cache line and one descriptor per frame; the full way builds every
+//! byte. Used slots are taken back in batches: looking at single used elements while the device
+//! writes their line would slow the device down.
+
+use super::counters::SendCounters;
+use crate::testing::driver::{SlotRing, Violations};
+use crate::testing::frames::FramePlan;
+
+/// Used slots that must wait before they are taken back, when there is still room.
+const RECLAIM_BATCH: usize = 32;
+
+/// Sends one stream on one transmitq.
+#[derive(Debug)]
+pub struct Sender {
+    queue: SlotRing,
+    plan: FramePlan,
+    light: bool,
+    next: u64,
+    batch: usize,
+    frame: Vec<u8>,
+    counters: SendCounters,
+}
+
+impl Sender {
+    /// A sender over an empty queue. `light` asks for the light way, which the plan and the
+    /// queue's layout must allow.
+    pub fn new(queue: SlotRing, plan: FramePlan, light: bool) -> Self {
+        let light = light && plan.has_lines() && queue.shape().gap == 0;
+        let batch = RECLAIM_BATCH.min(queue.slots() / 4).max(1);
+        Self { queue, plan, light, next: 0, batch, frame: Vec::new(), counters: SendCounters::default() }
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &SlotRing {
+        &self.queue
+    }
+
+    /// The queue, for notification wishes and raw writes.
+    pub fn queue_mut(&mut self) -> &mut SlotRing {
+        &mut self.queue
+    }
+
+    /// The plan of its frames.
+    pub fn plan(&self) -> &FramePlan {
+        &self.plan
+    }
+
+    /// The number of the next frame, which is also the number of frames sent.
+    #[inline]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Counters so far.
+    pub fn counters(&self) -> SendCounters {
+        self.counters
+    }
+
+    /// Rules that the device broke.
+    pub fn violations(&self) -> Violations {
+        self.queue.violations()
+    }
+
+    /// Counts a kick that was written.
+    pub(super) fn note_kick(&mut self) {
+        self.counters.kicks += 1;
+    }
+
+    /// Whether no slot is free and the device returned too few to bother.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.queue.free() == 0
+    }
+
+    /// Takes slots back and sends up to `most` frames; gives how many, and whether to kick.
+    #[inline]
+    pub fn pass(&mut self, most: usize) -> (usize, bool) {
+        let waiting = self.queue.used_waiting();
+        self.counters.tries += 1;
+        if 10 * (self.queue.posted() - waiting) >= 9 * self.queue.slots() {
+            self.counters.full_tries += 1;
+        }
+        if waiting >= self.batch || (waiting > 0 && self.queue.free() < self.batch.min(most)) {
+            self.take_back();
+        }
+        let count = most.min(self.queue.free());
+        for _ in 0..count {
+            self.send_one();
+        }
+        self.counters.frames += count as u64;
+        (count, self.queue.publish())
+    }
+
+    /// Takes back every slot the device is done with.
+    pub fn take_back(&mut self) {
+        self.queue.reclaim();
+    }
+
+    /// Sends vnet header and frame as they are, outside the numbering; `None` when there is no
+    /// room or the frame does not fit a slot, else whether to kick.
+    pub fn send_raw(&mut self, bytes: &[u8]) -> Option<bool> {
+        let shape = self.queue.shape();
+        if bytes.len() > shape.header_size + shape.room {
+            return None;
+        }
+        if self.queue.free() == 0 {
+            self.take_back();
+        }
+        let slot = self.queue.take_free()?;
+        self.queue.scatter(slot, bytes);
+        self.queue.post(slot, bytes.len());
+        Some(self.queue.publish())
+    }
+
+    #[inline]
+    fn send_one(&mut self) {
+        let Some(slot) = self.queue.take_free() else { return };
+        let header = self.queue.shape().header_size;
+        let size = self.plan.size(self.next);
+        if self.light {
+            let line = self.plan.line(self.next);
+            let (window, at) = self.queue.place(slot);
+            window.write_line(at, &line);
+        } else {
+            self.plan.build(self.next, &mut self.frame);
+            self.queue.scatter(slot, &self.frame);
+        }
+        self.queue.post(slot, header + size);
+        self.counters.bytes += size as u64;
+        self.next += 1;
+    }
+}
