@@ -28,7 +28,8 @@ fn not_offered<T>(what: &'static str) -> VhostResult<T> {
 impl NetExt for Handler {
     fn set_mtu(&mut self, mtu: u64) -> VhostResult<()> {
         let mtu = u16::try_from(mtu).ok().filter(|&mtu| mtu >= 68);
-        let mtu = mtu.ok_or_else(|| wrap(Error::Peer("an MTU outside 68..65535; check host_mtu of the guest".into())))?;
+        let mtu =
+            mtu.ok_or_else(|| wrap(Error::Peer("an MTU outside 68..65535; check host_mtu of the guest".into())))?;
         self.mtu = Some(mtu);
         Ok(())
     }
