@@ -31,7 +31,9 @@ fn encode(request: Request) -> (u32, Vec<u8>, Vec<File>) {
         Request::ResetOwner => (FrontendReq::RESET_OWNER, (vec![], vec![])),
         Request::SetMemTable { regions, files } => {
             let mut body = VhostUserMemory::new(u32::try_from(regions.len()).unwrap()).as_slice().to_vec();
-            regions.iter().for_each(|region| body.extend_from_slice(region.as_slice()));
+            for region in &regions {
+                body.extend_from_slice(region.as_slice());
+            }
             (FrontendReq::SET_MEM_TABLE, (body, files))
         }
         Request::SetVringNum { index, num } => (FrontendReq::SET_VRING_NUM, (pair(index, num), vec![])),
