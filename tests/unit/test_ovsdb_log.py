@@ -23,7 +23,7 @@ RECORDS: list[dict[str, Any]] = [{"name": "schema"}, {"row": 'a "quoted" line\na
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    DatabaseFile.create(tmp_path / "conf.db", RECORDS)
+    DatabaseFile(tmp_path / "conf.db", RECORDS).close()
     return tmp_path / "conf.db"
 
 
@@ -42,6 +42,11 @@ def test_what_was_written_is_read_again(path: Path) -> None:
     file.append({"more": 2}, durable=True)
     file.close()
     assert bodies(path) == [*RECORDS, {"more": 1}, {"more": 2}]
+
+
+def test_a_file_that_is_there_is_not_made_anew(path: Path) -> None:
+    DatabaseFile(path, [{"other": 1}]).close()
+    assert bodies(path) == RECORDS
 
 
 def test_a_file_is_made_for_its_user_only(path: Path) -> None:
@@ -179,7 +184,7 @@ def test_any_cut_of_a_file_keeps_the_records_before_it(
     tmp_path_factory: pytest.TempPathFactory, cut: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "conf.db"
-    DatabaseFile.create(path, RECORDS)
+    DatabaseFile(path, RECORDS).close()
     whole = path.read_bytes()
     first = len(compose_record(RECORDS[0]))
     size = cut.draw(st.integers(first, len(whole)))

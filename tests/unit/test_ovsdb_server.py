@@ -248,6 +248,12 @@ def test_a_record_that_does_not_fit_the_schema_is_refused_and_named(tmp_path: Pa
         EmbeddedServer(tmp_path / "conf.db", tmp_path / "db.sock")
 
 
+def test_a_file_that_does_not_begin_with_a_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "conf.db").write_bytes(compose_record({"_comment": "no schema"}))
+    with pytest.raises(ConfigError, match=r"conf\.db does not begin with a database schema .*--state-dir"):
+        EmbeddedServer(tmp_path / "conf.db", tmp_path / "db.sock")
+
+
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "conf.db").touch()
     with pytest.raises(ConfigError, match=r"conf\.db is empty, .*remove it"):

@@ -54,31 +54,31 @@ class DatabaseFile:
     """An open, locked database file, to be appended to.
 
     Args:
-        path: the file. It has to exist; `create` makes one.
+        path: the file.
+        initial: records to make it of, and its directory too, if it is not there.
 
-    Errors: `ConfigError` if another process has it locked, `KernelError` if it cannot be opened.
+    Errors: `ConfigError` if another process has it locked, `KernelError` if it cannot be opened or made; a file that
+    could not be made whole is not made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, initial: list[dict[str, Any]] | None = None) -> None:
         # As ovsdb-server does: the lock and a compacted file belong beside the file, not beside a link to it.
         self.path = Path(os.path.realpath(path))
+        if initial is not None:
+            _make_directory(self.path.parent)
+        # The lock comes first: of two that make the file at the same time, one would work on a file without a name.
         self._lock_fd = _lock(self.path)
         try:
+            if initial is not None and not self.path.exists():
+                _write_whole(self.path, initial)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             _unlock(self.path, self._lock_fd)
+            if isinstance(error, KernelError):
+                raise
             raise _kernel_error(error, f"cannot open the database {path}") from error
         self.size = 0
         self.base_size = 0
-
-    @staticmethod
-    def create(path: Path, records: list[dict[str, Any]]) -> None:
-        """Write a new database file, whole or not at all, and its directory if need be. Errors: `KernelError`."""
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise _kernel_error(error, f"cannot create the directory {path.parent}") from error
-        _write_whole(Path(os.path.realpath(path)), records)
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
         """All records with their offsets; afterwards the file ends with the last good one.
@@ -198,6 +198,13 @@ def _kernel_error(error: OSError, text: str) -> KernelError:
     return KernelError(error.errno, f"{text}: {error.strerror or error}; {cure}")
 
 
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _kernel_error(error, f"cannot create the directory {directory}") from error
+
+
 def _lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.~lock~")
 
@@ -218,7 +225,9 @@ def _lock(path: Path) -> int:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise in_use from error
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise in_use from error
+        raise _kernel_error(error, f"cannot lock {lock}") from error
     _locked_here.add(str(path))
     return fd
 

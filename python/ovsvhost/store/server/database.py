@@ -62,9 +62,7 @@ class Database:
         Errors: `ConfigError` for a file that is damaged, in use, or something else; `KernelError` if the system
         refuses.
         """
-        if not path.exists():
-            DatabaseFile.create(path, [schema.to_json()])
-        file = DatabaseFile(path)
+        file = DatabaseFile(path, initial=[schema.to_json()])
         try:
             return cls._load(file, schema)
         except BaseException:
@@ -79,7 +77,13 @@ class Database:
                 f"{file.path} is empty, not an OVSDB database; remove it to start with a new one, "
                 "or name another with --state-dir"
             )
-        stored = DatabaseSchema(records[0][1])
+        try:
+            stored = DatabaseSchema(records[0][1])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{file.path} does not begin with a database schema ({error}); "
+                "move it away to start with an empty one, or name another with --state-dir"
+            ) from error
         if stored.name != schema.name:
             raise ConfigError(
                 f"{file.path} holds the database {stored.name}, not {schema.name}; name another with --state-dir"
