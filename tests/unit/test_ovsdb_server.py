@@ -108,7 +108,7 @@ def test_stopping_takes_socket_and_thread_away_and_keeps_the_rows(tmp_path: Path
             waiting.receive()
         waiting.close()
         assert not (tmp_path / "db.sock").exists()
-        assert not [thread for thread in threading.enumerate() if thread.name == "ovsdb"]
+        assert not [thread for thread in threading.enumerate() if thread.name == "ovsdb-server"]
     with serving(tmp_path), OvsdbClient(tmp_path / "db.sock") as client:
         assert marks(client) == {"a": "1"}
 
@@ -331,7 +331,7 @@ def test_statistics_of_a_thousand_ports_cost_little_time(tmp_path: Path) -> None
         operations.append({"op": "insert", "table": "Bridge", "row": {"name": "br0", "ports": ports}, "uuid-name": "b"})
         operations.append({"op": "update", "table": DB, "where": [], "row": {"bridges": ["named-uuid", "b"]}})
         uuids = [result["uuid"] for result in client.transact(DB, *operations)[1 : 2 * count : 2]]
-        (thread,) = [thread for thread in threading.enumerate() if thread.name == "ovsdb"]
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "ovsdb-server"]
         assert thread.ident is not None
         clock = time.pthread_getcpuclockid(thread.ident)
         spent = []

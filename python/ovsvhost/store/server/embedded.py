@@ -1,7 +1,7 @@
 """The server's life: a database file, a socket, a thread with its own event loop.
 
 Opening is done by whoever makes the object, so that its errors reach him; from `EmbeddedServer.start` on, everything
-happens in the thread ``ovsdb``, and `EmbeddedServer.stop` waits for its end.
+happens in the thread ``ovsdb-server``, and `EmbeddedServer.stop` waits for its end.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class EmbeddedServer:
         """Serve clients; the socket answers when this returns."""
         if self._thread is not None or self._is_stopped:
             raise InternalError("the database server was started before")
-        self._thread = threading.Thread(target=self._run, name="ovsdb", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ovsdb-server", daemon=True)
         self._thread.start()
         self._serving.result()
 
