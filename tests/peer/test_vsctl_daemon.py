@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ovsvhost.testing.daemon import SwitchDaemon
+
 pytestmark = pytest.mark.peer
 
 
@@ -94,6 +96,37 @@ def test_without_a_daemon_a_change_waits_until_the_time_is_over(switches: tuple[
     for line in ("--timeout=1 add-br br0", "--timeout=5 list-br", "--timeout=5 set Bridge br0 name=br0"):
         said_stock, said_ours = both(switches, line)
         assert said_ours == said_stock, line
+
+
+def test_our_daemon_answers_both_tools_alike(switch: SwitchDaemon) -> None:
+    for number, tool in enumerate((stock, ours)):
+        name = f"br{number}"
+        bad = ["--timeout=60", *shlex.split(f"add-port {name} bad{number} -- set Interface bad{number} type=nosuch")]
+        bridge = ["--timeout=60", *shlex.split(f"add-br {name} -- set Bridge {name} datapath_type=netdev")]
+        assert tool(switch.remote, bridge) == Said(0, "", "")
+        said = tool(switch.remote, bad)
+        assert said.status == 0
+        assert said.err.startswith(f"ovs-vsctl: Error detected while setting up 'bad{number}': ")
+    for line in ("show", "list-br", "list Interface bad0", "get Open_vSwitch . cur_cfg next_cfg"):
+        assert ours(switch.remote, shlex.split(line)) == stock(switch.remote, shlex.split(line))
+
+
+def test_the_command_line_takes_the_same_words(switch: SwitchDaemon) -> None:
+    """Through ``ovsvhost`` itself, with nothing but ``OVS_RUNDIR`` to say where the switch is."""
+    line = (
+        "--timeout=60 -- add-br br0 -- set bridge br0 datapath_type=netdev -- --columns=name,datapath_type list Bridge"
+    )
+    done = switch.call("vsctl", *shlex.split(line))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "name                : br0\ndatapath_type       : netdev\n"
+    refused = switch.call("vsctl", "--timeout=60", "add-br", "br0")
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "ovsvhost vsctl: cannot create a bridge named br0 because a bridge named br0 already exists\n"
+    )
+    assert switch.call("vsctl", "br-exists", "br1").returncode == 2
+    assert "fdb/show" in switch.appctl("list-commands")
+    assert switch.call("appctl", "fdb/show", "br1").returncode == 2
 
 
 def vsctl_command(remote: str, line: str) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.vsctl import grammar, names, options, records
+from ovsvhost.vsctl import grammar, names, options, records, values
 from ovsvhost.vsctl.conditions import OPERATORS
 from ovsvhost.vsctl.getopt_long import Argument, Given, Option, parse
 from ovsvhost.vsctl.verbs import VERBS
@@ -142,3 +145,19 @@ def test_argument_that_is_no_setting_is_refused(argument: str, reason: str) -> N
     with pytest.raises(ConfigError) as refusal:
         records.setting(argument, names.table_named("Port"))
     assert str(refusal.value).startswith(reason)
+
+
+def test_program_loads_nothing_that_it_does_not_need() -> None:
+    """It runs for every port of every guest: what it imports is most of the time that it takes."""
+    script = "import sys; from pathlib import Path; from ovsvhost.vsctl import main; "
+    script += "main(['--commands'], rundir=Path('/nonexistent')); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "ovs.db.idl" in loaded
+    assert not loaded & {"asyncio", "click", "hypothesis", "ovsvhost._core", "rich", "structlog"}
+
+
+def test_bytes_that_are_not_utf8_are_refused_before_they_are_sent() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        values.check_utf8(os.fsdecode(b"br\xff"))
+    assert str(refusal.value) == "constraint violation: not a valid UTF-8 string: invalid UTF-8 sequence 0xff"
