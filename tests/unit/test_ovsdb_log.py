@@ -66,10 +66,11 @@ def test_every_torn_tail_is_cut_off_and_written_over(path: Path) -> None:
         assert bodies(path) == [*RECORDS[:-1], {"after": "the crash"}]
 
 
-def test_a_tail_of_zeros_is_a_torn_one(path: Path) -> None:
+def test_a_tail_of_zeros_is_a_torn_one(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with path.open("ab") as stream:
         stream.write(bytes(4096))
     assert bodies(path) == RECORDS
+    assert f"cut a torn record off the end of {path}" in caplog.text
 
 
 def test_a_tail_of_garbage_is_a_torn_one(path: Path) -> None:

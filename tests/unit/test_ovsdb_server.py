@@ -23,7 +23,6 @@ from ovsvhost.store.server.database import Database
 from ovsvhost.store.server.schema import vswitch_schema
 from ovsvhost.testing.errors import RigError
 from ovsvhost.testing.ovsdb import OvsdbClient
-from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -345,6 +344,5 @@ def test_statistics_of_a_thousand_ports_cost_little_time(tmp_path: Path) -> None
             spent.append(time.clock_gettime(clock) - before)
         # The aim is 0.3 s of CPU; a shared machine gets some grace.
         assert min(spent) < 0.6
-        wait_for(
-            lambda: (tmp_path / "conf.db").stat().st_size < 2**20, timeout_s=1, what="statistics staying off the disk"
-        )
+        # Statistics are ephemeral: they stay off the disk.
+        assert (tmp_path / "conf.db").stat().st_size < 2**20

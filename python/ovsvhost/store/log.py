@@ -26,12 +26,11 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
-
-import structlog
 
 from ovsvhost.errors import ConfigError, KernelError
 
@@ -40,7 +39,7 @@ _LATER_HEADER = re.compile(rb"^OVSDB JSON [1-9][0-9]* [0-9a-f]{40}$", re.MULTILI
 # POSIX locks do not keep two users within one process apart.
 _locked_here: set[str] = set()
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 def compose_record(body: dict[str, Any]) -> bytes:
@@ -129,11 +128,10 @@ class DatabaseFile:
                 f"truncate -s {offset} {self.path}"
             )
         _log.warning(
-            "cut a torn record off the database",
-            file=str(self.path),
-            offset=offset,
-            bytes=len(data) - offset,
-            why=reason,
+            "cut a torn record off the end of %s: %s",
+            self.path,
+            reason,
+            extra={"offset": offset, "size": len(data) - offset},
         )
         try:
             os.ftruncate(self._fd, offset)
@@ -178,7 +176,7 @@ class DatabaseFile:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            _log.warning("cannot flush the database", file=str(self.path), why=error.strerror)
+            _log.warning("cannot flush the database %s: %s", self.path, error.strerror)
         os.close(self._fd)
         _unlock(self.path, self._lock_fd)
 

@@ -7,11 +7,10 @@ happens in the thread ``ovsdb-server``, and `EmbeddedServer.stop` waits for its 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from ovsvhost.errors import InternalError
 from ovsvhost.store.server.database import Database
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 10.0
 """How long `EmbeddedServer.stop` waits for the thread; a disk that hangs in fsync is the only reason to need it."""
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
@@ -79,7 +78,7 @@ class EmbeddedServer:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
-                _log.error("the database server does not end; its disk seems to hang", timeout_s=STOP_TIMEOUT_S)
+                _log.error("the database server does not end within %g s; its disk seems to hang", STOP_TIMEOUT_S)
                 return
         self._listener.remove()
         self._listener.socket.close()
@@ -112,4 +111,4 @@ class EmbeddedServer:
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    _log.error("the database server met a problem", what=context.get("message"), exc_info=context.get("exception"))
+    _log.error("the database server met a problem: %s", context.get("message"), exc_info=context.get("exception"))
