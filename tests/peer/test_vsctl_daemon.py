@@ -98,6 +98,13 @@ def test_without_a_daemon_a_change_waits_until_the_time_is_over(switches: tuple[
         assert said_ours == said_stock, line
 
 
+def test_time_limit_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVS_CTL_TIMEOUT", "1")
+    with OvsdbServer(tmp_path, create_database(tmp_path)) as server:
+        for line in ("wait-until Bridge br0", "--timeout=2 wait-until Bridge br0"):
+            assert ours(server.remote, shlex.split(line)) == stock(server.remote, shlex.split(line))
+
+
 def test_our_daemon_answers_both_tools_alike(switch: SwitchDaemon) -> None:
     for number, tool in enumerate((stock, ours)):
         name = f"br{number}"
