@@ -12,15 +12,19 @@
 //!
 //! The packet's walk through them is told in `docs/packet-walk.md`.
 
-pub mod error;
 pub mod burst;
 pub mod counters;
+pub mod datapath;
 pub mod drops;
+pub mod error;
 pub mod frame;
 pub mod memory;
 pub mod pmd;
+#[cfg(feature = "python")]
+mod py;
 pub mod ring;
 pub mod switch;
 pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod vhost;

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Topology, TransmitQueue};
 use crate::frame::ethernet::Mac;
 use crate::switch::PortId;
+use crate::sys::eventfd::Notifier;
 
 /// What a poll thread can be told.
 #[derive(Debug)]
@@ -25,6 +26,15 @@ pub enum Message {
         vring: u16,
         /// Where to.
         reply: Sender<Option<Box<TransmitQueue>>>,
+    },
+    /// Replace a vring's call descriptor; nothing happens if the vring is not live.
+    SetCall {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// The new one.
+        call: Option<Notifier>,
     },
     /// Announce `mac` into the bridge as if it came in on `port`.
     Announce {

@@ -15,6 +15,7 @@ use super::{Fault, FaultCause};
 use crate::counters::Counter;
 use crate::error::{Error, Result};
 use crate::switch::PortId;
+use crate::sys::eventfd::{Desk, Notifier};
 use crate::sys::{cpu, tsc};
 
 /// How long a poll thread may take to pass before it is named, and how long a second panic counts as "at once".
@@ -43,6 +44,8 @@ pub struct Pmd {
     pub cpu: usize,
     /// Its counters.
     pub stats: Arc<PmdStats>,
+    /// Where it says which guest it is calling.
+    pub desk: &'static Desk,
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
@@ -80,13 +83,16 @@ impl Pmd {
             .name(name.clone())
             .spawn(move || {
                 // The spawner waits for this word.
-                let _ = pinned.send(cpu::pin_to(cpu));
-                body.run();
+                let ready = cpu::pin_to(cpu).map(|()| Desk::of_this_thread());
+                let is_ready = ready.is_ok();
+                let _ = pinned.send(ready);
+                if is_ready {
+                    body.run();
+                }
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
-        let pmd = Self { cpu, stats, mailbox, thread: Some(thread) };
         match is_pinned.recv() {
-            Ok(Ok(())) => Ok(pmd),
+            Ok(Ok(desk)) => Ok(Self { cpu, stats, desk, mailbox, thread: Some(thread) }),
             Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
             Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
         }
@@ -243,11 +249,26 @@ impl Body {
                 Message::Release { port, vring, reply } => {
                     let _ = reply.send(self.release(port, vring));
                 }
+                Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Stop => return false,
             }
         }
         true
+    }
+
+    fn set_call(&mut self, port: PortId, vring: u16, call: Option<Notifier>) {
+        let mut queues = self.queues.iter_mut().chain(&mut self.stopped);
+        if let Some(queue) = queues.find(|q| (q.port, q.vring) == (port, vring)) {
+            return queue.queue.ring_mut().set_call(call);
+        }
+        let view = self.forwarder.topology.ports.get(usize::from(port)).and_then(Option::as_ref);
+        if let Some(slot) = view.and_then(|v| v.receiveqs.iter().find(|slot| slot.vring == vring))
+            && let Ok(mut guard) = slot.queue.lock()
+            && let Some(queue) = guard.as_mut()
+        {
+            queue.ring_mut().set_call(call);
+        }
     }
 
     fn release(&mut self, port: PortId, vring: u16) -> Option<Box<TransmitQueue>> {

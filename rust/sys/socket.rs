@@ -102,13 +102,7 @@ pub fn peer(stream: &UnixStream) -> io::Result<Credentials> {
     let mut size = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
     // SAFETY: `cred` is a live ucred of `size` bytes.
     checked(unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &raw mut size,
-        )
+        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut cred).cast(), &raw mut size)
     })?;
     Ok(Credentials { pid: cred.pid, uid: cred.uid, gid: cred.gid })
 }
@@ -211,11 +205,8 @@ mod tests {
         let mut buffer = [0; 16];
         let got = receive(&ours, &mut buffer).unwrap();
         assert_eq!((got.bytes, got.files.len(), got.lost_files), (5, 2, false));
-        let names: Vec<_> = got
-            .files
-            .iter()
-            .map(|f| std::fs::read_link(format!("/proc/self/fd/{}", f.as_raw_fd())).unwrap())
-            .collect();
+        let names: Vec<_> =
+            got.files.iter().map(|f| std::fs::read_link(format!("/proc/self/fd/{}", f.as_raw_fd())).unwrap()).collect();
         assert_eq!(names, ["/dev/null", "/dev/zero"].map(std::path::PathBuf::from));
         assert!(got.files.iter().all(close_on_exec));
     }

@@ -11,15 +11,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
+use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
-    VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion,
-    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddr,
+    VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{
     Error as VhostError, GpuBackend, Result as VhostResult, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
 };
-use vhost::VhostUserMemoryRegionBase;
 
 use super::backend::{NetExt, wrap};
 use super::endpoint::Port;
@@ -333,8 +333,7 @@ impl Handler {
     fn accept_features(&mut self, features: u64) -> Result<()> {
         let unknown = features & !features::VIRTIO;
         if unknown != 0 {
-            let text =
-                format!("{} accepted features that were not offered: {}", self.peer, features::names(unknown));
+            let text = format!("{} accepted features that were not offered: {}", self.peer, features::names(unknown));
             self.refusals.insert(Subject::Features, text.clone());
             return Err(Error::Peer(text));
         }
@@ -372,7 +371,8 @@ fn not_offered<T>(what: &'static str) -> VhostResult<T> {
 impl NetExt for Handler {
     fn set_mtu(&mut self, mtu: u64) -> VhostResult<()> {
         let mtu = u16::try_from(mtu).ok().filter(|&mtu| mtu >= 68);
-        let mtu = mtu.ok_or_else(|| wrap(Error::Peer("an MTU outside 68..65535; check host_mtu of the guest".into())))?;
+        let mtu =
+            mtu.ok_or_else(|| wrap(Error::Peer("an MTU outside 68..65535; check host_mtu of the guest".into())))?;
         self.mtu = Some(mtu);
         Ok(())
     }

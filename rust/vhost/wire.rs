@@ -54,23 +54,49 @@ pub enum Request {
     SetFeatures(u64),
     SetOwner,
     ResetOwner,
-    SetMemTable { regions: Vec<VhostUserMemoryRegion>, files: Vec<File> },
-    SetVringNum { index: u32, num: u32 },
+    SetMemTable {
+        regions: Vec<VhostUserMemoryRegion>,
+        files: Vec<File>,
+    },
+    SetVringNum {
+        index: u32,
+        num: u32,
+    },
     SetVringAddr(VhostUserVringAddr),
-    SetVringBase { index: u32, base: u32 },
-    GetVringBase { index: u32 },
-    SetVringKick { index: u8, file: Option<File> },
-    SetVringCall { index: u8, file: Option<File> },
-    SetVringErr { index: u8, file: Option<File> },
+    SetVringBase {
+        index: u32,
+        base: u32,
+    },
+    GetVringBase {
+        index: u32,
+    },
+    SetVringKick {
+        index: u8,
+        file: Option<File>,
+    },
+    SetVringCall {
+        index: u8,
+        file: Option<File>,
+    },
+    SetVringErr {
+        index: u8,
+        file: Option<File>,
+    },
     GetProtocolFeatures,
     SetProtocolFeatures(u64),
     GetQueueNum,
-    SetVringEnable { index: u32, enable: bool },
+    SetVringEnable {
+        index: u32,
+        enable: bool,
+    },
     SendRarp([u8; 6]),
     NetSetMtu(u64),
     ResetDevice,
     GetMaxMemSlots,
-    AddMemReg { region: VhostUserSingleMemoryRegion, file: File },
+    AddMemReg {
+        region: VhostUserSingleMemoryRegion,
+        file: File,
+    },
     RemMemReg(VhostUserSingleMemoryRegion),
     SetStatus(u64),
     GetStatus,
@@ -403,15 +429,11 @@ mod tests {
             Request::SetVringEnable { index, enable } => {
                 (FrontendReq::SET_VRING_ENABLE, (pair(index, u32::from(enable)), vec![]))
             }
-            Request::SendRarp([a, b, c, d, e, f]) => {
-                (FrontendReq::SEND_RARP, (vec![a, b, c, d, e, f, 0, 0], vec![]))
-            }
+            Request::SendRarp([a, b, c, d, e, f]) => (FrontendReq::SEND_RARP, (vec![a, b, c, d, e, f, 0, 0], vec![])),
             Request::NetSetMtu(v) => (FrontendReq::NET_SET_MTU, (number(v), vec![])),
             Request::ResetDevice => (FrontendReq::RESET_DEVICE, (vec![], vec![])),
             Request::GetMaxMemSlots => (FrontendReq::GET_MAX_MEM_SLOTS, (vec![], vec![])),
-            Request::AddMemReg { region, file } => {
-                (FrontendReq::ADD_MEM_REG, (region.as_slice().to_vec(), vec![file]))
-            }
+            Request::AddMemReg { region, file } => (FrontendReq::ADD_MEM_REG, (region.as_slice().to_vec(), vec![file])),
             Request::RemMemReg(region) => (FrontendReq::REM_MEM_REG, (region.as_slice().to_vec(), vec![])),
             Request::SetStatus(v) => (FrontendReq::SET_STATUS, (number(v), vec![])),
             Request::GetStatus => (FrontendReq::GET_STATUS, (vec![], vec![])),

@@ -22,6 +22,7 @@ while we do. It must not know what the records mean.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -72,7 +73,11 @@ class DatabaseFile:
 
     @staticmethod
     def create(path: Path, records: list[dict[str, Any]]) -> None:
-        """Write a new database file, whole or not at all. Errors: `KernelError`."""
+        """Write a new database file, whole or not at all, and its directory if need be. Errors: `KernelError`."""
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _kernel_error(error, f"cannot create the directory {path.parent}") from error
         _write_whole(Path(os.path.realpath(path)), records)
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
@@ -178,8 +183,19 @@ class DatabaseFile:
         _unlock(self.path, self._lock_fd)
 
 
+_CURES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "raise the quota or free some space there",
+    errno.EFBIG: "raise the limit on file sizes",
+    errno.EROFS: "its file system is read-only, name another directory with --state-dir",
+    errno.EIO: "the disk fails, name a directory on another one with --state-dir",
+}
+_OTHER_CURE = "check the directory and who may write there, or name another with --state-dir"
+
+
 def _kernel_error(error: OSError, text: str) -> KernelError:
-    return KernelError(error.errno, f"{text}: {error.strerror or error}")
+    cure = _CURES.get(error.errno or 0, _OTHER_CURE)
+    return KernelError(error.errno, f"{text}: {error.strerror or error}; {cure}")
 
 
 def _lock_path(path: Path) -> Path:

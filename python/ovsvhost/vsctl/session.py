@@ -6,6 +6,7 @@ committed anew each time the database changes.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,9 @@ def _transact(db: Replica, comment: str, options: Options, commands: Sequence[Co
     if status == Transaction.TRY_AGAIN:
         return None
     if status not in (Transaction.SUCCESS, Transaction.UNCHANGED):
-        raise ConfigError(f"transaction error: {transaction.get_error()}")
+        text = f"transaction error: {transaction.get_error()}"
+        warn("ovsdb_idl", text)
+        raise ConfigError(text)
     for command in commands:
         if command.verb.finish is not None:
             command.verb.finish(Context(shared, command, is_last=True))
@@ -212,4 +215,5 @@ def _await_daemon(db: Replica, committed: _Committed, program: str) -> None:
             text = f"Error detected while setting up '{db.text(row, 'name')}'{f': {reason}' if reason else ''}."
             complain(program, f"{text}  See ovs-vswitchd log for details.")
     if failed:
-        complain(program, 'The default log directory is "/var/log/openvswitch".')
+        logs = os.environ.get("OVS_LOGDIR", "/var/log/openvswitch")
+        complain(program, f'The default log directory is "{logs}".')

@@ -45,16 +45,7 @@ _RESET_COLUMNS = {
     "Port": ("other_config",),
     "Interface": ("ingress_policing_rate", "ingress_policing_burst"),
 }
-_RESET_TABLES = (
-    "Mirror",
-    "Controller",
-    "Manager",
-    "NetFlow",
-    "SSL",
-    "sFlow",
-    "IPFIX",
-    "Flow_Sample_Collector_Set",
-)
+_RESET_TABLES = ("Mirror", "Controller", "Manager", "NetFlow", "SSL", "sFlow", "IPFIX")
 
 
 def _init(_context: Context) -> None:

@@ -235,7 +235,7 @@ def _pairs(text: str, at: int, type_: Any, symbols: Symbols) -> tuple[list[Pair]
         return [(key, None) for key in keys], at
     at = _skip_spaces(text, at)
     if text[at : at + 1] != "=":
-        # C prints the terminating NUL of the text here, which is to say nothing.
+        # At the end of the text stock cuts its own message short here; the empty quotes say the same in full.
         raise ConfigError(f'{text[start:]}: syntax error at "{text[at : at + 1]}" expecting "="')
     word, at = token(text, _skip_spaces(text, at + 1))
     value = atom(word, type_.value, symbols)

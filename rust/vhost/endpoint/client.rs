@@ -80,7 +80,8 @@ impl<'a> Client<'a> {
                     if began.elapsed() >= REAL_SESSION {
                         self.retry = FIRST_RETRY;
                     }
-                    self.control.publish_waiting(Some(format!("the VMM behind '{}' to be back", self.port.path())), None);
+                    self.control
+                        .publish_waiting(Some(format!("the VMM behind '{}' to be back", self.port.path())), None);
                 }
                 Err(e) => self.meet(obstacle(&self.port.socket, &e)),
             }
@@ -187,7 +188,9 @@ fn obstacle(path: &Path, error: &io::Error) -> Obstacle {
                 Some((directory, _)) if Some(directory.as_path()) == path.parent() => {
                     format!("the VMM to create its socket '{shown}'")
                 }
-                _ => format!("the directory of '{shown}', which does not exist, and the VMM to create its socket there"),
+                _ => {
+                    format!("the directory of '{shown}', which does not exist, and the VMM to create its socket there")
+                }
             };
             return Obstacle::Absent(text);
         }

@@ -221,7 +221,11 @@ impl Endpoint {
                 None => Client::new(&port, &control).run(),
             };
             if let Err(e) = end {
-                port.event(Level::Error, "kernel_error", format!("{}: {e}; the port is dead until it is added again", port.name));
+                port.event(
+                    Level::Error,
+                    "kernel_error",
+                    format!("{}: {e}; the port is dead until it is added again", port.name),
+                );
                 control.publish_waiting(None, Some(e.to_string()));
             }
         };
@@ -270,7 +274,8 @@ impl Drop for Endpoint {
         control.wake();
         // The thread never sends: the channel closes when it ends.
         if self.ended.recv_timeout(SHUTDOWN) == Err(RecvTimeoutError::Timeout) {
-            let text = format!("{}: its thread did not end within {} s and is left behind", port.name, SHUTDOWN.as_secs());
+            let text =
+                format!("{}: its thread did not end within {} s and is left behind", port.name, SHUTDOWN.as_secs());
             port.event(Level::Error, "kernel_error", text);
         }
     }
@@ -305,7 +310,11 @@ fn check(config: &EndpointConfig) -> Result<()> {
     } else if socket.file_name().is_none() || bytes.ends_with(b"/") {
         Some("it names a directory; add the socket's name".to_owned())
     } else if bytes.len() > socket::PATH_MAX {
-        Some(format!("it has {} bytes and a socket's path at most {}; choose a shorter one", bytes.len(), socket::PATH_MAX))
+        Some(format!(
+            "it has {} bytes and a socket's path at most {}; choose a shorter one",
+            bytes.len(),
+            socket::PATH_MAX
+        ))
     } else {
         None
     };
@@ -352,9 +361,10 @@ mod tests {
             allow_file_memory: false,
         };
         let long = format!("/{}", "x".repeat(107));
-        for (path, cure) in [("relative", "from the root"), ("/", "add the socket's name"), ("/a/", "add the socket's name")]
-            .into_iter()
-            .chain([(long.as_str(), "choose a shorter one"), ("/a\0b", "no file name does"), ("", "from the root")])
+        for (path, cure) in
+            [("relative", "from the root"), ("/", "add the socket's name"), ("/a/", "add the socket's name")]
+                .into_iter()
+                .chain([(long.as_str(), "choose a shorter one"), ("/a\0b", "no file name does"), ("", "from the root")])
         {
             let refused = check(&config(path)).unwrap_err();
             assert!(matches!(refused, Error::Config(_)));

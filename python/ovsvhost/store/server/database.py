@@ -136,7 +136,7 @@ class Database:
             transaction.abort()
             _log.error("cannot record a transaction", why=str(error.strerror))
             raise OvsdbError(
-                f"{error.strerror}; the transaction was not applied, free some space and try again",
+                f"{error.strerror}; the transaction was not applied",
                 tag="I/O error",
                 io_error=str(error.strerror),
             ) from error

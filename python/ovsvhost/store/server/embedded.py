@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -43,7 +44,6 @@ class EmbeddedServer:
     """
 
     def __init__(self, database: Path, socket: Path, *, schema: DatabaseSchema | None = None) -> None:
-        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._database = Database.open(database, schema or vswitch_schema())
         try:
             self._listener = ListeningSocket(socket)
@@ -52,6 +52,8 @@ class EmbeddedServer:
             raise
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_loop_error)
+        self._stopping = asyncio.Event()
+        self._serving: Future[None] = Future()
         self._thread: threading.Thread | None = None
         self._is_stopped = False
 
@@ -66,6 +68,7 @@ class EmbeddedServer:
             raise InternalError("the database server was started before")
         self._thread = threading.Thread(target=self._run, name="ovsdb", daemon=True)
         self._thread.start()
+        self._serving.result()
 
     def stop(self) -> None:
         """Hang up, bring the database to the disk, take the socket away. Does nothing the second time."""
@@ -73,7 +76,7 @@ class EmbeddedServer:
             return
         self._is_stopped = True
         if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
                 _log.error("the database server does not end; its disk seems to hang", timeout_s=STOP_TIMEOUT_S)
@@ -84,16 +87,28 @@ class EmbeddedServer:
         self._database.close()
 
     def _run(self) -> None:
-        loop = self._loop
-        asyncio.set_event_loop(loop)
-        service = Service([self._database], loop)
-        server = loop.run_until_complete(loop.create_unix_server(lambda: Session(service), sock=self._listener.socket))
-        loop.run_forever()
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            if self._serving.done():
+                raise
+            self._serving.set_exception(error)
+
+    async def _serve(self) -> None:
+        service = Service([self._database], self._loop)
+        server = await self._loop.create_unix_server(lambda: Session(service), sock=self._listener.socket)
+        self._serving.set_result(None)
+        await self._stopping.wait()
+        # asyncio loses a connection that is being accepted while its server closes: accept no more, wait for these.
+        self._loop.remove_reader(self._listener.socket)
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         server.close()
         for session in list(service.sessions):
             session.close()
-        # One more turn, so that the transports close their sockets.
-        loop.run_until_complete(asyncio.sleep(0))
+        await asyncio.sleep(0)
+        for session in list(service.sessions):
+            session.abort()
+        await asyncio.sleep(0)
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -92,17 +92,19 @@ def _refuse_if_taken(path: Path) -> None:
 
 
 def _bind(sock: socket.socket, path: Path) -> tuple[int, int]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        temporary = f".{path.name}.{os.getpid()}"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=directory)
+        temporary.unlink(missing_ok=True)
         # On Linux the socket's own mode is the mode of the file that bind makes, less the umask.
         os.fchmod(sock.fileno(), 0o600)
-        # By way of the descriptor the temporary name may be longer than the path is allowed to be.
-        sock.bind(f"/proc/self/fd/{directory}/{temporary}")
+        name = os.fsencode(temporary)
+        if len(name) > MAX_PATH_SIZE:
+            # The descriptor makes a way to the directory that is always short enough.
+            name = os.fsencode(f"/proc/self/fd/{directory}/{temporary.name}")
+        sock.bind(name)
         sock.listen(_BACKLOG)
-        os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        temporary.rename(path)
     finally:
         os.close(directory)
     return _identity_of(path)

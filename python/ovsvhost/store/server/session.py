@@ -48,7 +48,6 @@ class Session(asyncio.Protocol):
         self._inbox: deque[dict[str, Any]] = deque()
         self._transport: asyncio.Transport | None = None
         self._is_slow = False
-        self._is_change_aware = False
         self.monitors: dict[str, Monitor] = {}
         self._handlers: dict[str, Callable[[str, list[Any]], Any]] = {
             "monitor": self._monitor,
@@ -111,6 +110,11 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         self._inbox.clear()
+
+    def abort(self) -> None:
+        """End the connection now, for a client that does not take what was written."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # Sending.
 
@@ -246,8 +250,7 @@ class Session(asyncio.Protocol):
     def _set_db_change_aware(self, method: str, params: list[Any]) -> dict[str, Any]:
         if len(params) != 1 or type(params[0]) is not bool:
             raise syntax_error(params, f"{method}: true or false parameter expected")
-        # The set of databases never changes here, so there is nothing to be spared from.
-        self._is_change_aware = params[0]
+        # The set of databases never changes here, so there is nothing that this client would be spared.
         return {}
 
 

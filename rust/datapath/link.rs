@@ -1,0 +1,100 @@
+//! What a port's session does to the datapath: start and stop vrings, report, announce.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Shared;
+use super::port::PortRecord;
+use crate::frame::ethernet::Mac;
+use crate::pmd::{Message, ReceiveSlot, TransmitQueue};
+use crate::ring::{Receiveq, Ring, Transmitq};
+use crate::sys::eventfd::Notifier;
+use crate::vhost::{Level, PortLink};
+
+/// One port's way into the datapath.
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    record: Arc<PortRecord>,
+}
+
+impl Link {
+    pub(super) fn new(shared: Arc<Shared>, record: Arc<PortRecord>) -> Self {
+        Self { shared, record }
+    }
+
+    fn late(&self, text: &str) {
+        self.event(Level::Warning, "notice", text.to_owned());
+    }
+
+    /// The thread that polls this port's transmitqs.
+    fn post(&self, message: Message) {
+        if let Some(pmd) = self.shared.pmds.first() {
+            pmd.post(message);
+        }
+    }
+}
+
+impl PortLink for Link {
+    fn start(&self, vring: usize, ring: Ring) {
+        let Ok(vring) = u16::try_from(vring) else { return };
+        let (port, counters) = (self.record.id, self.record.counters_of(vring));
+        let mut state = self.shared.state();
+        if vring % 2 == 0 {
+            let slot = Arc::new(ReceiveSlot::new(Receiveq::new(ring), port, vring, counters));
+            state.receiveqs.insert((port, vring), slot);
+            self.shared.publish(&state);
+        } else {
+            state.transmitqs.insert((port, vring));
+            drop(state);
+            let queue = TransmitQueue::new(Transmitq::new(ring), port, vring, counters);
+            self.post(Message::Assign(Box::new(queue)));
+        }
+    }
+
+    fn stop(&self, vring: usize) -> Option<Ring> {
+        let vring = u16::try_from(vring).ok()?;
+        let port = self.record.id;
+        let mut state = self.shared.state();
+        if vring % 2 == 0 {
+            let slot = state.receiveqs.remove(&(port, vring))?;
+            self.shared.publish(&state);
+            drop(state);
+            // Nobody delivers to it any more: the lock is free.
+            let queue = slot.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()?;
+            Some(queue.into_ring())
+        } else {
+            state.transmitqs.remove(&(port, vring)).then_some(())?;
+            drop(state);
+            let queue = self.shared.pmds.first()?.release(port, vring, |text| self.late(text))?;
+            Some(queue.queue.into_ring())
+        }
+    }
+
+    fn set_call(&self, vring: usize, call: Option<File>) {
+        let Ok(vring) = u16::try_from(vring) else { return };
+        match call.map(Notifier::new).transpose() {
+            Ok(call) => self.post(Message::SetCall { port: self.record.id, vring, call }),
+            Err(error) => self.event(Level::Error, "peer_error", format!("{}: {error}", self.record.name)),
+        }
+    }
+
+    fn link_changed(&self, up: bool) {
+        if self.record.link_up.swap(up, Ordering::AcqRel) != up {
+            self.record.link_resets.fetch_add(1, Ordering::Relaxed);
+            self.shared.events.poke();
+        }
+    }
+
+    fn announce(&self, mac: [u8; 6]) {
+        self.post(Message::Announce { port: self.record.id, mac: Mac::from_bytes(mac) });
+    }
+
+    fn event(&self, level: Level, kind: &'static str, text: String) {
+        self.shared.events.push(level, kind, Some(&self.record.name), text);
+    }
+
+    fn mtu(&self) -> u16 {
+        self.record.mtu.load(Ordering::Relaxed)
+    }
+}

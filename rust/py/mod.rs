@@ -1,0 +1,197 @@
+//! The Python face of the core: convert, detach from the interpreter, map errors. No decisions here.
+//!
+//! The surface is documented where Python programmers read it: `python/ovsvhost/_core.pyi`.
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+
+mod errors;
+mod state;
+
+use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
+
+use pyo3::prelude::*;
+
+use crate::datapath::{self, PortConfig};
+use crate::error::{Error, Result};
+use crate::vhost::EndpointKind;
+use errors::raise;
+use state::{Event, FdbEntry, PmdState, PortState};
+
+/// The switch itself.
+#[pyclass(frozen, module = "ovsvhost._core")]
+struct Datapath {
+    inner: RwLock<Option<datapath::Datapath>>,
+    /// Where the poll threads' counters stood at the last `clear_pmd_stats`: packets, busy, idle, sleeps.
+    cleared: RwLock<Vec<[u64; 4]>>,
+}
+
+impl Datapath {
+    /// Runs `f` without the interpreter, unless the datapath was closed.
+    fn with<T: Send>(&self, py: Python<'_>, f: impl FnOnce(&datapath::Datapath) -> Result<T> + Send) -> PyResult<T> {
+        let result = py.detach(|| {
+            let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+            let open = inner.as_ref().ok_or_else(|| Error::Config("this datapath was closed".into()))?;
+            f(open)
+        });
+        result.map_err(|e| raise(py, e))
+    }
+}
+
+#[pymethods]
+impl Datapath {
+    #[new]
+    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None))]
+    fn new(py: Python<'_>, pmd_cpus: Vec<usize>, max_sleep_us: Option<u64>) -> PyResult<Self> {
+        let inner = py.detach(|| datapath::Datapath::new(&pmd_cpus, max_sleep_us)).map_err(|e| raise(py, e))?;
+        Ok(Self { inner: RwLock::new(Some(inner)), cleared: RwLock::default() })
+    }
+
+    fn event_fd(&self, py: Python<'_>) -> PyResult<i32> {
+        self.with(py, |d| Ok(d.event_fd()))
+    }
+
+    fn events(&self, py: Python<'_>) -> PyResult<Vec<Event>> {
+        self.with(py, |d| Ok(d.events().into_iter().map(Event::from).collect()))
+    }
+
+    fn add_bridge(&self, py: Python<'_>, name: String) -> PyResult<()> {
+        self.with(py, |d| d.add_bridge(&name))
+    }
+
+    #[pyo3(signature = (name, *, mac_aging_time_s = 300, mac_table_size = 8192, forward_bpdu = false))]
+    fn set_bridge(
+        &self,
+        py: Python<'_>,
+        name: String,
+        mac_aging_time_s: i64,
+        mac_table_size: i64,
+        forward_bpdu: bool,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let aging = u32::try_from(mac_aging_time_s).unwrap_or(0);
+            let size = usize::try_from(mac_table_size).unwrap_or(0);
+            d.set_bridge(&name, aging, size, forward_bpdu)
+        })
+    }
+
+    fn del_bridge(&self, py: Python<'_>, name: String) -> PyResult<()> {
+        self.with(py, |d| d.del_bridge(&name))
+    }
+
+    #[pyo3(signature = (bridge, name, *, r#type, ofport, socket, mtu = 1500, tx_retries_max = 8, socket_mode = 0o600,
+        socket_owner = -1, socket_group = -1, allow_file_memory = false))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
+    fn add_port(
+        &self,
+        py: Python<'_>,
+        bridge: String,
+        name: String,
+        r#type: String,
+        ofport: i64,
+        socket: PathBuf,
+        mtu: i64,
+        tx_retries_max: i64,
+        socket_mode: u32,
+        socket_owner: i64,
+        socket_group: i64,
+        allow_file_memory: bool,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let kind = match r#type.as_str() {
+                "dpdkvhostuserclient" => EndpointKind::Client,
+                "dpdkvhostuser" => EndpointKind::Server,
+                other => {
+                    return Err(Error::Config(format!(
+                        "{name}: unknown port type '{other}'; dpdkvhostuserclient and dpdkvhostuser are possible"
+                    )));
+                }
+            };
+            let config = PortConfig {
+                kind,
+                ofport: u16::try_from(ofport).unwrap_or(0),
+                socket,
+                mtu: to_mtu(mtu),
+                retries: to_retries(tx_retries_max),
+                socket_mode,
+                socket_owner: u32::try_from(socket_owner).ok(),
+                socket_group: u32::try_from(socket_group).ok(),
+                allow_file_memory,
+                name,
+            };
+            d.add_port(&bridge, config)
+        })
+    }
+
+    #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None))]
+    fn set_port(
+        &self,
+        py: Python<'_>,
+        name: String,
+        mtu: Option<i64>,
+        admin_up: Option<bool>,
+        tx_retries_max: Option<i64>,
+    ) -> PyResult<()> {
+        self.with(py, |d| d.set_port(&name, mtu.map(to_mtu), admin_up, tx_retries_max.map(to_retries)))
+    }
+
+    fn del_port(&self, py: Python<'_>, name: String) -> PyResult<()> {
+        self.with(py, |d| d.del_port(&name))
+    }
+
+    fn port(&self, py: Python<'_>, name: String) -> PyResult<PortState> {
+        self.with(py, |d| d.port(&name).map(PortState::from))
+    }
+
+    fn ports(&self, py: Python<'_>) -> PyResult<Vec<PortState>> {
+        self.with(py, |d| Ok(d.ports().into_iter().map(PortState::from).collect()))
+    }
+
+    fn fdb(&self, py: Python<'_>, bridge: String) -> PyResult<Vec<FdbEntry>> {
+        self.with(py, |d| Ok(d.fdb(&bridge)?.into_iter().map(FdbEntry::from).collect()))
+    }
+
+    fn flush_fdb(&self, py: Python<'_>, bridge: String) -> PyResult<()> {
+        self.with(py, |d| d.flush_fdb(&bridge))
+    }
+
+    fn pmds(&self, py: Python<'_>) -> PyResult<Vec<PmdState>> {
+        self.with(py, |d| {
+            let cleared = self.cleared.read().unwrap_or_else(PoisonError::into_inner);
+            let pmds = d.pmds().into_iter().enumerate();
+            Ok(pmds.map(|(i, pmd)| PmdState::new(pmd, cleared.get(i))).collect())
+        })
+    }
+
+    fn clear_pmd_stats(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |d| {
+            let now = d.pmds().iter().map(|pmd| state::readings(&pmd.stats)).collect();
+            *self.cleared.write().unwrap_or_else(PoisonError::into_inner) = now;
+            Ok(())
+        })
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.inner.write().unwrap_or_else(PoisonError::into_inner).take()));
+    }
+}
+
+/// Out of u16's range is out of the MTU's: 0 is refused by name where it is checked.
+fn to_mtu(mtu: i64) -> u16 {
+    u16::try_from(mtu).unwrap_or(0)
+}
+
+fn to_retries(retries: i64) -> u32 {
+    u32::try_from(retries).unwrap_or(u32::MAX)
+}
+
+/// The extension module.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<Datapath>()?;
+    module.add_class::<Event>()?;
+    module.add_class::<PortState>()?;
+    module.add_class::<FdbEntry>()?;
+    module.add_class::<PmdState>()?;
+    Ok(())
+}
