@@ -22,6 +22,7 @@ from ovs.stream import Stream
 from ovsvhost.errors import PeerError
 from ovsvhost.vsctl.datum import Atom, Datum
 from ovsvhost.vsctl.names import Needs, vswitch_schema
+from ovsvhost.vsctl.values import check_utf8
 
 Transaction = idl.Transaction
 
@@ -184,7 +185,13 @@ class Replica(idl.Idl):  # type: ignore[misc]  # ovs has no type information
         return [each for each in found if each is not None]
 
     def write(self, row: Any, column: str, value: Datum) -> None:
-        """Sets a whole column; a row that this transaction deleted stays deleted."""
+        """Sets a whole column; a row that this transaction deleted stays deleted.
+
+        Raises:
+            ConfigError: a string is not UTF-8.
+        """
+        for atom in (each for pair in value.pairs for each in pair if isinstance(each, str)):
+            check_utf8(atom)
         if row.uuid not in self._deleted:
             self._settle(row, column)
             setattr(row, column, value.plain(self._column(row, column).type))

@@ -133,7 +133,8 @@ def _transact(db: Replica, comment: str, options: Options, commands: Sequence[Co
     """
     transaction = db.begin()
     transaction.dry_run = options.dry_run
-    transaction.add_comment(comment)
+    # Bytes that are not UTF-8 cannot be sent; in a comment they do not matter.
+    transaction.add_comment(comment.encode(errors="surrogateescape").decode(errors="replace"))
     try:
         roots = db.rows(_ROOT)
         root = roots[0] if roots else db.insert(_ROOT)
