@@ -429,6 +429,12 @@ fn an_mtu_that_differs_is_a_warning_and_no_refusal() {
         assert_eq!(raw.reply_number(), answer, "{mtu}");
     }
     raw.settle();
+    let changes = port.recorder.changes();
+    raw.send_with(FrontendReq::NET_SET_MTU, NEED_REPLY, &9001_u64.to_ne_bytes(), &[]);
+    raw.reply();
+    assert_eq!(port.recorder.changes(), changes + 1, "a new state is told once");
+    raw.send_with(FrontendReq::NET_SET_MTU, NEED_REPLY, &9000_u64.to_ne_bytes(), &[]);
+    raw.reply();
     assert!(port.endpoint.status()["mtu-mismatch"].starts_with("the guest was given 9000, the port has 1500"));
     assert_eq!(port.endpoint.error(), None);
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ pub(crate) enum Told {
 struct Record {
     told: Vec<Told>,
     events: Vec<(Level, &'static str, String)>,
+    changes: usize,
     rings: std::collections::BTreeMap<usize, Ring>,
 }
 
@@ -83,6 +85,11 @@ impl Recorder {
 
     pub(crate) fn events(&self) -> Vec<(Level, &'static str, String)> {
         self.record().events.clone()
+    }
+
+    /// How often the endpoint said that its state changed.
+    pub(crate) fn changes(&self) -> usize {
+        self.record().changes
     }
 
     pub(crate) fn holds(&self, vring: usize) -> bool {
@@ -133,6 +140,10 @@ impl PortLink for Recorder {
 
     fn link_changed(&self, up: bool) {
         self.note(|record| record.told.push(Told::Link(up)));
+    }
+
+    fn state_changed(&self) {
+        self.note(|record| record.changes += 1);
     }
 
     fn announce(&self, mac: [u8; 6]) {
@@ -269,6 +280,50 @@ impl Memory {
             avail_ring_addr: avail,
             log_addr: None,
         }
+    }
+
+    fn write<T: vm_memory::ByteValued>(&self, place: u64, value: T) {
+        self.map.write_obj(value, GuestAddress(GPA + place)).unwrap();
+    }
+
+    /// Offers buffer `slot` of vring `at` to the device, which may read or write it; `data` is what it holds.
+    pub(crate) fn post(&self, at: usize, slot: u16, data: &[u8], writable: bool) {
+        let [desc, avail, _] = Self::places(at);
+        let buffer = Self::buffer(at, slot);
+        self.map.write_slice(data, GuestAddress(buffer)).unwrap();
+        let entry = desc + 16 * u64::from(slot);
+        self.write(entry, buffer);
+        self.write(entry + 8, u32::try_from(data.len()).unwrap());
+        self.write(entry + 12, if writable { 2_u16 } else { 0 });
+        let index: u16 = self.map.read_obj(GuestAddress(GPA + avail + 2)).unwrap();
+        self.write(avail + 4 + 2 * u64::from(index % SIZE), slot);
+        self.set_available_index(at, index.wrapping_add(1));
+    }
+
+    /// Where buffer `slot` of vring `at` is, guest-physical.
+    fn buffer(at: usize, slot: u16) -> u64 {
+        GPA + 0x8_0000 + 0x1_0000 * u64::try_from(at).unwrap() + 0x800 * u64::from(slot)
+    }
+
+    pub(crate) fn set_available_index(&self, at: usize, index: u16) {
+        let [_, avail, _] = Self::places(at);
+        self.map.store(index, GuestAddress(GPA + avail + 2), Ordering::Release).unwrap();
+    }
+
+    pub(crate) fn used_index(&self, at: usize) -> u16 {
+        let [_, _, used] = Self::places(at);
+        self.map.load(GuestAddress(GPA + used + 2), Ordering::Acquire).unwrap()
+    }
+
+    /// What the device wrote into the buffer it used `nth`.
+    pub(crate) fn received(&self, at: usize, nth: u16) -> Vec<u8> {
+        let [_, _, used] = Self::places(at);
+        let entry = GPA + used + 4 + 8 * u64::from(nth % SIZE);
+        let slot: u32 = self.map.read_obj(GuestAddress(entry)).unwrap();
+        let size: u32 = self.map.read_obj(GuestAddress(entry + 4)).unwrap();
+        let mut data = vec![0; usize::try_from(size).unwrap()];
+        self.map.read_slice(&mut data, GuestAddress(Self::buffer(at, slot.try_into().unwrap()))).unwrap();
+        data
     }
 
     pub(crate) fn set_used_index(&self, at: usize, index: u16) {

@@ -33,6 +33,7 @@ impl PortLink for Shelf {
     }
     fn set_call(&self, _: usize, _: Option<File>) {}
     fn link_changed(&self, _: bool) {}
+    fn state_changed(&self) {}
     fn announce(&self, _: [u8; 6]) {}
     fn event(&self, _: Level, _: &'static str, _: String) {}
     fn mtu(&self) -> u16 {
