@@ -61,8 +61,8 @@ class PortState:
         """Interface ``status``.
 
         OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
-        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``, ``peer-program``,
-        ``waiting-for``.
+        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
+        ``peer-program``, ``waiting-for``.
         """
     @property
     def statistics(self) -> dict[str, int]:

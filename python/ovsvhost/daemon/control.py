@@ -17,7 +17,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from ovsvhost import apply, observed
+from ovsvhost import apply, events, observed
 from ovsvhost.daemon import commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 RETRY_S = 1.0
 """How soon what the datapath refused is tried again; the cause may lie outside (a directory, a right, a socket)."""
 
-_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _log = logging.getLogger("ovsvhost.daemon")
-_datapath_log = logging.getLogger("ovsvhost.datapath")
 
 
 class Control:
@@ -75,8 +73,6 @@ class Control:
         self._stats_at = now
         self._cleared_at = now
 
-    # -- the loop's turns ----------------------------------------------------------------------------------------------
-
     def run(self) -> None:
         """One turn: what changed in the database, what happened in the datapath, what is due."""
         connection = self._replica.connection
@@ -93,9 +89,7 @@ class Control:
                 answer = self._follow()
             elif self._failures and time.monotonic() >= self._retry_at:
                 self._build()
-        for event in apply.take_events(self.datapath):
-            extra = {"kind": event.kind} | ({"port": event.port} if event.port else {})
-            _datapath_log.log(_LEVELS[event.level], "%s", event.text, extra=extra)
+        events.log(apply.take_events(self.datapath))
         if online:
             states = observed.port_states(self.datapath)
             statistics = self._statistics(states) if time.monotonic() >= self._stats_at else []
@@ -117,8 +111,6 @@ class Control:
             operations += self._written.update("Interface", key, writeback.stopped(columns))
         apply.close(self.datapath)
         self._send(operations)
-
-    # -- configuration -------------------------------------------------------------------------------------------------
 
     def _follow(self) -> list[Operation]:
         """Follows the rows; returns what answers them: who we are, and ``cur_cfg``."""
@@ -173,8 +165,6 @@ class Control:
         else:
             del self._said[about]
             _log.info("no longer: %s", before, extra=extra)
-
-    # -- write-back ----------------------------------------------------------------------------------------------------
 
     def _states(self, states: Mapping[str, PortState]) -> list[Operation]:
         operations: list[Operation] = []
@@ -240,8 +230,6 @@ class Control:
                 _log.error("the database refused a write to %s: %s", operations[0]["table"], error)
 
         self._replica.write(operations, again)
-
-    # -- what appctl asks ----------------------------------------------------------------------------------------------
 
     def bridge(self, name: str) -> Bridge:
         """A bridge in force; ConfigError (OVS's words) if there is none."""
