@@ -9,7 +9,6 @@ After a fork the child's is closed: the poll threads are the parent's, and so ar
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import select
 import threading
@@ -18,7 +17,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ovsvhost import apply, observed
+from ovsvhost import apply, events, observed
 from ovsvhost import options as port_options
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
@@ -43,11 +42,9 @@ if TYPE_CHECKING:
     from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
     from ovsvhost.model import PortType
 
-LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _LOOK_AGAIN_MS = 50
 """Another thread may take the event that this one waits for; it looks again after this time."""
 
-_log = logging.getLogger("ovsvhost.datapath")
 _open: weakref.WeakSet[InProcess] = weakref.WeakSet()
 
 
@@ -88,8 +85,6 @@ class InProcess:
         if datapath is not None:
             apply.close(datapath)
 
-    # -- bridges -------------------------------------------------------------------------------------------------------
-
     def bridges(self) -> Sequence[str]:
         """Names, in the order in which they were added."""
         return [bridge.name for bridge in self._desired.bridges]
@@ -120,8 +115,6 @@ class InProcess:
     def flush_fdb(self, bridge: str) -> None:
         """Forgets them."""
         apply.flush_fdb(self._running(), self._bridge(bridge).name)
-
-    # -- ports ---------------------------------------------------------------------------------------------------------
 
     def ports(self, bridge: str) -> Sequence[str]:
         """Names, in the order in which they were added."""
@@ -169,11 +162,7 @@ class InProcess:
         poll = select.poll()
         poll.register(self._running().event_fd(), select.POLLIN)
         poll.poll(min(max(timeout_ms, 0), _LOOK_AGAIN_MS))
-        for event in apply.take_events(self._running()):
-            extra = {"kind": event.kind} | ({"port": event.port} if event.port else {})
-            _log.log(LEVELS[event.level], "%s", event.text, extra=extra)
-
-    # -- poll threads --------------------------------------------------------------------------------------------------
+        events.log(apply.take_events(self._running()))
 
     def pmds(self) -> Sequence[PmdState]:
         """The poll threads."""
@@ -182,8 +171,6 @@ class InProcess:
     def clear_pmd_stats(self) -> None:
         """Starts their counters at zero."""
         apply.clear_pmd_stats(self._running())
-
-    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _running(self) -> Datapath:
         datapath = self._datapath

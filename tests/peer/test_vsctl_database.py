@@ -210,6 +210,12 @@ CASES: dict[str, list[str]] = {
             "-- set Port p1 qos=@x"
         ),
         "list QoS",
+        "-- --id=11111111-2222-3333-4444-555555555555 create QoS type=linux-hfsc",
+        "get QoS 11111111-2222-3333-4444-555555555555 type",
+        "get QoS 11111111 type",
+        "-- --id=11111111-2222-3333-4444-555555555555 create QoS type=linux-hfsc",
+        "--dry-run create QoS type=linux-codel",
+        "--oneline create QoS type=linux-codel -- create QoS type=linux-sfq",
         "create QoS nosuch=1",
         "create Nosuch a=b",
         "create QoS",

@@ -118,6 +118,8 @@ def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> No
 
     _log.info("database %s", remote)
     schema = idl.fetch_schema(remote, None, go_on)
+    if schema is None:
+        return
     replica = idl.Replica(remote, schema, rows.COLUMNS)
     replica.set_lock(idl.LOCK)
     poller = Poller()
@@ -152,7 +154,7 @@ def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> No
 
 def _start(replica: idl.Replica, rundir: Path) -> Control:
     """Starts the datapath with the options that the database holds now."""
-    root = rows.read(replica.tables)
+    root = rows.Reader().read(replica.tables)
     at_start = startup(root.other_config if root else {})
     for notice in at_start.notices:
         _log.warning("%s", notice)

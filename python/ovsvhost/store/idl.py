@@ -20,6 +20,7 @@ from ovsvhost.store import json_shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from uuid import UUID
 
     Operation = dict[str, Any]
     Done = Callable[[list[str]], None]
@@ -41,6 +42,8 @@ class Replica(ovs.db.idl.Idl):  # type: ignore[misc] # ovs has no types
                 helper.register_columns(table, present)
         super().__init__(remote, helper, leader_only=False)
         self.schema_version: str = schema["version"]
+        self.on_change: Callable[[UUID], None] = lambda _row: None
+        """Called for every row that a running monitor changed; a new connection starts over without a word."""
 
     @property
     def connection(self) -> int:
@@ -56,6 +59,10 @@ class Replica(ovs.db.idl.Idl):  # type: ignore[misc] # ovs has no types
     def unanswered(self) -> int:
         """How many writes have no reply yet."""
         return len(self._outstanding_txns)
+
+    def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002 - ovs's signature
+        """Called by `ovs.db.idl` for each changed row."""
+        self.on_change(row.uuid)
 
     def write(self, operations: Sequence[Operation], done: Done) -> bool:
         """Sends one transaction under the lock, if there is one; does not wait.
@@ -108,6 +115,9 @@ def fetch_schema(
         timeout_s: how long to try; None for ever.
         keep_waiting: called before each wait with the poller, to add what else shall wake it; False gives up.
 
+    Returns:
+        The schema, or None when ``keep_waiting`` gave up.
+
     Raises:
         ConfigError: no answer in time, or the server has no such database.
     """
@@ -134,7 +144,7 @@ def fetch_schema(
             if left is not None:
                 poller.timer_wait(left * 1000)
             if not keep_waiting(poller):
-                raise ConfigError(f"stopped while waiting for database {remote}")
+                return None
             poller.block()
     finally:
         session.close()

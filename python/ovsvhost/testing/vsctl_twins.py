@@ -55,6 +55,14 @@ def schema_text() -> str:
     return Path(__file__).parent.with_name("store").joinpath("vswitch.ovsschema").read_text(encoding="utf-8")
 
 
+def create_database(directory: Path) -> Path:
+    """Makes an empty ``Open_vSwitch`` database in a directory; gives its path."""
+    schema, database = directory / "vswitch.ovsschema", directory / "conf.db"
+    schema.write_text(schema_text(), encoding="utf-8")
+    subprocess.run(["ovsdb-tool", "create", str(database), str(schema)], check=True)
+    return database
+
+
 def stock(remote: str, words: Sequence[str], *, timeout_s: float = 30) -> Said:
     """Runs stock ``ovs-vsctl``."""
     done = subprocess.run(
@@ -114,11 +122,7 @@ class VsctlTwins:
 
     def _serve(self, place: Path) -> str:
         place.mkdir()
-        schema = place / "vswitch.ovsschema"
-        schema.write_text(schema_text(), encoding="utf-8")
-        subprocess.run(["ovsdb-tool", "create", str(place / "conf.db"), str(schema)], check=True)
-        server = self._stop.enter_context(OvsdbServer(place, place / "conf.db"))
-        return server.remote
+        return self._stop.enter_context(OvsdbServer(place, create_database(place))).remote
 
     def _connect(self, remote: str) -> OvsdbClient:
         client = OvsdbClient(Path(remote.removeprefix("unix:")))

@@ -22,8 +22,11 @@ from ovs.stream import Stream
 from ovsvhost.errors import PeerError
 from ovsvhost.vsctl.datum import Atom, Datum
 from ovsvhost.vsctl.names import Needs, vswitch_schema
+from ovsvhost.vsctl.values import check_utf8
 
 Transaction = idl.Transaction
+
+_PROBE_TIMEOUT_MS = 1000
 
 
 class DeadlinePassed(Exception):  # noqa: N818 - not an error of the program: the user's own limit
@@ -184,7 +187,13 @@ class Replica(idl.Idl):  # type: ignore[misc]  # ovs has no type information
         return [each for each in found if each is not None]
 
     def write(self, row: Any, column: str, value: Datum) -> None:
-        """Sets a whole column; a row that this transaction deleted stays deleted."""
+        """Sets a whole column; a row that this transaction deleted stays deleted.
+
+        Raises:
+            ConfigError: a string is not UTF-8.
+        """
+        for atom in (each for pair in value.pairs for each in pair if isinstance(each, str)):
+            check_utf8(atom)
         if row.uuid not in self._deleted:
             self._settle(row, column)
             setattr(row, column, value.plain(self._column(row, column).type))
@@ -237,7 +246,7 @@ def _why_unreachable(remote: str) -> str:
     for each in _remotes(remote):
         if not Stream.is_valid_name(each):
             return "Address family not supported by protocol"
-        problem, stream = Stream.open_block(Stream.open(each))
+        problem, stream = Stream.open_block(Stream.open(each), timeout=_PROBE_TIMEOUT_MS)
         if problem:
             reason = os.strerror(problem)
         else:

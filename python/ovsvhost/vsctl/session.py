@@ -104,8 +104,8 @@ def _use_keys(options: Options) -> None:
 
 def _caller() -> str:
     """Who called the program, as the database's log has it."""
+    parent = os.getppid()
     try:
-        parent = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
         line = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\n")[0]
     except OSError:
         return ""
@@ -133,7 +133,8 @@ def _transact(db: Replica, comment: str, options: Options, commands: Sequence[Co
     """
     transaction = db.begin()
     transaction.dry_run = options.dry_run
-    transaction.add_comment(comment)
+    # Bytes that are not UTF-8 cannot be sent; in a comment they do not matter.
+    transaction.add_comment(comment.encode(errors="surrogateescape").decode(errors="replace"))
     try:
         roots = db.rows(_ROOT)
         root = roots[0] if roots else db.insert(_ROOT)

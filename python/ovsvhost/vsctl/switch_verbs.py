@@ -104,7 +104,7 @@ def _emer_reset(context: Context) -> None:
 
 
 VERBS = (
-    Verb("init", 0, 0, "", _init, writes=True),
+    Verb("init", 0, 0, "", _init),
     Verb("show", 0, 0, "", _show, _need_shown),
-    Verb("emer-reset", 0, 0, "", _emer_reset, _need_reset, writes=True),
+    Verb("emer-reset", 0, 0, "", _emer_reset, _need_reset),
 )

@@ -9,10 +9,11 @@
 //! Nothing here waits for the thread except [`Endpoint::shutdown`], and that not for long.
 
 mod client;
+mod permission;
 mod server;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{self, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,6 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::client::Client;
@@ -46,6 +46,11 @@ pub(super) struct Port {
 }
 
 impl Port {
+    pub(super) fn new(config: EndpointConfig, link: Arc<dyn PortLink>) -> Self {
+        let EndpointConfig { name, kind, socket, allow_file_memory, .. } = config;
+        Self { name, kind, socket, allow_file_memory, link }
+    }
+
     pub(super) fn path(&self) -> path::Display<'_> {
         self.socket.display()
     }
@@ -64,10 +69,11 @@ pub(super) struct Control {
     snapshot: ArcSwap<Snapshot>,
     /// What ended the last session or keeps one from starting; stays until a link is up.
     trouble: Mutex<Option<String>>,
+    link: Arc<dyn PortLink>,
 }
 
 impl Control {
-    fn new() -> Result<Self> {
+    fn new(link: Arc<dyn PortLink>) -> Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK)
             .map_err(|e| Error::kernel("cannot make an eventfd for a port; raise RLIMIT_NOFILE (ulimit -n)", e))?;
         Ok(Self {
@@ -76,12 +82,18 @@ impl Control {
             faults: Mutex::new(Vec::new()),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             trouble: Mutex::new(None),
+            link,
         })
     }
 
     fn wake(&self) {
         // A counter that is full wakes just as well.
         let _ = self.wake.write(1);
+    }
+
+    /// Readable when there is something to look at.
+    pub(super) fn wake_fd(&self) -> &EventFd {
+        &self.wake
     }
 
     pub(super) fn acknowledge(&self) {
@@ -105,13 +117,20 @@ impl Control {
             }
             state.problem.clone().or_else(|| trouble.clone())
         };
-        self.snapshot.store(Arc::new(Snapshot { session: Some(state), waiting_for: None, error }));
+        self.publish(Snapshot { session: Some(state), waiting_for: None, error });
     }
 
     /// Without a session: what is waited for, and what is in the way.
     fn publish_waiting(&self, waiting_for: Option<String>, obstacle: Option<String>) {
         let error = obstacle.or_else(|| self.trouble());
-        self.snapshot.store(Arc::new(Snapshot { session: None, waiting_for, error }));
+        self.publish(Snapshot { session: None, waiting_for, error });
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        if **self.snapshot.load() != snapshot {
+            self.snapshot.store(Arc::new(snapshot));
+            self.link.state_changed();
+        }
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
@@ -123,34 +142,13 @@ impl Control {
     }
 
     /// Waits for `other`, a stop, or the end of `wait`. True if `other` is ready.
-    fn wait_with(&self, other: Option<RawFd>, wait: Option<Duration>) -> Result<bool> {
-        const OTHER: u64 = 1;
-        let kernel = |e| Error::kernel("cannot wait for a vhost-user socket (epoll)", e);
-        let epoll = Epoll::new().map_err(kernel)?;
-        let add = |fd, which| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, which));
-        add(self.as_raw_fd(), 0).map_err(kernel)?;
-        if let Some(fd) = other {
-            add(fd, OTHER).map_err(kernel)?;
+    fn wait_with(&self, other: Option<&dyn AsRawFd>, wait: Option<Duration>) -> Result<bool> {
+        let [ours, other] = socket::wait_any([Some(&self.wake), other], libc::POLLIN, wait)
+            .map_err(|e| Error::kernel("cannot wait for a vhost-user socket (poll)", e))?;
+        if ours {
+            self.acknowledge();
         }
-        let ms = wait.map_or(-1, |wait| i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
-        let mut events = [EpollEvent::default(); 2];
-        match epoll.wait(ms, &mut events) {
-            Ok(ready) => {
-                let ready = events.get(..ready).unwrap_or_default();
-                if ready.iter().any(|event| event.data() != OTHER) {
-                    self.acknowledge();
-                }
-                Ok(ready.iter().any(|event| event.data() == OTHER))
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(false),
-            Err(e) => Err(kernel(e)),
-        }
-    }
-}
-
-impl AsRawFd for Control {
-    fn as_raw_fd(&self) -> RawFd {
-        self.wake.as_raw_fd()
+        Ok(other)
     }
 }
 
@@ -209,9 +207,8 @@ impl Endpoint {
             EndpointKind::Client => None,
             EndpointKind::Server => Some(Server::bind(&config, &*link)?),
         };
-        let EndpointConfig { name, kind, socket, allow_file_memory, .. } = config;
-        let port = Arc::new(Port { name, kind, socket, allow_file_memory, link });
-        let control = Arc::new(Control::new()?);
+        let control = Arc::new(Control::new(Arc::clone(&link))?);
+        let port = Arc::new(Port::new(config, link));
         let handle = EndpointHandle { port: Arc::clone(&port), control: Arc::clone(&control) };
         let (alive, ended) = channel::<()>();
         let run = move || {

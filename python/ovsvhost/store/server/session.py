@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
-
-import structlog
 
 from ovsvhost.errors import PeerError
 from ovsvhost.store.server.datum import is_identifier
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 WRITE_BUFFER_SIZE = 1024 * 1024
 """Bytes of answers that may wait for a client before it counts as slow."""
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 class _PlainError(Exception):
@@ -76,7 +75,7 @@ class Session(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and with it its monitors, locks and waiting transactions."""
         if exc is not None:
-            _log.debug("a database client was lost", why=str(exc))
+            _log.debug("lost a database client: %s", exc)
         self._transport = None
         self._inbox.clear()
         self.monitors.clear()
@@ -88,7 +87,7 @@ class Session(asyncio.Protocol):
             self._inbox.extend(self._framer.feed(data))
             self._handle_inbox()
         except PeerError as error:
-            _log.warning("closed the connection of a database client", why=str(error))
+            _log.warning("closed the connection of a database client: %s", error)
             self.close()
 
     def pause_writing(self) -> None:
