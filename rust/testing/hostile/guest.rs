@@ -177,7 +177,7 @@ impl Guest {
         }
         let bases = stopped.unwrap_or_default().into_iter().map(|base| Json::Count(base.into()));
         Json::object([
-            ("reaction", reaction.json()),
+            ("reaction", Json::text(reaction.name())),
             ("used", used.map_or(Json::Null, |used| Json::List(used.to_vec()))),
             ("stopped_at", Json::List(bases.collect())),
         ])

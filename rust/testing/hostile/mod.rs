@@ -42,12 +42,21 @@ pub enum Reaction {
 }
 
 impl Reaction {
-    fn json(self) -> Json {
+    /// Its name in reports.
+    fn name(self) -> &'static str {
         match self {
-            Self::Refused(code) => Json::object([("reaction", Json::text("refused")), ("code", Json::Count(code))]),
-            Self::HungUp => Json::object([("reaction", Json::text("hung_up"))]),
-            Self::Silent => Json::object([("reaction", Json::text("silent"))]),
-            Self::Alive => Json::object([("reaction", Json::text("alive"))]),
+            Self::Refused(_) => "refused",
+            Self::HungUp => "hung_up",
+            Self::Silent => "silent",
+            Self::Alive => "alive",
+        }
+    }
+
+    fn json(self) -> Json {
+        let name = Json::text(self.name());
+        match self {
+            Self::Refused(code) => Json::object([("reaction", name), ("code", Json::Count(code))]),
+            _ => Json::object([("reaction", name)]),
         }
     }
 }
