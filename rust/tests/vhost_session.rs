@@ -402,6 +402,19 @@ fn a_request_that_was_never_offered_is_answered_no_where_an_answer_is_wanted() {
 }
 
 #[test]
+fn a_front_end_cannot_flood_the_log_with_refusals() {
+    let (port, stream) = Port::connected();
+    let mut raw = Raw(stream);
+    raw.send_number(FrontendReq::SET_PROTOCOL_FEATURES, ALL_PROTOCOL.bits());
+    for _ in 0..1000 {
+        raw.send_with(FrontendReq::SET_LOG_BASE, NEED_REPLY, &[0; 16], &[]);
+        assert_eq!(raw.reply_number(), 1);
+    }
+    port.recorder.wait_event("peer_error", "further refusals in this session are not logged");
+    assert!(port.recorder.events().len() < 50);
+}
+
+#[test]
 fn an_announcement_waits_for_the_link() {
     let (port, stream) = Port::connected();
     let mut raw = Raw(stream);
