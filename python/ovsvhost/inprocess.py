@@ -91,8 +91,8 @@ class InProcess:
 
     def add_bridge(self, name: str, mac_aging_time_s: int, mac_table_size: int, forward_bpdu: bool) -> None:
         """ConfigError: the name is taken or a value is out of range."""
-        _within("mac_aging_time_s", mac_aging_time_s, *AGING_S_RANGE)
-        _within("mac_table_size", mac_table_size, *FDB_SIZE_RANGE)
+        port_options.within("mac_aging_time_s", mac_aging_time_s, *AGING_S_RANGE)
+        port_options.within("mac_table_size", mac_table_size, *FDB_SIZE_RANGE)
         bridge = Bridge(
             key=str(uuid.uuid4()),
             name=name,
@@ -134,7 +134,7 @@ class InProcess:
         with self._lock:
             taken = [there.ofport for there in self._bridge(bridge).ports]
             number = free_ofport(taken) if ofport is None else ofport
-            _within("ofport", number, 1, OFPORT_MAX)
+            port_options.within("ofport", number, 1, OFPORT_MAX)
             port = self._port(name, type, options, number, mtu)
             self._change_ports(bridge, lambda ports: (*ports, port))
 
@@ -147,7 +147,7 @@ class InProcess:
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Changes it live; ConfigError out of range."""
-        _within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
         self._change_ports(
             self.port(name).bridge,
             lambda ports: tuple(replace(port, mtu=mtu) if port.name == name else port for port in ports),
@@ -188,7 +188,7 @@ class InProcess:
     def _port(self, name: str, port_type: PortType, asked: Mapping[str, str], ofport: int, mtu: int) -> Port:
         if port_type not in PORT_TYPES:
             raise ConfigError(f"type={port_type!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
-        _within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
         directory = self._socket_dir() if port_type == port_options.SERVER else None
         meant = port_options.parse(name, port_type, asked, directory)
         if meant.complaints:
@@ -237,11 +237,6 @@ class InProcess:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._datapath))
         self._lock = threading.RLock()  # the thread that may have held the old one is not here
         self._datapath, self._desired, self._ledger = None, Desired(), observed.Ledger()
-
-
-def _within(what: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ConfigError(f"{what}={value} is out of range: give {least}..{most}")
 
 
 def _after_fork() -> None:

@@ -116,7 +116,7 @@ def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> No
         turn.stop.wait(poller)
         return not turn.over
 
-    _log.info("database %s", remote)
+    _log.info("asking database %s for its rows", remote)
     schema = idl.fetch_schema(remote, None, go_on)
     if schema is None:
         return
