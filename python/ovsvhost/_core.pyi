@@ -5,7 +5,9 @@ Every call is thread-safe, releases the interpreter lock while it waits, and is 
 """
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal, Self, final
+
+__all__ = ["Datapath", "Event", "FdbEntry", "PmdState", "PortState", "__version__"]
 
 __version__: str
 
@@ -17,7 +19,9 @@ class Event:
     def level(self) -> Literal["info", "warning", "error"]: ...
     @property
     def kind(self) -> str:
-        """A stable word: ``created``, ``listening``, ``connected``, ``added``, ``removed``, ``queue_state``,
+        """A stable word.
+
+        ``created``, ``listening``, ``connected``, ``disconnected``, ``added``, ``removed``, ``queue_state``,
         ``link_up``, ``link_down``, ``peer_error``, ``kernel_error``, ``notice``.
         """
     @property
@@ -50,13 +54,17 @@ class PortState:
         """Bytes of IP payload, 68..9702."""
     @property
     def error(self) -> str | None:
-        """Why the link is down or degraded, with the cure; None when nothing is wrong (waiting for a VMM is not
-        an error while the socket does not exist yet; it is stated in ``status:status``).
+        """Why the link is down or degraded, with the cure; None when nothing is wrong.
+
+        Waiting for a VMM is not an error while the socket does not exist yet; it is stated in ``status``.
         """
     @property
     def status(self) -> dict[str, str]:
-        """Interface ``status`` with OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
-        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``, ``peer-program``.
+        """Interface ``status``.
+
+        OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
+        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
+        ``peer-program``, ``waiting-for``.
         """
     @property
     def statistics(self) -> dict[str, int]:
@@ -110,10 +118,11 @@ class Datapath:
         KernelError: no eventfd or thread to be had.
     """
 
-    def __init__(self, *, pmd_cpus: Sequence[int] = (), max_sleep_us: int | None = None) -> None: ...
+    def __new__(cls, *, pmd_cpus: Sequence[int] = ..., max_sleep_us: int | None = None) -> Self: ...
     def event_fd(self) -> int:
-        """A descriptor, owned by the datapath, that is readable while ``events()`` has something or a port's state
-        changed. ``events()`` clears it.
+        """A descriptor, owned by the datapath, that is readable while there is something to look at.
+
+        That is: ``events()`` has something, or a port's state changed. ``events()`` clears it.
         """
     def events(self) -> list[Event]:
         """Takes what happened since the last call, oldest first. Bounded: past 4096 the oldest are dropped."""
@@ -135,8 +144,8 @@ class Datapath:
         mtu: int = 1500,
         tx_retries_max: int = 8,
         socket_mode: int = 0o600,
-        socket_owner: int = -1,
-        socket_group: int = -1,
+        socket_owner: int = ...,
+        socket_group: int = ...,
         allow_file_memory: bool = False,
     ) -> None:
         """Adds a port; returns at once, the session comes up by itself.
@@ -150,7 +159,7 @@ class Datapath:
             mtu: 68..9702.
             tx_retries_max: 0..32.
             socket_mode: permission bits of a socket we create.
-            socket_owner: uid for a socket we create, -1 leaves it.
+            socket_owner: uid for a socket we create; -1, the default, leaves it.
             socket_group: gid, likewise.
             allow_file_memory: accept guest memory on disk files.
 
@@ -158,7 +167,9 @@ class Datapath:
             ConfigError: a value out of range, a path that cannot be a socket, a name or path in use.
             KernelError: the socket could not be created (server type).
         """
-    def set_port(self, name: str, *, mtu: int | None = None, admin_up: bool | None = None, tx_retries_max: int | None = None) -> None:
+    def set_port(
+        self, name: str, *, mtu: int | None = None, admin_up: bool | None = None, tx_retries_max: int | None = None
+    ) -> None:
         """Changes a port live, with its guest attached. ConfigError out of range; the old value stays."""
     def del_port(self, name: str) -> None:
         """Ends the session, gives every buffer back to the guest, removes a socket that is still ours."""
@@ -166,6 +177,8 @@ class Datapath:
         """One port. ConfigError if there is none of that name."""
     def ports(self) -> list[PortState]: ...
     def fdb(self, bridge: str) -> list[FdbEntry]: ...
+    def fdb_stats(self, bridge: str) -> dict[str, int]:
+        """Addresses ``learned`` anew, ``expired``, ``evicted`` for others and ``moved`` to another port, so far."""
     def flush_fdb(self, bridge: str) -> None: ...
     def pmds(self) -> list[PmdState]: ...
     def clear_pmd_stats(self) -> None: ...

@@ -26,6 +26,8 @@ from ovsvhost.vsctl.values import check_utf8
 
 Transaction = idl.Transaction
 
+_PROBE_TIMEOUT_MS = 1000
+
 
 class DeadlinePassed(Exception):  # noqa: N818 - not an error of the program: the user's own limit
     """The time that ``--timeout`` gave is over."""
@@ -244,7 +246,7 @@ def _why_unreachable(remote: str) -> str:
     for each in _remotes(remote):
         if not Stream.is_valid_name(each):
             return "Address family not supported by protocol"
-        problem, stream = Stream.open_block(Stream.open(each))
+        problem, stream = Stream.open_block(Stream.open(each), timeout=_PROBE_TIMEOUT_MS)
         if problem:
             reason = os.strerror(problem)
         else:

@@ -104,8 +104,8 @@ def _use_keys(options: Options) -> None:
 
 def _caller() -> str:
     """Who called the program, as the database's log has it."""
+    parent = os.getppid()
     try:
-        parent = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
         line = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\n")[0]
     except OSError:
         return ""

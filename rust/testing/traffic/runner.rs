@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::control::Command;
 use super::end::End;
+use super::governor::{Governor, Silence};
 use super::latency;
 use super::link::LinkState;
 use super::receiver::Check;
@@ -20,18 +21,6 @@ use crate::testing::{Error, Result, sys};
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(10);
 const ANNOUNCE_FOR: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_millis(50);
-/// Frames on the way that made no progress for so long are taken for lost.
-const GIVE_UP_AFTER: Duration = Duration::from_millis(200);
-
-/// How much one end may send, and when.
-#[derive(Debug)]
-struct Governor {
-    not_before: Instant,
-    since: Instant,
-    base: u64,
-    progress: (u64, Instant),
-    written_off: u64,
-}
 
 /// Takes one or two ends through a run.
 #[derive(Debug)]
@@ -39,6 +28,7 @@ pub struct Runner {
     settings: RunSettings,
     ends: Vec<End>,
     governors: Vec<Governor>,
+    silences: Vec<Silence>,
     commands: Option<mpsc::Receiver<Result<Command>>>,
     paused: bool,
     stopping: bool,
@@ -71,10 +61,10 @@ impl Runner {
             }
         }
         let now = Instant::now();
-        let governor = || Governor { not_before: now, since: now, base: 0, progress: (0, now), written_off: 0 };
-        let governors = made.iter().map(|_| governor()).collect();
+        let governors = made.iter().map(|_| Governor::new(now)).collect();
+        let silences = made.iter().map(|_| Silence::new(now)).collect();
         let commands = settings.control.then(Command::from_stdin);
-        Ok(Self { settings, ends: made, governors, commands, paused: false, stopping: false, started: now })
+        Ok(Self { settings, ends: made, governors, silences, commands, paused: false, stopping: false, started: now })
     }
 
     /// The ends.
@@ -166,6 +156,7 @@ impl Runner {
         let before: Vec<Snapshot> = self.ends.iter().map(Snapshot::of).collect();
         let clock_before = scheduler_clock();
         let start = Instant::now();
+        self.silences.fill_with(|| Silence::new(start));
         let end = self.settings.duration.map(|duration| start + duration);
         while !self.stopping && !self.frames_done() {
             let now = self.step(true);
@@ -173,13 +164,14 @@ impl Runner {
                 break;
             }
         }
-        let seconds = start.elapsed().as_secs_f64();
+        let finish = Instant::now();
+        let seconds = finish.duration_since(start).as_secs_f64();
         let clock = scheduler_clock();
         let ends: Vec<Json> = self
             .ends
             .iter()
-            .zip(&before)
-            .map(|(end, before)| window(end.name(), before, &Snapshot::of(end), seconds))
+            .zip(before.iter().zip(&self.silences))
+            .map(|(end, (before, silence))| window(end, before, silence.longest(finish), seconds))
             .collect();
         let (ran, waited) = (clock.0 - clock_before.0, clock.1 - clock_before.1);
         Json::object([
@@ -206,8 +198,9 @@ impl Runner {
                 self.send(index, now);
             }
         }
-        for end in &mut self.ends {
-            end.receive(self.settings.burst);
+        for (end, silence) in self.ends.iter_mut().zip(&mut self.silences) {
+            let count = end.receive(self.settings.burst);
+            silence.note(now, count > 0);
         }
         self.house_keeping(now);
         now
@@ -221,47 +214,26 @@ impl Runner {
         let (Some(end), Some(governor)) = (self.ends.get_mut(index), self.governors.get_mut(index)) else {
             return;
         };
-        if end.role() != Role::Send || now < governor.not_before {
+        if end.role() != Role::Send || governor.is_resting(now) {
             return;
         }
         end.send(settings.burst, allowed, limit);
         if !settings.backoff.is_zero() && end.is_full() {
-            governor.not_before = now + settings.backoff;
+            governor.rest_until(now + settings.backoff);
         }
     }
 
     /// Frames end `index` may send now, by rate and by frames on the way.
+    #[inline]
     fn allowance(&mut self, index: usize, now: Instant) -> u64 {
-        let mut allowed = u64::MAX;
         if self.settings.rate.is_none() && self.settings.in_flight.is_none() {
-            return allowed;
+            return u64::MAX;
         }
         let partner = self.ends.len() - 1 - index;
         let arrived = self.ends.get(partner).map_or(0, End::numbered);
-        let (Some(end), Some(governor)) = (self.ends.get(index), self.governors.get_mut(index)) else {
-            return 0;
-        };
-        let sent = end.sent();
-        if let Some(rate) = self.settings.rate {
-            let due = u128::from(rate) * now.duration_since(governor.since).as_nanos() / 1_000_000_000;
-            allowed = u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(sent - governor.base);
-            // What could not be sent in time is not made up for: the rate is a ceiling.
-            if allowed > 1024 {
-                (governor.since, governor.base) = (now, sent);
-            }
-        }
-        if let Some(window) = self.settings.in_flight {
-            if governor.progress.0 != arrived {
-                governor.progress = (arrived, now);
-            }
-            let on_the_way = sent.saturating_sub(arrived + governor.written_off);
-            if on_the_way >= window && now.duration_since(governor.progress.1) > GIVE_UP_AFTER {
-                governor.written_off += on_the_way;
-                governor.progress.1 = now;
-            }
-            allowed = allowed.min(window.saturating_sub(on_the_way));
-        }
-        allowed
+        let sent = self.ends.get(index).map_or(0, End::sent);
+        let governor = self.governors.get_mut(index);
+        governor.map_or(0, |governor| governor.allowance(&self.settings, sent, arrived, now))
     }
 
     fn drain(&mut self) {
@@ -377,20 +349,22 @@ fn print(value: &Json) {
     let _ = writeln!(out, "{value}").and_then(|()| out.flush());
 }
 
-fn window(name: &str, before: &Snapshot, after: &Snapshot, seconds: f64) -> Json {
+fn window(end: &End, before: &Snapshot, silence: Duration, seconds: f64) -> Json {
+    let after = Snapshot::of(end);
     let sent = after.sent.frames - before.sent.frames;
     let received = after.received.frames - before.received.frames;
     let per_second = |count: u64| Json::Number(ratio(count, 1) / seconds);
     let tries = after.sent.tries - before.sent.tries;
     let full = after.sent.full_tries - before.sent.full_tries;
     Json::object([
-        ("name", Json::text(name)),
+        ("name", Json::text(end.name())),
         ("sent", Json::Count(sent)),
         ("sent_pps", per_second(sent)),
         ("received", Json::Count(received)),
         ("received_pps", per_second(received)),
         ("received_bits_per_second", per_second(8 * (after.received.bytes - before.received.bytes))),
         ("ring_full_share", Json::Number(ratio(full, tries))),
+        ("longest_silence_s", Json::Number(silence.as_secs_f64())),
     ])
 }
 
