@@ -63,7 +63,6 @@ impl Posted {
 pub struct Driver {
     pub size: u32,
     pub desc: u64,
-    pub avail: u64,
     pub used: u64,
     windows: [Window; 3],
     uva: [u64; 3],
@@ -100,7 +99,7 @@ impl Driver {
         let uva = [desc, avail, used].map(|gpa| guest.ram.user_address(Gpa(gpa)).unwrap());
         let mut free: Vec<u16> = (0..size).map(|i| i as u16).collect();
         dice.shuffle(&mut free);
-        Self { size, desc, avail, used, windows, uva, next_avail: base, last_used: base, free, posted: VecDeque::new() }
+        Self { size, desc, used, windows, uva, next_avail: base, last_used: base, free, posted: VecDeque::new() }
     }
 
     /// The ring, device side.

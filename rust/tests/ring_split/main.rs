@@ -19,12 +19,17 @@
     reason = "a test that meets the unexpected ends, and its numbers are small"
 )]
 
+mod checksum;
 mod dice;
 mod driver;
 
+mod garbage;
 mod guest;
 mod honest;
+mod hostile;
+mod lost;
 mod notify;
 
 mod pipe;
+mod read_once;
 mod wake;
