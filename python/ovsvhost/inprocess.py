@@ -8,6 +8,7 @@ After a fork the child's is closed: the poll threads are the parent's, and so ar
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import select
@@ -48,8 +49,6 @@ _LOOK_AGAIN_MS = 50
 
 _log = logging.getLogger("ovsvhost.datapath")
 _open: weakref.WeakSet[InProcess] = weakref.WeakSet()
-_inherited: list[Datapath] = []
-"""The parent's datapaths in a forked child, kept for ever: their threads are not here, so nothing may end them."""
 
 
 class InProcess:
@@ -247,7 +246,8 @@ class InProcess:
     def leave_to_parent(self) -> None:
         """In a forked child: this object is closed, and the parent's datapath is left alone."""
         if self._datapath is not None:
-            _inherited.append(self._datapath)
+            # Its threads are not here, so ending it would wait for ever: this reference outlives the interpreter.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._datapath))
         self._lock = threading.RLock()  # the thread that may have held the old one is not here
         self._datapath, self._desired, self._ledger = None, Desired(), observed.Ledger()
 

@@ -194,7 +194,8 @@ class Port:
         while (state := self.state).link_up != up:
             left_ms = (deadline - time.monotonic()) * 1000
             if left_ms <= 0:
-                why = state.error or state.status.get("status") or "nothing is known about why"
+                waits = state.status.get("waiting-for")
+                why = state.error or (f"waiting for {waits}" if waits else "its rings are not enabled")
                 raise TimeoutError(f"port {self.name!r} is not {'up' if up else 'down'} after {timeout_s} s: {why}")
             self._backend.wait_change(left_ms)
 

@@ -31,6 +31,9 @@ use events::Events;
 use link::Link;
 use state::State;
 
+/// How often housekeeping looks around. A guest that makes a poll thread hang is found out in one to two rounds.
+const HOUSE_ROUND: Duration = Duration::from_millis(500);
+
 /// What sessions and control share.
 struct Shared {
     state: Mutex<State>,
@@ -274,32 +277,48 @@ impl Drop for Datapath {
     }
 }
 
-/// Once a second: ageing. At once: reports of broken queues.
+/// Ageing, a watch over poll threads that hang in a call, and reports of broken queues as they come.
+///
+/// Never waits for the state: whoever holds it may be waiting for the very thread that hangs.
 fn keep_house(shared: &Weak<Shared>, faults: &Receiver<Fault>) {
-    let mut next_sweep = Instant::now() + Duration::from_secs(1);
+    let (mut next_round, mut seen, mut reports) = (Instant::now() + HOUSE_ROUND, Vec::new(), Vec::new());
     loop {
-        let fault = faults.recv_timeout(next_sweep.saturating_duration_since(Instant::now()));
+        let fault = faults.recv_timeout(next_round.saturating_duration_since(Instant::now()));
         let Some(shared) = shared.upgrade() else { return };
-        match fault {
-            Ok(fault) => report(&shared, &fault),
+        let is_round = match fault {
+            Ok(fault) => {
+                reports.push(fault);
+                false
+            }
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                shared.state().sweep(shared.now_s());
-                next_sweep += Duration::from_secs(1);
+            Err(RecvTimeoutError::Timeout) => true,
+        };
+        if is_round {
+            next_round += HOUSE_ROUND;
+            seen.resize(shared.pmds.len(), None);
+            for (pmd, last) in shared.pmds.iter().zip(&mut seen) {
+                pmd.desk.watch(last);
+            }
+        }
+        if let Ok(state) = shared.state.try_lock() {
+            for fault in reports.drain(..) {
+                state.fail_vring(fault.port, fault.vring, &describe(&fault.cause));
+                shared.events.poke();
+            }
+            if is_round {
+                state.sweep(shared.now_s());
             }
         }
     }
 }
 
-fn report(shared: &Shared, fault: &Fault) {
-    let text = match &fault.cause {
+fn describe(cause: &FaultCause) -> String {
+    match cause {
         FaultCause::Ring(ring) => {
             format!("{ring}; the queue is stopped until the guest's driver or VMM sets it up anew")
         }
         FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
-    };
-    shared.state().fail_vring(fault.port, fault.vring, &text);
-    shared.events.poke();
+    }
 }
 
 /// A path a socket can be bound to or reached at.

@@ -183,7 +183,7 @@ mod tests {
             for (name, way) in ways() {
                 let mut out = vec![0xa5_u8; bytes.len() + 128];
                 // SAFETY: `out` has room for `shift` + the bytes and a margin.
-                unsafe { way(out.as_mut_ptr().add(shift), bytes.as_ptr(), bytes.len()) };
+                unsafe { way(out.as_mut_ptr().wrapping_add(shift), bytes.as_ptr(), bytes.len()) };
                 prop_assert_eq!(&out[shift..shift + bytes.len()], &bytes[..], "{}", name);
                 prop_assert!(out[..shift].iter().chain(&out[shift + bytes.len()..]).all(|&b| b == 0xa5), "{}", name);
             }
@@ -195,7 +195,7 @@ mod tests {
         let src: Vec<u8> = (0..80).collect();
         let mut dst = [0_u8; 80];
         // SAFETY: both have 64 bytes from 8 on.
-        unsafe { copy64(dst.as_mut_ptr().add(8), src.as_ptr().add(3)) };
+        unsafe { copy64(dst.as_mut_ptr().wrapping_add(8), src.as_ptr().wrapping_add(3)) };
         assert_eq!(&dst[8..72], &src[3..67]);
         assert!(dst[..8].iter().chain(&dst[72..]).all(|&b| b == 0));
     }

@@ -171,13 +171,14 @@ mod tests {
         )
         .unwrap();
         let guard = Guard::register(map.as_ptr() as usize, 8192, 4096).unwrap();
+        let byte = map.as_ptr().wrapping_add(5000);
         // SAFETY: inside the mapping.
-        unsafe { map.as_ptr().add(5000).write_volatile(7) };
+        unsafe { byte.write_volatile(7) };
         assert!(!guard.is_broken());
         // SAFETY: the descriptor is open.
         assert_eq!(unsafe { libc::ftruncate(file.as_raw_fd(), 0) }, 0);
         // SAFETY: inside the mapping; the page is gone, which is what the handler is for.
-        assert_eq!(unsafe { map.as_ptr().add(5000).read_volatile() }, 0);
+        assert_eq!(unsafe { byte.read_volatile() }, 0);
         assert!(guard.is_broken());
     }
 }

@@ -15,7 +15,7 @@ use super::{Fault, FaultCause};
 use crate::counters::Counter;
 use crate::error::{Error, Result};
 use crate::switch::PortId;
-use crate::sys::eventfd::Notifier;
+use crate::sys::eventfd::{Desk, Notifier};
 use crate::sys::{cpu, tsc};
 
 /// How long a poll thread may take to pass before it is named, and how long a second panic counts as "at once".
@@ -44,6 +44,8 @@ pub struct Pmd {
     pub cpu: usize,
     /// Its counters.
     pub stats: Arc<PmdStats>,
+    /// Where it says which guest it is calling.
+    pub desk: &'static Desk,
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
@@ -81,13 +83,16 @@ impl Pmd {
             .name(name.clone())
             .spawn(move || {
                 // The spawner waits for this word.
-                let _ = pinned.send(cpu::pin_to(cpu));
-                body.run();
+                let ready = cpu::pin_to(cpu).map(|()| Desk::of_this_thread());
+                let is_ready = ready.is_ok();
+                let _ = pinned.send(ready);
+                if is_ready {
+                    body.run();
+                }
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
-        let pmd = Self { cpu, stats, mailbox, thread: Some(thread) };
         match is_pinned.recv() {
-            Ok(Ok(())) => Ok(pmd),
+            Ok(Ok(desk)) => Ok(Self { cpu, stats, desk, mailbox, thread: Some(thread) }),
             Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
             Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
         }

@@ -97,6 +97,8 @@ pub enum RingFault {
     LongChain,
     /// A page of guest memory went away.
     MemoryLost,
+    /// The owner of its call descriptor made a call hang.
+    CallJammed,
 }
 
 impl std::fmt::Display for RingFault {
@@ -110,6 +112,7 @@ impl std::fmt::Display for RingFault {
             Self::Address => "a buffer lies outside the memory table",
             Self::ShortChain => "a buffer is too small for the virtio header",
             Self::LongChain => "a descriptor chain is longer than any frame",
+            Self::CallJammed => "its call eventfd was made to block by whoever shares it",
             Self::MemoryLost => "a page of guest memory was taken away (its file was truncated or punched)",
         })
     }

@@ -76,9 +76,8 @@ impl Receiveq {
     /// first that finds no room. `list` has at most 64 indices.
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
         let mut delivery = Delivery::default();
-        if self.ring.memory.is_broken() {
-            delivery.fault = Some(RingFault::MemoryLost);
-            return delivery;
+        if let Err(fault) = self.ring.check() {
+            return Delivery { fault: Some(fault), ..delivery };
         }
         let ready = match self.ready(list.len()) {
             Ok(ready) => ready,

@@ -87,6 +87,8 @@ pub struct SplitRing {
     pub(super) memory: Arc<GuestMap>,
     kick: Option<File>,
     call: Option<Notifier>,
+    /// The call descriptor's owner made a call hang.
+    jammed: bool,
 }
 
 // SAFETY: the pointers are into mappings that `memory` keeps, usable from any thread; the ring moves whole.
@@ -133,6 +135,7 @@ impl SplitRing {
             memory: Arc::clone(memory),
             kick: kick.map(eventfd::checked).transpose()?,
             call: call.map(Notifier::new).transpose()?,
+            jammed: false,
         })
     }
 
@@ -155,6 +158,15 @@ impl SplitRing {
     pub fn set_call(&mut self, call: Option<Notifier>) {
         self.call = call;
         self.call();
+    }
+
+    /// What makes every further use of this ring pointless, if anything.
+    #[inline]
+    pub(super) fn check(&self) -> std::result::Result<(), RingFault> {
+        if self.jammed {
+            return Err(RingFault::CallJammed);
+        }
+        if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
     }
 
     /// Available entries not yet taken. One acquire load.
@@ -237,9 +249,11 @@ impl SplitRing {
     }
 
     /// Calls the driver unconditionally; a spurious call is allowed and cures a lost one after a restart.
-    pub(super) fn call(&self) {
-        if let Some(call) = &self.call {
-            call.notify();
+    pub(super) fn call(&mut self) {
+        if let Some(call) = &self.call
+            && !call.notify()
+        {
+            (self.call, self.jammed) = (None, true);
         }
     }
 

@@ -109,9 +109,7 @@ impl Transmitq {
         if ready == 0 {
             return Ok(0);
         }
-        if self.ring.memory.is_broken() {
-            return Err(RingFault::MemoryLost);
-        }
+        self.ring.check()?;
         let (count, indirect, mut fault) = self.look_ahead(usize::from(ready).min(MAX_BURST));
         if indirect {
             self.open_tables(count);

@@ -1,10 +1,71 @@
 //! The descriptors by which a front-end and a poll thread wake each other.
+//!
+//! An eventfd's `O_NONBLOCK` belongs to the description both sides share, so a peer can clear it, fill the counter, and
+//! make our next call block. A poll thread therefore says which descriptor it is calling ([`Desk`]); somebody else
+//! watches, and empties a counter on which a thread hangs. The notifier then counts as jammed, and its queue is stopped.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 use crate::sys::file;
+
+/// Where one thread says which descriptor it is calling, for a watcher to see.
+#[derive(Debug)]
+pub struct Desk {
+    /// The descriptor, or -1.
+    calling: AtomicI32,
+    /// Calls begun; tells one long call from many short ones.
+    calls: AtomicU64,
+    /// The call that the watcher had to end.
+    ended: AtomicU64,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Self { calling: AtomicI32::new(-1), calls: AtomicU64::new(0), ended: AtomicU64::new(0) }
+    }
+}
+
+thread_local! {
+    static DESK: Cell<Option<&'static Desk>> = const { Cell::new(None) };
+}
+
+impl Desk {
+    /// A desk for the calling thread, for as long as the process lives: poll threads are few.
+    pub fn of_this_thread() -> &'static Self {
+        DESK.get().unwrap_or_else(|| {
+            let desk: &'static Self = Box::leak(Box::default());
+            DESK.set(Some(desk));
+            desk
+        })
+    }
+
+    /// Looks at the desk; if it shows the very call that `last` saw, that call hangs: empties its counter. Look at
+    /// intervals longer than any honest call takes on a busy machine.
+    pub fn watch(&self, last: &mut Option<u64>) {
+        let (fd, call) = (self.calling.load(Ordering::Acquire), self.calls.load(Ordering::Acquire));
+        if fd < 0 {
+            *last = None;
+        } else if last.replace(call) == Some(call) {
+            self.ended.store(call, Ordering::Release);
+            empty(fd);
+        }
+    }
+}
+
+/// Reads an eventfd that a thread of ours hangs on: that thread keeps it open.
+#[allow(unsafe_code, reason = "borrows a descriptor by number")]
+fn empty(fd: i32) {
+    // SAFETY: the descriptor is open while the thread hangs in its write, and `ManuallyDrop` never closes it. Should the
+    // write end in between, the read takes a count from an eventfd whose owner is being named for it anyway.
+    let mut file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+    let _ = file.read(&mut [0; 8]);
+}
 
 /// The write side of an eventfd that a stranger sent: a call, or an error.
 #[derive(Debug)]
@@ -19,9 +80,19 @@ impl Notifier {
         checked(file).map(Self)
     }
 
-    /// Adds one. A full counter already wakes the other side, so its refusal is no loss.
-    pub fn notify(&self) {
+    /// Adds one. A full counter already wakes the other side, so its refusal is no loss. False if the call was jammed:
+    /// do not call there again.
+    pub fn notify(&self) -> bool {
+        let Some(desk) = DESK.get() else {
+            let _ = (&self.0).write(&1_u64.to_ne_bytes());
+            return true;
+        };
+        let call = desk.calls.load(Ordering::Relaxed) + 1;
+        desk.calls.store(call, Ordering::Release);
+        desk.calling.store(self.0.as_raw_fd(), Ordering::Release);
         let _ = (&self.0).write(&1_u64.to_ne_bytes());
+        desk.calling.store(-1, Ordering::Release);
+        desk.ended.load(Ordering::Acquire) != call
     }
 }
 
@@ -34,5 +105,52 @@ pub fn checked(file: File) -> Result<File> {
         Ok(file)
     } else {
         Err(Error::Peer("the descriptor sent as kick, call or err is not an eventfd".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+    use std::time::Duration;
+    use vmm_sys_util::eventfd::EventFd;
+
+    #[test]
+    fn call_that_its_owner_jams_is_ended_and_named() {
+        // A blocking eventfd whose counter is full: the next write hangs.
+        let owner = EventFd::new(0).unwrap();
+        owner.write(u64::MAX - 1).unwrap();
+        let copy = owner.try_clone().unwrap().into_raw_fd();
+        #[allow(unsafe_code, reason = "takes a descriptor as a front-end would send it")]
+        // SAFETY: the copy was given up by its owner just above.
+        let file = unsafe { File::from_raw_fd(copy) };
+        let (desks, desk) = std::sync::mpsc::channel();
+        let caller = std::thread::spawn(move || {
+            desks.send(Desk::of_this_thread()).unwrap();
+            Notifier::new(file).unwrap().notify()
+        });
+        let (desk, mut last) = (desk.recv().unwrap(), None);
+        while !caller.is_finished() {
+            desk.watch(&mut last);
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        assert!(!caller.join().unwrap(), "the jam is named");
+    }
+
+    #[test]
+    fn honest_call_is_not_jammed() {
+        let owner = EventFd::new(0).unwrap();
+        let copy = owner.try_clone().unwrap().into_raw_fd();
+        #[allow(unsafe_code, reason = "takes a descriptor as a front-end would send it")]
+        // SAFETY: the copy was given up by its owner just above.
+        let file = unsafe { File::from_raw_fd(copy) };
+        let desk = Desk::of_this_thread();
+        let notifier = Notifier::new(file).unwrap();
+        let mut last = None;
+        for _ in 0..3 {
+            assert!(notifier.notify());
+            desk.watch(&mut last);
+        }
+        assert_eq!(owner.read().unwrap(), 3);
     }
 }

@@ -102,13 +102,7 @@ pub fn peer(stream: &UnixStream) -> io::Result<Credentials> {
     let mut size = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or_default();
     // SAFETY: `cred` is a live ucred of `size` bytes.
     checked(unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &raw mut size,
-        )
+        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut cred).cast(), &raw mut size)
     })?;
     Ok(Credentials { pid: cred.pid, uid: cred.uid, gid: cred.gid })
 }
@@ -181,10 +175,28 @@ pub fn exits_within(pid: i32, wait: Duration) -> bool {
 
 /// True once `fd` is ready for `events` (`poll(2)`), false after `wait`.
 pub fn wait_for(fd: &impl AsRawFd, events: i16, wait: Duration) -> io::Result<bool> {
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
-    let ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: `entry` is one live pollfd.
-    checked(unsafe { libc::poll(&raw mut entry, 1, ms) }).map(|ready| ready > 0)
+    let [ready] = wait_any([Some(fd)], events, Some(wait))?;
+    Ok(ready)
+}
+
+/// Waits until one of `fds` is ready for `events`, or `wait` is over (None: as long as it takes). Says of each whether
+/// it is ready, which an error or a hang-up is too. Needs no descriptor of its own, unlike epoll.
+pub fn wait_any<const N: usize>(
+    fds: [Option<&dyn AsRawFd>; N],
+    events: i16,
+    wait: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    // A negative descriptor is passed over.
+    let mut entries = fds.map(|fd| libc::pollfd { fd: fd.map_or(-1, AsRawFd::as_raw_fd), events, revents: 0 });
+    // Rounded up, or the last fraction of a millisecond would be spent spinning.
+    let ms = wait.map_or(-1, |wait| i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
+    let len = libc::nfds_t::try_from(N).unwrap_or_default();
+    // SAFETY: `entries` holds `len` live pollfds; their owners are borrowed, so they are open.
+    match checked(unsafe { libc::poll(entries.as_mut_ptr(), len, ms) }) {
+        Ok(_) => Ok(entries.map(|entry| entry.revents != 0)),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
+        Err(e) => Err(e),
+    }
 }
 
 #[cfg(test)]
@@ -211,11 +223,8 @@ mod tests {
         let mut buffer = [0; 16];
         let got = receive(&ours, &mut buffer).unwrap();
         assert_eq!((got.bytes, got.files.len(), got.lost_files), (5, 2, false));
-        let names: Vec<_> = got
-            .files
-            .iter()
-            .map(|f| std::fs::read_link(format!("/proc/self/fd/{}", f.as_raw_fd())).unwrap())
-            .collect();
+        let names: Vec<_> =
+            got.files.iter().map(|f| std::fs::read_link(format!("/proc/self/fd/{}", f.as_raw_fd())).unwrap()).collect();
         assert_eq!(names, ["/dev/null", "/dev/zero"].map(std::path::PathBuf::from));
         assert!(got.files.iter().all(close_on_exec));
     }

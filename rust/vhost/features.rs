@@ -116,7 +116,10 @@ mod tests {
 
     #[test]
     fn protocol_bits_are_named() {
-        assert_eq!(protocol_names(PROTOCOL.bits()), "MQ, RARP, REPLY_ACK, MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS");
+        assert_eq!(
+            protocol_names(PROTOCOL.bits()),
+            "MQ, RARP, REPLY_ACK, MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS"
+        );
         assert_eq!(protocol_names(1 << 40), "bit 40");
     }
 

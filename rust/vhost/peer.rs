@@ -22,8 +22,9 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn of(stream: &UnixStream) -> Result<Self> {
-        let credentials = socket::peer(stream)
-            .map_err(|e| Error::kernel("cannot tell who is at the other end of a vhost-user socket (SO_PEERCRED)", e))?;
+        let credentials = socket::peer(stream).map_err(|e| {
+            Error::kernel("cannot tell who is at the other end of a vhost-user socket (SO_PEERCRED)", e)
+        })?;
         Ok(Self { pid: credentials.pid, uid: credentials.uid, program: program(credentials.pid) })
     }
 

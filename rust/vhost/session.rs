@@ -1,6 +1,6 @@
 //! One connection, from the first byte to the hang-up.
 //!
-//! The loop reads a message when the socket has one, lets the handler act, answers, and publishes what is now true. A
+//! The loop reads a message when the socket has one, lets the handler act, publishes what is now true, and answers. A
 //! front-end may stay silent for ever between messages, but not inside one, and it has to read its answers: past
 //! [`PATIENCE`] it is dropped and named.
 //!
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::Error as VhostError;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Level;
 use super::backend::{Answer, dispatch};
@@ -140,12 +139,8 @@ pub(super) struct Session<'a> {
     silent: bool,
 }
 
-const CONTROL: u64 = 0;
-const STREAM: u64 = 1;
-const RIVAL: u64 = 2;
-
 impl<'a> Session<'a> {
-    /// Takes a connected, non-blocking stream.
+    /// Takes a connected stream.
     pub(super) fn new(port: &'a Arc<Port>, control: &'a Control, stream: UnixStream) -> Result<Self> {
         let peer = Peer::of(&stream)?;
         let handler = Handler::new(Arc::clone(port), peer.clone());
@@ -164,8 +159,8 @@ impl<'a> Session<'a> {
         self.handler.end();
         let end = match end? {
             End::HungUp if judging && !self.peer.exits_within(LAST_BREATH) => End::Broken(format!(
-                "{} hung up after it saw the features on offer: it needs one that is not there, such as one its guest \
-                 negotiated with another switch; on offer are {}",
+                "{} hung up after it saw the features on offer and accepted none: it may need one that is not there, \
+                 such as one that its guest negotiated with another switch; on offer are {}",
                 self.peer,
                 features::names(features::VIRTIO)
             )),
@@ -173,6 +168,8 @@ impl<'a> Session<'a> {
             end => end,
         };
         match &end {
+            // A front-end that comes back only to fail the same way is named once.
+            End::Broken(text) if self.control.trouble().as_ref() == Some(text) => {}
             End::Broken(text) => self.event(Level::Error, "peer_error", format!("{}: {text}", self.port.name)),
             End::HungUp | End::Stopped => {
                 self.event(Level::Info, "disconnected", format!("{} is disconnected from '{path}'", self.peer));
@@ -182,28 +179,22 @@ impl<'a> Session<'a> {
     }
 
     fn serve(&mut self, listener: Option<&UnixListener>) -> Result<End> {
-        let epoll = self.epoll(listener)?;
-        let mut events = [EpollEvent::default(); 3];
         loop {
-            let ready = match epoll.wait(self.wait_ms(), &mut events) {
-                Ok(ready) => ready,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => 0,
-                Err(e) => return Err(Error::kernel("cannot wait for a vhost-user socket (epoll)", e)),
-            };
-            let is_ready = |which| events.iter().take(ready).any(|event| event.data() == which);
-            if is_ready(CONTROL) {
+            let listening = listener.map(|listener| listener as &dyn AsRawFd);
+            let fds: [Option<&dyn AsRawFd>; 3] = [Some(self.control.wake_fd()), Some(&self.stream), listening];
+            let [control, stream, rival] = socket::wait_any(fds, libc::POLLIN, self.patience())
+                .map_err(|e| Error::kernel("cannot wait for a vhost-user socket (poll)", e))?;
+            if control {
                 self.control.acknowledge();
             }
             if self.control.is_stopping() {
                 return Ok(End::Stopped);
             }
             self.take_faults();
-            if is_ready(STREAM)
-                && let Some(end) = self.read_all()
-            {
+            if stream && let Some(end) = self.read_all() {
                 return Ok(end);
             }
-            if is_ready(RIVAL) {
+            if rival {
                 self.turn_away(listener);
             }
             if let Some(end) = self.look_at_the_clock() {
@@ -221,29 +212,14 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn epoll(&self, listener: Option<&UnixListener>) -> Result<Epoll> {
-        let kernel = |e| Error::kernel("cannot set up waiting for a vhost-user socket (epoll)", e);
-        let epoll = Epoll::new().map_err(kernel)?;
-        let add = |fd, which| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, which));
-        add(self.control.as_raw_fd(), CONTROL).map_err(kernel)?;
-        add(self.stream.as_raw_fd(), STREAM).map_err(kernel)?;
-        if let Some(listener) = listener {
-            add(listener.as_raw_fd(), RIVAL).map_err(kernel)?;
-        }
-        Ok(epoll)
-    }
-
-    /// When the clock has to be looked at next.
-    fn wait_ms(&self) -> i32 {
+    /// How long until the clock has to be looked at.
+    fn patience(&self) -> Option<Duration> {
         let deadline = match self.reader.since {
-            Some(since) => Some(since + PATIENCE),
-            None if !self.spoke && !self.silent => Some(self.began + SILENCE),
-            None => None,
+            Some(since) => since + PATIENCE,
+            None if !self.spoke && !self.silent => self.began + SILENCE,
+            None => return None,
         };
-        deadline.map_or(-1, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
-        })
+        Some(deadline.saturating_duration_since(Instant::now()))
     }
 
     fn look_at_the_clock(&mut self) -> Option<End> {
@@ -268,7 +244,6 @@ impl<'a> Session<'a> {
                     if let Err(text) = self.handle(header, &body, files) {
                         return Some(End::Broken(text));
                     }
-                    self.publish();
                     // A front-end that never stops talking does not keep us from being stopped.
                     if self.control.is_stopping() {
                         return Some(End::Stopped);
@@ -286,6 +261,8 @@ impl<'a> Session<'a> {
         let unserved = matches!(request, Request::Unserved(_));
         let code = header.code;
         let answered = dispatch(&mut self.handler, header, request);
+        // Before the answer: what the front-end knows is true, everybody can see.
+        self.publish();
         let wants_answer = header.need_reply && self.handler.acknowledges();
         match answered {
             Ok(Answer::Number(value)) => self.answer(&wire::reply_number(code, value)),

@@ -69,7 +69,10 @@ impl Snapshot {
         put("peer-uid", session.peer.uid.to_string());
         put("peer-program", session.peer.program.clone());
         if let Some(guest) = session.guest_mtu.filter(|&guest| guest != mtu) {
-            put("mtu-mismatch", format!("the guest was given {guest}, the port has {mtu}; set mtu_request or host_mtu"));
+            put(
+                "mtu-mismatch",
+                format!("the guest was given {guest}, the port has {mtu}; set mtu_request or host_mtu"),
+            );
         }
         map
     }

@@ -8,12 +8,14 @@ with several queues.
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ovsvhost.testing.errors import RigError
 from ovsvhost.testing.pair import Pair, Setting
 from ovsvhost.testing.qemu import find_qemu
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from ovsvhost.qemu import PortType
     from ovsvhost.testing.image import GuestImage
+
+
+_HEALTHY_S = 10
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,50 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "pair" in metafunc.fixturenames:
+    if "shared_pair" in metafunc.fixturenames:
         several = metafunc.definition.get_closest_marker("multiqueue") is not None
         chosen = [combination for combination in COMBINATIONS if combination.queues > 1 or not several]
-        metafunc.parametrize("pair", chosen, indirect=True, ids=str, scope="session")
+        metafunc.parametrize("shared_pair", chosen, indirect=True, ids=str, scope="session")
+
+
+class Shared:
+    """One combination's pair, made anew when a test left it broken: a failure shall not fail those after it."""
+
+    def __init__(self, made: Combination, image: GuestImage) -> None:
+        self._made = made
+        self._image = image
+        self._stack = ExitStack()
+        self._pair: Pair | None = None
+
+    def healthy(self) -> Pair:
+        """The pair, both guests within reach."""
+        if self._pair:
+            try:
+                self._pair.wait_reachable(_HEALTHY_S)
+            except (RigError, OSError):
+                self.close()
+        if self._pair is None:
+            made = self._made
+            setting = Setting(
+                qemu=find_qemu(made.qemu), type=made.type, guest_first=made.guest_first, queues=made.queues
+            )
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-")))
+            self._pair = self._stack.enter_context(Pair(setting, folder, self._image)).start()
+        return self._pair
+
+    def close(self) -> None:
+        self._stack.close()
+        self._pair = None
 
 
 @pytest.fixture(scope="session")
-def pair(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[Pair]:
+def shared_pair(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[Shared]:
+    shared = Shared(request.param, guest_image)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def pair(shared_pair: Shared) -> Pair:
     """Two guests that reach each other, on a switch of their own."""
-    made: Combination = request.param
-    setting = Setting(qemu=find_qemu(made.qemu), type=made.type, guest_first=made.guest_first, queues=made.queues)
-    with tempfile.TemporaryDirectory(prefix="ov-") as name, Pair(setting, Path(name), guest_image) as running:
-        yield running.start()
+    return shared_pair.healthy()

@@ -182,10 +182,12 @@ def test_a_dead_socket_at_a_client_ports_path_says_that_nobody_listens(bad: BadP
 
 
 def test_a_file_in_the_place_of_a_server_ports_socket_is_kept_and_named(bad: BadPort) -> None:
-    (bad.switch.rundir / "bad").write_text("precious")
+    path = bad.switch.rundir / "bad"
+    path.write_text("precious")
     bad.add("type=dpdkvhostuser")
-    bad.refused(f"{bad.switch.rundir}/bad")
-    assert (bad.switch.rundir / "bad").read_text() == "precious"
+    bad.refused(str(path))
+    assert path.read_text() == "precious"
+    path.unlink()
 
 
 def test_a_socket_that_someone_else_serves_is_not_taken_and_had_when_it_is_free(bad: BadPort) -> None:

@@ -121,3 +121,22 @@ def test_both_servers_answer_the_same_to_anything(twins: Twins, transactions: li
         assert refusals_alike(ours) == refusals_alike(peer)
     ours, peer = twins.dumps()
     assert ours == peer
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(st.lists(operations(), min_size=1, max_size=3), min_size=10, max_size=30))
+def test_each_server_reads_the_other_ones_file(twins: Twins, transactions: list[list[Any]]) -> None:
+    twins.empty()
+    for transaction in transactions:
+        twins.both("transact", "Twin", *transaction)
+    before, _ = twins.dumps(persistent=True)
+    twins.swap_files()
+    ours, peer = twins.dumps(persistent=True)
+    assert ours == peer == before

@@ -17,7 +17,6 @@ import struct
 import sys
 import time
 from contextlib import closing
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +187,7 @@ def _answer(name: str) -> str:
     if name == "help":
         return _HELP
     if name == "version":
-        return f"{PROGRAM} {metadata.version('ovsvhost')}\n"
+        return f"{PROGRAM} {_version()}\n"
     lines = []
     for option in _OPTIONS:
         lines.append(f"--{option.name}{'=ARG' if option.argument is not Argument.NONE else ''}\n")
@@ -243,3 +242,9 @@ def _read_pidfile(path: Path) -> int:
         warn("daemon_unix", f"{path}: stale pidfile for pid {pid} being deleted by pid {holder}")
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
     return pid
+
+
+def _version() -> str:
+    from ovsvhost import __version__  # noqa: PLC0415 - loads the Rust core, which knows it
+
+    return __version__

@@ -164,6 +164,7 @@ class Control:
         failures = apply.apply(self.datapath, self._ledger, actions)
         self._failures = {failure.key: str(failure.error) for failure in failures}
         self._retry_at = time.monotonic() + RETRY_S
+        self._stats_at = time.monotonic()  # new ports show counters at once, and a new interval counts from now
         self._written.keep_only([self._root.uuid, *held])
         for verdict in self.configuration.verdicts:
             sentences = [*verdict.errors, *filter(None, [self._failures.get(verdict.uuid)])]

@@ -118,6 +118,8 @@ def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> No
 
     _log.info("database %s", remote)
     schema = idl.fetch_schema(remote, None, go_on)
+    if schema is None:
+        return
     replica = idl.Replica(remote, schema, rows.COLUMNS)
     replica.set_lock(idl.LOCK)
     poller = Poller()

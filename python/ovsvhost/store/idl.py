@@ -108,6 +108,9 @@ def fetch_schema(
         timeout_s: how long to try; None for ever.
         keep_waiting: called before each wait with the poller, to add what else shall wake it; False gives up.
 
+    Returns:
+        The schema, or None when ``keep_waiting`` gave up.
+
     Raises:
         ConfigError: no answer in time, or the server has no such database.
     """
@@ -134,7 +137,7 @@ def fetch_schema(
             if left is not None:
                 poller.timer_wait(left * 1000)
             if not keep_waiting(poller):
-                raise ConfigError(f"stopped while waiting for database {remote}")
+                return None
             poller.block()
     finally:
         session.close()

@@ -22,15 +22,15 @@ while we do. It must not know what the records mean.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
-
-import structlog
 
 from ovsvhost.errors import ConfigError, KernelError
 
@@ -39,7 +39,7 @@ _LATER_HEADER = re.compile(rb"^OVSDB JSON [1-9][0-9]* [0-9a-f]{40}$", re.MULTILI
 # POSIX locks do not keep two users within one process apart.
 _locked_here: set[str] = set()
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 def compose_record(body: dict[str, Any]) -> bytes:
@@ -53,27 +53,31 @@ class DatabaseFile:
     """An open, locked database file, to be appended to.
 
     Args:
-        path: the file. It has to exist; `create` makes one.
+        path: the file.
+        initial: records to make it of, and its directory too, if it is not there.
 
-    Errors: `ConfigError` if another process has it locked, `KernelError` if it cannot be opened.
+    Errors: `ConfigError` if another process has it locked, `KernelError` if it cannot be opened or made; a file that
+    could not be made whole is not made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, initial: list[dict[str, Any]] | None = None) -> None:
         # As ovsdb-server does: the lock and a compacted file belong beside the file, not beside a link to it.
         self.path = Path(os.path.realpath(path))
+        if initial is not None:
+            _make_directory(self.path.parent)
+        # The lock comes first: of two that make the file at the same time, one would work on a file without a name.
         self._lock_fd = _lock(self.path)
         try:
+            if initial is not None and not self.path.exists():
+                _write_whole(self.path, initial)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             _unlock(self.path, self._lock_fd)
+            if isinstance(error, KernelError):
+                raise
             raise _kernel_error(error, f"cannot open the database {path}") from error
         self.size = 0
         self.base_size = 0
-
-    @staticmethod
-    def create(path: Path, records: list[dict[str, Any]]) -> None:
-        """Write a new database file, whole or not at all. Errors: `KernelError`."""
-        _write_whole(Path(os.path.realpath(path)), records)
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
         """All records with their offsets; afterwards the file ends with the last good one.
@@ -124,11 +128,10 @@ class DatabaseFile:
                 f"truncate -s {offset} {self.path}"
             )
         _log.warning(
-            "cut a torn record off the database",
-            file=str(self.path),
-            offset=offset,
-            bytes=len(data) - offset,
-            why=reason,
+            "cut a torn record off the end of %s: %s",
+            self.path,
+            reason,
+            extra={"offset": offset, "size": len(data) - offset},
         )
         try:
             os.ftruncate(self._fd, offset)
@@ -173,13 +176,31 @@ class DatabaseFile:
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            _log.warning("cannot flush the database", file=str(self.path), why=error.strerror)
+            _log.warning("cannot flush the database %s: %s", self.path, error.strerror)
         os.close(self._fd)
         _unlock(self.path, self._lock_fd)
 
 
+_CURES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "raise the quota or free some space there",
+    errno.EFBIG: "raise the limit on file sizes",
+    errno.EROFS: "its file system is read-only, name another directory with --state-dir",
+    errno.EIO: "the disk fails, name a directory on another one with --state-dir",
+}
+_OTHER_CURE = "check the directory and who may write there, or name another with --state-dir"
+
+
 def _kernel_error(error: OSError, text: str) -> KernelError:
-    return KernelError(error.errno, f"{text}: {error.strerror or error}")
+    cure = _CURES.get(error.errno or 0, _OTHER_CURE)
+    return KernelError(error.errno, f"{text}: {error.strerror or error}; {cure}")
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _kernel_error(error, f"cannot create the directory {directory}") from error
 
 
 def _lock_path(path: Path) -> Path:
@@ -202,7 +223,9 @@ def _lock(path: Path) -> int:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise in_use from error
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise in_use from error
+        raise _kernel_error(error, f"cannot lock {lock}") from error
     _locked_here.add(str(path))
     return fd
 

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from ovsvhost.testing.image import GuestImage
     from ovsvhost.testing.qemu import Qemu
 
-# Under TCG on a busy machine of two cores a boot takes 4 to 40 s.
-BOOT_TIMEOUT_S = 120
+# Under TCG a boot takes 4 s on an idle core and a minute on a busy one.
+BOOT_TIMEOUT_S = 180
 _COMMAND_TIMEOUT_S = 60
+# Sockets of QEMU itself, each a file in the guest's folder.
+_CONTROLS = ("console", "agent", "qmp")
 _KERNEL_LINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0"
 )
@@ -126,8 +128,8 @@ class Guest:
         command += memory_arguments(self._memory_mib, hugepages=hugepages, shared=shared)
         command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs), "-append", _KERNEL_LINE]
         # These come before the NICs, whose netdev blocks until the switch is there.
-        for label, log in (("console", self._path("console.log")), ("agent", None), ("qmp", None)):
-            suffix = f",logfile={log}" if log else ""
+        for label in _CONTROLS:
+            suffix = f",logfile={self._path('console.log')}" if label == "console" else ""
             command += ["-chardev", f"socket,id={label},path={self._path(label)},server=on,wait=off{suffix}"]
         command += ["-serial", "chardev:console", "-serial", "chardev:agent", "-mon", "chardev=qmp,mode=control"]
         for index, nic in enumerate(self.nics):
@@ -139,6 +141,9 @@ class Guest:
     def start(self) -> Self:
         """Starts QEMU and comes back at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for label in _CONTROLS:
+            # Left by a QEMU that was killed; connecting to it would be refused.
+            self._path(label).unlink(missing_ok=True)
         Program.logs[f"console of {self.name} ({self._path('console.log')})"] = self._path("console.log")
         self._program = Program(self.arguments(), log=self._path("qemu.log"), stays=self._stays, name=self.name)
         wait_for(self._listens, timeout_s=BOOT_TIMEOUT_S, what=f"{self.name} to open its control sockets")
@@ -238,7 +243,7 @@ class Guest:
 
     def _listens(self) -> bool:
         self._started().check()
-        return all(self._path(name).is_socket() for name in ("console", "agent", "qmp"))
+        return all(self._path(label).is_socket() for label in _CONTROLS)
 
     def _started(self) -> Program:
         if self._program is None:

@@ -126,10 +126,22 @@ class Twins:
         (directory / "twin.ovsschema").write_text(json.dumps(SCHEMA))
         create = ["ovsdb-tool", "create", str(directory / "peer.db"), str(directory / "twin.ovsschema")]
         subprocess.run(create, check=True)
-        self._server = EmbeddedServer(directory / "conf.db", directory / "db.sock", schema=DatabaseSchema(SCHEMA))
+        self._files = ("conf.db", "peer.db")
+        self._start()
+
+    def _start(self) -> None:
+        our_file, peer_file = self._files
+        schema = DatabaseSchema(SCHEMA)
+        self._server = EmbeddedServer(self.directory / our_file, self.directory / "db.sock", schema=schema)
         self._server.start()
-        self._peer_server = OvsdbServer(directory, directory / "peer.db")
+        self._peer_server = OvsdbServer(self.directory, self.directory / peer_file)
         self.ours, self.peer = self.connect()
+
+    def swap_files(self) -> None:
+        """Let each server start anew, on the file that the other one wrote."""
+        self.close()
+        self._files = (self._files[1], self._files[0])
+        self._start()
 
     def connect(self) -> tuple[OvsdbClient, OvsdbClient]:
         """A further client for each."""
@@ -152,12 +164,12 @@ class Twins:
         for client in (self.ours, self.peer):
             client.transact("Twin", *operations)
 
-    def dumps(self) -> tuple[Any, Any]:
-        """All rows of both."""
-        operations = [
-            {"op": "select", "table": name, "where": [], "columns": ["_uuid", *table["columns"]]}
-            for name, table in SCHEMA["tables"].items()
-        ]
+    def dumps(self, *, persistent: bool = False) -> tuple[Any, Any]:
+        """All rows of both; with ``persistent`` only what is in their files."""
+        operations = []
+        for name, table in SCHEMA["tables"].items():
+            columns = [c for c, about in table["columns"].items() if not (persistent and about.get("ephemeral"))]
+            operations.append({"op": "select", "table": name, "where": [], "columns": ["_uuid", *columns]})
         return self.both("transact", "Twin", *operations)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 
 from ovsvhost.vsctl.getopt_long import Argument
 from ovsvhost.vsctl.names import vswitch_schema
@@ -48,7 +47,7 @@ def put(answer: str, options: Options) -> None:
             lines = (f"  {verb.name} {verb.usage}".rstrip() for verb in VERBS.values())
             text = _HELP.format(commands="".join(f"{line}\n" for line in lines), db=options.db)
         case "version":
-            text = f"ovsvhost vsctl {metadata.version('ovsvhost')}\nDB Schema {vswitch_schema().version}\n"
+            text = f"ovsvhost vsctl {_version()}\nDB Schema {vswitch_schema().version}\n"
         case "commands":
             text = "".join(
                 f"{''.join(f'[{option}] ' for option in verb.options)},{verb.name},{verb.usage}\n"
@@ -61,3 +60,9 @@ def put(answer: str, options: Options) -> None:
                 for option in OPTIONS
             )
     sys.stdout.write(text)
+
+
+def _version() -> str:
+    from ovsvhost import __version__  # noqa: PLC0415 - loads the Rust core, which knows it
+
+    return __version__

@@ -151,7 +151,7 @@ def _set_ssl(context: Context) -> None:
 
 VERBS = (
     Verb("get-controller", 1, 1, "BRIDGE", _get_controller, _need_controllers),
-    Verb("del-controller", 1, 1, "BRIDGE", _del_controller, _need_controllers, writes=True),
+    Verb("del-controller", 1, 1, "BRIDGE", _del_controller, _need_controllers),
     Verb(
         "set-controller",
         1,
@@ -160,13 +160,12 @@ VERBS = (
         _set_controller,
         _need_controllers,
         options=("--inactivity-probe=",),
-        writes=True,
     ),
     Verb("get-fail-mode", 1, 1, "BRIDGE", _get_fail_mode, need_topology),
-    Verb("del-fail-mode", 1, 1, "BRIDGE", _del_fail_mode, need_topology, writes=True),
-    Verb("set-fail-mode", 2, 2, "BRIDGE MODE", _set_fail_mode, need_topology, writes=True),
+    Verb("del-fail-mode", 1, 1, "BRIDGE", _del_fail_mode, need_topology),
+    Verb("set-fail-mode", 2, 2, "BRIDGE MODE", _set_fail_mode, need_topology),
     Verb("get-manager", 0, 0, "", _get_manager, _need_managers),
-    Verb("del-manager", 0, 0, "", _del_manager, _need_managers, writes=True),
+    Verb("del-manager", 0, 0, "", _del_manager, _need_managers),
     Verb(
         "set-manager",
         1,
@@ -175,10 +174,9 @@ VERBS = (
         _set_manager,
         _need_managers,
         options=("--inactivity-probe=",),
-        writes=True,
     ),
     Verb("get-ssl", 0, 0, "", _get_ssl, _need_ssl),
-    Verb("del-ssl", 0, 0, "", _del_ssl, _need_ssl, writes=True),
+    Verb("del-ssl", 0, 0, "", _del_ssl, _need_ssl),
     Verb(
         "set-ssl",
         3,
@@ -187,6 +185,5 @@ VERBS = (
         _set_ssl,
         _need_ssl,
         options=("--bootstrap",),
-        writes=True,
     ),
 )

@@ -317,7 +317,6 @@ VERBS = (
         _set,
         _need_settings,
         options=("--if-exists",),
-        writes=True,
     ),
     Verb(
         "add",
@@ -327,7 +326,6 @@ VERBS = (
         _add,
         _need_column,
         options=("--if-exists",),
-        writes=True,
     ),
     Verb(
         "remove",
@@ -337,7 +335,6 @@ VERBS = (
         _remove,
         _need_column,
         options=("--if-exists",),
-        writes=True,
     ),
     Verb(
         "clear",
@@ -347,7 +344,6 @@ VERBS = (
         _clear,
         _need_columns,
         options=("--if-exists",),
-        writes=True,
     ),
     Verb(
         "create",
@@ -358,7 +354,6 @@ VERBS = (
         _need_create,
         finish=_name_created,
         options=("--id=",),
-        writes=True,
     ),
     Verb(
         "destroy",
@@ -368,7 +363,6 @@ VERBS = (
         _destroy,
         _need_destroy,
         options=("--if-exists", "--all"),
-        writes=True,
     ),
     Verb("wait-until", 2, UNBOUNDED, "TABLE RECORD [COLUMN[:KEY]=VALUE]...", _wait_until, _need_settings),
 )

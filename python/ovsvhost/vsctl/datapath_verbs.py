@@ -150,8 +150,8 @@ def _get_aa_mapping(context: Context) -> None:
 
 
 VERBS = (
-    Verb("add-aa-mapping", 3, 3, "BRIDGE ARG ARG", _add_aa_mapping, _need_mappings, writes=True),
-    Verb("del-aa-mapping", 3, 3, "BRIDGE ARG ARG", _del_aa_mapping, _need_mappings, writes=True),
+    Verb("add-aa-mapping", 3, 3, "BRIDGE ARG ARG", _add_aa_mapping, _need_mappings),
+    Verb("del-aa-mapping", 3, 3, "BRIDGE ARG ARG", _del_aa_mapping, _need_mappings),
     Verb("get-aa-mapping", 1, 1, "BRIDGE", _get_aa_mapping, _need_mappings),
     Verb(
         "add-zone-tp",
@@ -161,9 +161,8 @@ VERBS = (
         _add_zone_tp,
         _need_zones,
         options=("--may-exist",),
-        writes=True,
     ),
-    Verb("del-zone-tp", 2, 2, "DATAPATH zone=NUMBER", _del_zone_tp, _need_zones, options=("--if-exists",), writes=True),
+    Verb("del-zone-tp", 2, 2, "DATAPATH zone=NUMBER", _del_zone_tp, _need_zones, options=("--if-exists",)),
     Verb("list-zone-tp", 1, 1, "DATAPATH", _list_zone_tp, _need_zones),
     Verb("list-dp-cap", 1, 1, "DATAPATH", _list_dp_cap, _need_capabilities),
 )

@@ -132,8 +132,19 @@ def atom_text(atom: Atom) -> str:
 def json_text(value: Any, *, pretty: bool = False) -> str:
     """JSON as OVS writes it: sorted members, no spaces, UTF-8 unescaped; ``pretty`` indents by two."""
     if pretty:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2)
+        return _pretty(value, "\n")
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _pretty(value: Any, line: str) -> str:
+    """OVS's own indentation: two columns a level, and what closes stands behind the last element."""
+    deeper = f"{line}  "
+    if isinstance(value, dict) and value:
+        members = (f"{json_text(key)}: {_pretty(value[key], deeper)}" for key in sorted(value))
+        return f"{{{deeper}{f',{deeper}'.join(members)}}}"
+    if isinstance(value, list) and value:
+        return f"[{deeper}{f',{deeper}'.join(_pretty(each, deeper) for each in value)}]"
+    return json_text(value)
 
 
 def _pair_text(pair: Pair, text_of: Callable[[Atom], str]) -> str:

@@ -34,7 +34,6 @@ class Verb:
         needs: says which columns it reads and writes; called once, before there is a connection.
         finish: rewrites its output once the transaction is committed.
         options: its options, ``--name`` or, with an argument, ``--name=``.
-        writes: whether it may change the database.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Verb:
     needs: Callable[[Needs, Command], None] | None = None
     finish: Callable[[Context], None] | None = None
     options: tuple[str, ...] = ()
-    writes: bool = False
 
 
 @dataclass(slots=True)

@@ -104,15 +104,13 @@ def read(argv: Sequence[str], verbs: Iterable[Verb], default_db: str) -> tuple[O
         default_db: the server's address without ``--db``.
 
     Raises:
-        ConfigError: an option is unknown, malformed or given twice.
+        ConfigError: an option is unknown or malformed.
     """
     local = {name: option for verb in verbs for name, option in _local_options(verb)}
     given, rest = parse(argv, (*OPTIONS, *local.values()))
     options = Options(default_db, timeout_s=_environment_timeout_s())
     for each in given:
         if each.name in local:
-            if f"--{each.name}" in options.local:
-                raise ConfigError(f"'{each.name}' option specified multiple times")
             options.local[f"--{each.name}"] = each.value
         else:
             _take(options, each)

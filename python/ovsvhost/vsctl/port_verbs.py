@@ -191,7 +191,6 @@ VERBS = (
         _add_port,
         _need_port_settings,
         options=("--may-exist",),
-        writes=True,
     ),
     Verb(
         "del-port",
@@ -201,7 +200,6 @@ VERBS = (
         _del_port,
         need_topology,
         options=("--if-exists", "--with-iface"),
-        writes=True,
     ),
     Verb("port-to-br", 1, 1, "PORT", _port_to_br, need_topology),
     Verb(
@@ -212,10 +210,9 @@ VERBS = (
         _add_bond,
         _need_port_settings,
         options=("--may-exist", "--fake-iface"),
-        writes=True,
     ),
-    Verb("add-bond-iface", 2, 2, "BOND IFACE", _add_bond_iface, need_topology, options=("--may-exist",), writes=True),
-    Verb("del-bond-iface", 1, 2, "[BOND] IFACE", _del_bond_iface, need_topology, options=("--if-exists",), writes=True),
+    Verb("add-bond-iface", 2, 2, "BOND IFACE", _add_bond_iface, need_topology, options=("--may-exist",)),
+    Verb("del-bond-iface", 1, 2, "[BOND] IFACE", _del_bond_iface, need_topology, options=("--if-exists",)),
     Verb("list-ifaces", 1, 1, "BRIDGE", _list_ifaces, need_topology),
     Verb("iface-to-br", 1, 1, "IFACE", _iface_to_br, need_topology),
 )

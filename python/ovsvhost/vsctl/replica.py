@@ -19,11 +19,14 @@ from ovs import poller
 from ovs.db import data, idl
 from ovs.stream import Stream
 
-from ovsvhost.errors import ConfigError, PeerError
+from ovsvhost.errors import PeerError
 from ovsvhost.vsctl.datum import Atom, Datum
 from ovsvhost.vsctl.names import Needs, vswitch_schema
+from ovsvhost.vsctl.values import check_utf8
 
 Transaction = idl.Transaction
+
+_PROBE_TIMEOUT_MS = 1000
 
 
 class DeadlinePassed(Exception):  # noqa: N818 - not an error of the program: the user's own limit
@@ -75,8 +78,7 @@ class Replica(idl.Idl):  # type: ignore[misc]  # ovs has no type information
         self._deadline_ms = deadline_ms
         self._deleted: dict[UUID, Any] = {}
         if not retry:
-            _check_reachable(remote)
-            self._session.reconnect.set_max_tries(1)
+            self._session.reconnect.set_max_tries(len(_remotes(remote)))
 
     def keep_reconnecting(self) -> None:
         """From now on outlives a restart of the server: for the wait on ``cur_cfg``."""
@@ -90,7 +92,7 @@ class Replica(idl.Idl):  # type: ignore[misc]  # ovs has no type information
         """
         self.run()
         if not self._session.is_alive():
-            raise PeerError(f"{self._remote}: database connection failed (End of file)")
+            raise PeerError(f"{self._remote}: database connection failed ({_why_unreachable(self._remote)})")
 
     def block(self, transaction: Any = None) -> None:
         """Sleeps until the server has something to say or the transaction is done.
@@ -185,7 +187,13 @@ class Replica(idl.Idl):  # type: ignore[misc]  # ovs has no type information
         return [each for each in found if each is not None]
 
     def write(self, row: Any, column: str, value: Datum) -> None:
-        """Sets a whole column; a row that this transaction deleted stays deleted."""
+        """Sets a whole column; a row that this transaction deleted stays deleted.
+
+        Raises:
+            ConfigError: a string is not UTF-8.
+        """
+        for atom in (each for pair in value.pairs for each in pair if isinstance(each, str)):
+            check_utf8(atom)
         if row.uuid not in self._deleted:
             self._settle(row, column)
             setattr(row, column, value.plain(self._column(row, column).type))
@@ -232,22 +240,18 @@ def default(type_: Any) -> Datum:
     return Datum.of([(type_.key.type.default, None if type_.value is None else type_.value.type.default)])
 
 
-def _check_reachable(remote: str) -> None:
-    """Connects once and hangs up: the IDL does not say why it cannot connect.
-
-    Raises:
-        ConfigError: the remote is malformed.
-        PeerError: none of the remotes answers.
-    """
-    problem = 0
+def _why_unreachable(remote: str) -> str:
+    """Connects once more to see what stands in the way: the IDL does not say why it gave up."""
+    reason = "End of file"
     for each in _remotes(remote):
         if not Stream.is_valid_name(each):
-            raise ConfigError(f"{remote}: database connection failed (Address family not supported by protocol)")
-        problem, stream = Stream.open_block(Stream.open(each))
-        if not problem:
+            return "Address family not supported by protocol"
+        problem, stream = Stream.open_block(Stream.open(each), timeout=_PROBE_TIMEOUT_MS)
+        if problem:
+            reason = os.strerror(problem)
+        else:
             stream.close()
-            return
-    raise PeerError(f"{remote}: database connection failed ({os.strerror(problem)})")
+    return reason
 
 
 def _remotes(remote: str) -> list[str]:

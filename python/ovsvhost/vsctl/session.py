@@ -6,6 +6,7 @@ committed anew each time the database changes.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,8 @@ def _use_keys(options: Options) -> None:
 
 def _caller() -> str:
     """Who called the program, as the database's log has it."""
+    parent = os.getppid()
     try:
-        parent = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
         line = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\n")[0]
     except OSError:
         return ""
@@ -132,7 +133,8 @@ def _transact(db: Replica, comment: str, options: Options, commands: Sequence[Co
     """
     transaction = db.begin()
     transaction.dry_run = options.dry_run
-    transaction.add_comment(comment)
+    # Bytes that are not UTF-8 cannot be sent; in a comment they do not matter.
+    transaction.add_comment(comment.encode(errors="surrogateescape").decode(errors="replace"))
     try:
         roots = db.rows(_ROOT)
         root = roots[0] if roots else db.insert(_ROOT)
@@ -149,7 +151,9 @@ def _transact(db: Replica, comment: str, options: Options, commands: Sequence[Co
     if status == Transaction.TRY_AGAIN:
         return None
     if status not in (Transaction.SUCCESS, Transaction.UNCHANGED):
-        raise ConfigError(f"transaction error: {transaction.get_error()}")
+        text = f"transaction error: {transaction.get_error()}"
+        warn("ovsdb_idl", text)
+        raise ConfigError(text)
     for command in commands:
         if command.verb.finish is not None:
             command.verb.finish(Context(shared, command, is_last=True))
@@ -212,4 +216,5 @@ def _await_daemon(db: Replica, committed: _Committed, program: str) -> None:
             text = f"Error detected while setting up '{db.text(row, 'name')}'{f': {reason}' if reason else ''}."
             complain(program, f"{text}  See ovs-vswitchd log for details.")
     if failed:
-        complain(program, 'The default log directory is "/var/log/openvswitch".')
+        logs = os.environ.get("OVS_LOGDIR", "/var/log/openvswitch")
+        complain(program, f'The default log directory is "{logs}".')

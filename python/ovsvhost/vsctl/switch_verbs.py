@@ -45,16 +45,7 @@ _RESET_COLUMNS = {
     "Port": ("other_config",),
     "Interface": ("ingress_policing_rate", "ingress_policing_burst"),
 }
-_RESET_TABLES = (
-    "Mirror",
-    "Controller",
-    "Manager",
-    "NetFlow",
-    "SSL",
-    "sFlow",
-    "IPFIX",
-    "Flow_Sample_Collector_Set",
-)
+_RESET_TABLES = ("Mirror", "Controller", "Manager", "NetFlow", "SSL", "sFlow", "IPFIX")
 
 
 def _init(_context: Context) -> None:
@@ -113,7 +104,7 @@ def _emer_reset(context: Context) -> None:
 
 
 VERBS = (
-    Verb("init", 0, 0, "", _init, writes=True),
+    Verb("init", 0, 0, "", _init),
     Verb("show", 0, 0, "", _show, _need_shown),
-    Verb("emer-reset", 0, 0, "", _emer_reset, _need_reset, writes=True),
+    Verb("emer-reset", 0, 0, "", _emer_reset, _need_reset),
 )

@@ -235,7 +235,7 @@ def _pairs(text: str, at: int, type_: Any, symbols: Symbols) -> tuple[list[Pair]
         return [(key, None) for key in keys], at
     at = _skip_spaces(text, at)
     if text[at : at + 1] != "=":
-        # C prints the terminating NUL of the text here, which is to say nothing.
+        # At the end of the text stock cuts its own message short here; the empty quotes say the same in full.
         raise ConfigError(f'{text[start:]}: syntax error at "{text[at : at + 1]}" expecting "="')
     word, at = token(text, _skip_spaces(text, at + 1))
     value = atom(word, type_.value, symbols)
@@ -310,14 +310,22 @@ def _check(value: Atom, base: Any) -> None:
         raise _violation(f"{shown} is greater than maximum allowed value {most}")
 
 
-def _check_string(value: str, base: Any) -> None:
+def check_utf8(text: str) -> None:
+    """Refuses a string that no database can hold.
+
+    Raises:
+        ConfigError: it was typed with bytes that are not UTF-8, or with half a surrogate pair.
+    """
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as bad:
-        code = ord(value[bad.start])
-        if code in _UNDECODABLE:
-            raise _violation(f"not a valid UTF-8 string: invalid UTF-8 sequence 0x{code & 0xFF:02x}") from None
-        raise _violation(f"not a valid UTF-8 string: half a surrogate pair \\u{code:04x}") from None
+        code = ord(text[bad.start])
+        what = f"invalid UTF-8 sequence 0x{code & 0xFF:02x}" if code in _UNDECODABLE else "half a surrogate pair"
+        raise _violation(f"not a valid UTF-8 string: {what}") from None
+
+
+def _check_string(value: str, base: Any) -> None:
+    check_utf8(value)
     if len(value) < base.min_length:
         raise _violation(f'"{value}" length {len(value)} is less than minimum allowed length {base.min_length}')
     if len(value) > base.max_length:

@@ -80,7 +80,8 @@ impl<'a> Client<'a> {
                     if began.elapsed() >= REAL_SESSION {
                         self.retry = FIRST_RETRY;
                     }
-                    self.control.publish_waiting(Some(format!("the VMM behind '{}' to be back", self.port.path())), None);
+                    self.control
+                        .publish_waiting(Some(format!("the VMM behind '{}' to be back", self.port.path())), None);
                 }
                 Err(e) => self.meet(obstacle(&self.port.socket, &e)),
             }
@@ -116,10 +117,10 @@ impl<'a> Client<'a> {
             // What appeared before the watch was there would never be told.
             return Ok(());
         }
-        let watched = self.watch.as_ref().map(|watch| watch.inotify.as_raw_fd());
         let until = Instant::now() + self.retry;
         loop {
             let left = until.saturating_duration_since(Instant::now());
+            let watched = self.watch.as_ref().map(|watch| &watch.inotify as &dyn AsRawFd);
             let woken = self.control.wait_with(watched, Some(left))?;
             if self.control.is_stopping() {
                 return Ok(());
@@ -187,7 +188,9 @@ fn obstacle(path: &Path, error: &io::Error) -> Obstacle {
                 Some((directory, _)) if Some(directory.as_path()) == path.parent() => {
                     format!("the VMM to create its socket '{shown}'")
                 }
-                _ => format!("the directory of '{shown}', which does not exist, and the VMM to create its socket there"),
+                _ => {
+                    format!("the directory of '{shown}', which does not exist, and the VMM to create its socket there")
+                }
             };
             return Obstacle::Absent(text);
         }

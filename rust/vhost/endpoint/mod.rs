@@ -12,7 +12,7 @@ mod client;
 mod server;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{self, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,6 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::client::Client;
@@ -46,6 +45,11 @@ pub(super) struct Port {
 }
 
 impl Port {
+    pub(super) fn new(config: EndpointConfig, link: Arc<dyn PortLink>) -> Self {
+        let EndpointConfig { name, kind, socket, allow_file_memory, .. } = config;
+        Self { name, kind, socket, allow_file_memory, link }
+    }
+
     pub(super) fn path(&self) -> path::Display<'_> {
         self.socket.display()
     }
@@ -82,6 +86,11 @@ impl Control {
     fn wake(&self) {
         // A counter that is full wakes just as well.
         let _ = self.wake.write(1);
+    }
+
+    /// Readable when there is something to look at.
+    pub(super) fn wake_fd(&self) -> &EventFd {
+        &self.wake
     }
 
     pub(super) fn acknowledge(&self) {
@@ -123,34 +132,13 @@ impl Control {
     }
 
     /// Waits for `other`, a stop, or the end of `wait`. True if `other` is ready.
-    fn wait_with(&self, other: Option<RawFd>, wait: Option<Duration>) -> Result<bool> {
-        const OTHER: u64 = 1;
-        let kernel = |e| Error::kernel("cannot wait for a vhost-user socket (epoll)", e);
-        let epoll = Epoll::new().map_err(kernel)?;
-        let add = |fd, which| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, which));
-        add(self.as_raw_fd(), 0).map_err(kernel)?;
-        if let Some(fd) = other {
-            add(fd, OTHER).map_err(kernel)?;
+    fn wait_with(&self, other: Option<&dyn AsRawFd>, wait: Option<Duration>) -> Result<bool> {
+        let [ours, other] = socket::wait_any([Some(&self.wake), other], libc::POLLIN, wait)
+            .map_err(|e| Error::kernel("cannot wait for a vhost-user socket (poll)", e))?;
+        if ours {
+            self.acknowledge();
         }
-        let ms = wait.map_or(-1, |wait| i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
-        let mut events = [EpollEvent::default(); 2];
-        match epoll.wait(ms, &mut events) {
-            Ok(ready) => {
-                let ready = events.get(..ready).unwrap_or_default();
-                if ready.iter().any(|event| event.data() != OTHER) {
-                    self.acknowledge();
-                }
-                Ok(ready.iter().any(|event| event.data() == OTHER))
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Ok(false),
-            Err(e) => Err(kernel(e)),
-        }
-    }
-}
-
-impl AsRawFd for Control {
-    fn as_raw_fd(&self) -> RawFd {
-        self.wake.as_raw_fd()
+        Ok(other)
     }
 }
 
@@ -209,8 +197,7 @@ impl Endpoint {
             EndpointKind::Client => None,
             EndpointKind::Server => Some(Server::bind(&config, &*link)?),
         };
-        let EndpointConfig { name, kind, socket, allow_file_memory, .. } = config;
-        let port = Arc::new(Port { name, kind, socket, allow_file_memory, link });
+        let port = Arc::new(Port::new(config, link));
         let control = Arc::new(Control::new()?);
         let handle = EndpointHandle { port: Arc::clone(&port), control: Arc::clone(&control) };
         let (alive, ended) = channel::<()>();
@@ -221,7 +208,11 @@ impl Endpoint {
                 None => Client::new(&port, &control).run(),
             };
             if let Err(e) = end {
-                port.event(Level::Error, "kernel_error", format!("{}: {e}; the port is dead until it is added again", port.name));
+                port.event(
+                    Level::Error,
+                    "kernel_error",
+                    format!("{}: {e}; the port is dead until it is added again", port.name),
+                );
                 control.publish_waiting(None, Some(e.to_string()));
             }
         };
@@ -270,7 +261,8 @@ impl Drop for Endpoint {
         control.wake();
         // The thread never sends: the channel closes when it ends.
         if self.ended.recv_timeout(SHUTDOWN) == Err(RecvTimeoutError::Timeout) {
-            let text = format!("{}: its thread did not end within {} s and is left behind", port.name, SHUTDOWN.as_secs());
+            let text =
+                format!("{}: its thread did not end within {} s and is left behind", port.name, SHUTDOWN.as_secs());
             port.event(Level::Error, "kernel_error", text);
         }
     }
@@ -305,7 +297,11 @@ fn check(config: &EndpointConfig) -> Result<()> {
     } else if socket.file_name().is_none() || bytes.ends_with(b"/") {
         Some("it names a directory; add the socket's name".to_owned())
     } else if bytes.len() > socket::PATH_MAX {
-        Some(format!("it has {} bytes and a socket's path at most {}; choose a shorter one", bytes.len(), socket::PATH_MAX))
+        Some(format!(
+            "it has {} bytes and a socket's path at most {}; choose a shorter one",
+            bytes.len(),
+            socket::PATH_MAX
+        ))
     } else {
         None
     };
@@ -352,9 +348,10 @@ mod tests {
             allow_file_memory: false,
         };
         let long = format!("/{}", "x".repeat(107));
-        for (path, cure) in [("relative", "from the root"), ("/", "add the socket's name"), ("/a/", "add the socket's name")]
-            .into_iter()
-            .chain([(long.as_str(), "choose a shorter one"), ("/a\0b", "no file name does"), ("", "from the root")])
+        for (path, cure) in
+            [("relative", "from the root"), ("/", "add the socket's name"), ("/a/", "add the socket's name")]
+                .into_iter()
+                .chain([(long.as_str(), "choose a shorter one"), ("/a\0b", "no file name does"), ("", "from the root")])
         {
             let refused = check(&config(path)).unwrap_err();
             assert!(matches!(refused, Error::Config(_)));

@@ -66,7 +66,7 @@ impl Server {
         while !control.is_stopping() {
             let waiting_for = format!("a VMM to connect to '{}'", self.path.display());
             control.publish_waiting(Some(waiting_for), None);
-            control.wait_with(Some(self.listener.as_raw_fd()), None)?;
+            control.wait_with(Some(&self.listener), None)?;
             match self.accept() {
                 Ok(stream) => {
                     if !serve(port, control, stream, Some(&self)) {
@@ -88,9 +88,7 @@ impl Server {
     }
 
     fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.listener.accept()?;
-        stream.set_nonblocking(true)?;
-        Ok(stream)
+        self.listener.accept().map(|(stream, _)| stream)
     }
 }
 
@@ -127,7 +125,9 @@ fn clear_way(name: &str, path: &Path) -> Result<bool> {
     match socket::connect(path) {
         Ok(stream) => {
             let who = match Peer::of(&stream) {
-                Ok(peer) if i64::from(peer.pid) == i64::from(std::process::id()) => "another port of this switch".into(),
+                Ok(peer) if i64::from(peer.pid) == i64::from(std::process::id()) => {
+                    "another port of this switch".into()
+                }
                 Ok(peer) => peer.to_string(),
                 Err(_) => "another process".into(),
             };
@@ -149,11 +149,10 @@ fn make(config: &EndpointConfig) -> Result<(UnixListener, (u64, u64))> {
     let (name, path) = (&config.name, &config.socket);
     let kernel = |what: &str, e| Error::kernel(format!("{name}: {what} '{}'", path.display()), e);
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let directory = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(directory)
-        .map_err(|e| kernel("cannot open the directory (create it, or give this user the right to) of socket", e))?;
+    let directory =
+        OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory).map_err(|e| {
+            kernel("cannot open the directory (create it, or give this user the right to) of socket", e)
+        })?;
     // Through the directory's descriptor, since the other name may be longer than a socket's path can be.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let other = format!("/proc/self/fd/{}/.vhost-{}-{count}", directory.as_raw_fd(), std::process::id());

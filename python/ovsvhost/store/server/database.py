@@ -6,10 +6,9 @@ change is real and the listeners hear of it. What fails before that leaves every
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import structlog
 
 from ovsvhost.errors import ConfigError, KernelError
 from ovsvhost.store.log import DatabaseFile
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 Listener = Callable[[list[Change]], None]
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 class Database:
@@ -62,9 +61,7 @@ class Database:
         Errors: `ConfigError` for a file that is damaged, in use, or something else; `KernelError` if the system
         refuses.
         """
-        if not path.exists():
-            DatabaseFile.create(path, [schema.to_json()])
-        file = DatabaseFile(path)
+        file = DatabaseFile(path, initial=[schema.to_json()])
         try:
             return cls._load(file, schema)
         except BaseException:
@@ -79,7 +76,13 @@ class Database:
                 f"{file.path} is empty, not an OVSDB database; remove it to start with a new one, "
                 "or name another with --state-dir"
             )
-        stored = DatabaseSchema(records[0][1])
+        try:
+            stored = DatabaseSchema(records[0][1])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{file.path} does not begin with a database schema ({error}); "
+                "move it away to start with an empty one, or name another with --state-dir"
+            ) from error
         if stored.name != schema.name:
             raise ConfigError(
                 f"{file.path} holds the database {stored.name}, not {schema.name}; name another with --state-dir"
@@ -114,7 +117,7 @@ class Database:
             ) from error
         transaction.finish()
         converted.compact(f"converted from schema version {self.schema.version}")
-        _log.info("converted the database", old=self.schema.version, new=schema.version)
+        _log.info("brought the database from schema version %s to %s", self.schema.version, schema.version)
         return converted
 
     def begin(self) -> Transaction:
@@ -134,9 +137,9 @@ class Database:
                 self._file.append(record, durable=transaction.is_durable)
         except KernelError as error:
             transaction.abort()
-            _log.error("cannot record a transaction", why=str(error.strerror))
+            _log.error("a transaction was not applied: %s", error.strerror)
             raise OvsdbError(
-                f"{error.strerror}; the transaction was not applied, free some space and try again",
+                f"{error.strerror}; the transaction was not applied",
                 tag="I/O error",
                 io_error=str(error.strerror),
             ) from error
@@ -158,7 +161,7 @@ class Database:
         except KernelError as error:
             # The long file serves as well; try again when it has doubled.
             self._compact_above = 2 * file.size
-            _log.warning("cannot compact the database", why=str(error.strerror))
+            _log.warning("the database was not compacted: %s", error.strerror)
 
     def compact(self, comment: str) -> None:
         """Write the file anew with only what is. Errors: `KernelError`; the old file stays in use."""

@@ -1,17 +1,16 @@
 """The server's life: a database file, a socket, a thread with its own event loop.
 
 Opening is done by whoever makes the object, so that its errors reach him; from `EmbeddedServer.start` on, everything
-happens in the thread ``ovsdb``, and `EmbeddedServer.stop` waits for its end.
+happens in the thread ``ovsdb-server``, and `EmbeddedServer.stop` waits for its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from ovsvhost.errors import InternalError
 from ovsvhost.store.server.database import Database
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 10.0
 """How long `EmbeddedServer.stop` waits for the thread; a disk that hangs in fsync is the only reason to need it."""
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
@@ -44,7 +43,6 @@ class EmbeddedServer:
     """
 
     def __init__(self, database: Path, socket: Path, *, schema: DatabaseSchema | None = None) -> None:
-        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._database = Database.open(database, schema or vswitch_schema())
         try:
             self._listener = ListeningSocket(socket)
@@ -67,7 +65,7 @@ class EmbeddedServer:
         """Serve clients; the socket answers when this returns."""
         if self._thread is not None or self._is_stopped:
             raise InternalError("the database server was started before")
-        self._thread = threading.Thread(target=self._run, name="ovsdb", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ovsdb-server", daemon=True)
         self._thread.start()
         self._serving.result()
 
@@ -80,7 +78,7 @@ class EmbeddedServer:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
-                _log.error("the database server does not end; its disk seems to hang", timeout_s=STOP_TIMEOUT_S)
+                _log.error("the database server does not end within %g s; its disk seems to hang", STOP_TIMEOUT_S)
                 return
         self._listener.remove()
         self._listener.socket.close()
@@ -113,4 +111,4 @@ class EmbeddedServer:
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    _log.error("the database server met a problem", what=context.get("message"), exc_info=context.get("exception"))
+    _log.error("the database server met a problem: %s", context.get("message"), exc_info=context.get("exception"))

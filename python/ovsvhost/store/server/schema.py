@@ -83,7 +83,7 @@ class DatabaseSchema:
         try:
             parsed = ovs.db.schema.DbSchema.from_json(text)
         except ovs.db.error.Error as error:
-            raise ConfigError(f"not a database schema: {error}; take the one that Open vSwitch ships") from error
+            raise ConfigError(f"not a database schema: {error}") from error
         self.name: str = parsed.name
         self.version: str = parsed.version or ""
         self.checksum: str = text.get("cksum", "")

@@ -5,9 +5,8 @@ Everything here runs on the server's event loop, one message at a time, so nothi
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from ovsvhost.store.server.datum import new_uuid
 from ovsvhost.store.server.execute import execute
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ovsvhost.store.server.session import Session
     from ovsvhost.store.server.transaction import Change
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 class Waiting:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
-
-import structlog
 
 from ovsvhost.errors import PeerError
 from ovsvhost.store.server.datum import is_identifier
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 WRITE_BUFFER_SIZE = 1024 * 1024
 """Bytes of answers that may wait for a client before it counts as slow."""
 
-_log = structlog.get_logger("ovsvhost.store")
+_log = logging.getLogger(__name__)
 
 
 class _PlainError(Exception):
@@ -48,7 +47,6 @@ class Session(asyncio.Protocol):
         self._inbox: deque[dict[str, Any]] = deque()
         self._transport: asyncio.Transport | None = None
         self._is_slow = False
-        self._is_change_aware = False
         self.monitors: dict[str, Monitor] = {}
         self._handlers: dict[str, Callable[[str, list[Any]], Any]] = {
             "monitor": self._monitor,
@@ -77,7 +75,7 @@ class Session(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and with it its monitors, locks and waiting transactions."""
         if exc is not None:
-            _log.debug("a database client was lost", why=str(exc))
+            _log.debug("lost a database client: %s", exc)
         self._transport = None
         self._inbox.clear()
         self.monitors.clear()
@@ -89,7 +87,7 @@ class Session(asyncio.Protocol):
             self._inbox.extend(self._framer.feed(data))
             self._handle_inbox()
         except PeerError as error:
-            _log.warning("closed the connection of a database client", why=str(error))
+            _log.warning("closed the connection of a database client: %s", error)
             self.close()
 
     def pause_writing(self) -> None:
@@ -251,8 +249,7 @@ class Session(asyncio.Protocol):
     def _set_db_change_aware(self, method: str, params: list[Any]) -> dict[str, Any]:
         if len(params) != 1 or type(params[0]) is not bool:
             raise syntax_error(params, f"{method}: true or false parameter expected")
-        # The set of databases never changes here, so there is nothing to be spared from.
-        self._is_change_aware = params[0]
+        # The set of databases never changes here, so there is nothing that this client would be spared.
         return {}
 
 

@@ -7,31 +7,25 @@
 //!
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
+mod requests;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
-    VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion,
-    VhostUserVringAddr, VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{
-    Error as VhostError, GpuBackend, Result as VhostResult, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
-};
-use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::VhostUserMemoryRegion;
 
-use super::backend::{NetExt, wrap};
 use super::endpoint::Port;
 use super::features;
 use super::peer::Peer;
 use super::status::SessionState;
-use super::vring::{self, Kick, Vring, eventfd};
+use super::vring::{self, Kick, Vring};
 use super::{Level, PortLink};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, RegionSpec, Uva};
-
-const STATUS_FEATURES_OK: u8 = 8;
 
 /// What a refusal was about; doing it right clears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -333,8 +327,7 @@ impl Handler {
     fn accept_features(&mut self, features: u64) -> Result<()> {
         let unknown = features & !features::VIRTIO;
         if unknown != 0 {
-            let text =
-                format!("{} accepted features that were not offered: {}", self.peer, features::names(unknown));
+            let text = format!("{} accepted features that were not offered: {}", self.peer, features::names(unknown));
             self.refusals.insert(Subject::Features, text.clone());
             return Err(Error::Peer(text));
         }
@@ -362,264 +355,5 @@ fn vring_number(index: u32) -> Result<usize> {
     match usize::try_from(index) {
         Ok(at) if at < features::VRINGS => Ok(at),
         _ => Err(Error::Peer(format!("vring {index} is past the last of {}", features::VRINGS))),
-    }
-}
-
-fn not_offered<T>(what: &'static str) -> VhostResult<T> {
-    Err(VhostError::InvalidOperation(what))
-}
-
-impl NetExt for Handler {
-    fn set_mtu(&mut self, mtu: u64) -> VhostResult<()> {
-        let mtu = u16::try_from(mtu).ok().filter(|&mtu| mtu >= 68);
-        let mtu = mtu.ok_or_else(|| wrap(Error::Peer("an MTU outside 68..65535; check host_mtu of the guest".into())))?;
-        self.mtu = Some(mtu);
-        Ok(())
-    }
-
-    fn send_rarp(&mut self, mac: [u8; 6]) -> VhostResult<()> {
-        self.announcement = Some(mac);
-        self.report();
-        Ok(())
-    }
-
-    fn set_status(&mut self, status: u64) -> VhostResult<()> {
-        let status = u8::try_from(status)
-            .map_err(|_| wrap(Error::Peer(format!("a device status of {status:#x}, past its eight bits"))))?;
-        // A driver that sees FEATURES_OK gone knows that its choice was refused.
-        let refused = self.refusals.contains_key(&Subject::Features);
-        self.device_status = if refused { status & !STATUS_FEATURES_OK } else { status };
-        if status == 0 {
-            self.unstart_all();
-        }
-        Ok(())
-    }
-
-    fn status(&self) -> u64 {
-        u64::from(self.device_status)
-    }
-}
-
-impl VhostUserBackendReqHandlerMut for Handler {
-    fn set_owner(&mut self) -> VhostResult<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> VhostResult<()> {
-        self.unstart_all();
-        Ok(())
-    }
-
-    fn reset_device(&mut self) -> VhostResult<()> {
-        self.stop_all();
-        for vring in &mut self.vrings {
-            // The front-end does not send the call and error descriptors again, nor the memory table.
-            let (call, err, reported) = (vring.call.take(), vring.err.take(), vring.reported);
-            *vring = Vring { call, err, reported, ..Vring::default() };
-        }
-        self.features = None;
-        self.offered = false;
-        self.device_status = 0;
-        self.refusals.remove(&Subject::Features);
-        self.report();
-        Ok(())
-    }
-
-    fn get_features(&mut self) -> VhostResult<u64> {
-        self.offered = true;
-        Ok(features::VIRTIO)
-    }
-
-    fn set_features(&mut self, features: u64) -> VhostResult<()> {
-        self.accept_features(features).map_err(wrap)
-    }
-
-    fn set_mem_table(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy_listening: Option<bool>,
-    ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
-        self.map_table(regions, files).map_err(wrap)?;
-        Ok(None)
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
-        let at = vring_number(index).map_err(wrap)?;
-        if !num.is_power_of_two() || num > 32_768 {
-            let name = vring::name(at);
-            return Err(wrap(Error::Peer(format!("{name}: a size of {num} is not a power of two in 1..32768"))));
-        }
-        if self.vring(at).size == num {
-            return Ok(());
-        }
-        self.set_up(index, |vring| vring.size = num).map_err(wrap)
-    }
-
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        log: u64,
-    ) -> VhostResult<()> {
-        let addr = VhostUserVringAddr::new(index, flags, descriptor, used, available, log);
-        let at = vring_number(index).map_err(wrap)?;
-        let place = |addr: &VhostUserVringAddr| (addr.descriptor, addr.used, addr.available);
-        let vring = self.vring(at);
-        if vring.addr.as_ref().map(place) == Some(place(&addr)) && vring.fault.is_none() {
-            vring.addr = Some(addr);
-            return Ok(());
-        }
-        self.set_up(index, |vring| vring.addr = Some(addr)).map_err(wrap)
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> VhostResult<()> {
-        let base = u16::try_from(base);
-        let base = base.map_err(|_| wrap(Error::Peer(format!("a base past 65535 for vring {index}, a split ring"))))?;
-        self.set_up(index, |vring| vring.base = base).map_err(wrap)
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> VhostResult<VhostUserVringState> {
-        let mut base = 0;
-        self.set_up(index, |vring| {
-            vring.kick = Kick::Stopped;
-            base = vring.base;
-        })
-        .map_err(wrap)?;
-        Ok(VhostUserVringState::new(index, u32::from(base)))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> VhostResult<()> {
-        let kick = match eventfd("kick", usize::from(index), fd) {
-            Ok(Some(file)) => Kick::Eventfd(file),
-            Ok(None) => Kick::Timer,
-            Err(e) => {
-                let text = e.to_string();
-                self.set_up(u32::from(index), |vring| (vring.kick, vring.fault) = (Kick::Stopped, Some(text)))
-                    .map_err(wrap)?;
-                return Err(wrap(e));
-            }
-        };
-        self.set_up(u32::from(index), |vring| vring.kick = kick).map_err(wrap)
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> VhostResult<()> {
-        let at = usize::from(index);
-        let call = eventfd("call", at, fd).map_err(wrap)?;
-        let ours = call.as_ref().map(vring::duplicate).transpose().map_err(wrap)?;
-        let vring = self.vring(at);
-        vring.call = ours;
-        if vring.live {
-            self.link().set_call(at, call);
-        }
-        Ok(())
-    }
-
-    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> VhostResult<()> {
-        let at = usize::from(index);
-        let err = eventfd("err", at, fd).map_err(wrap)?;
-        self.vring(at).err = err;
-        Ok(())
-    }
-
-    fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(features::PROTOCOL)
-    }
-
-    fn set_protocol_features(&mut self, protocol: u64) -> VhostResult<()> {
-        let unknown = protocol & !features::PROTOCOL.bits();
-        if unknown != 0 {
-            let names = features::protocol_names(unknown);
-            return Err(wrap(Error::Peer(format!("protocol features that were not offered: {names}"))));
-        }
-        self.protocol = protocol;
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> VhostResult<u64> {
-        Ok(features::QUEUE_PAIRS)
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> VhostResult<()> {
-        let at = vring_number(index).map_err(wrap)?;
-        self.vring(at).enable = Some(enable);
-        self.reconcile();
-        Ok(())
-    }
-
-    fn get_max_mem_slots(&mut self) -> VhostResult<u64> {
-        Ok(features::MEM_SLOTS)
-    }
-
-    fn add_mem_region(
-        &mut self,
-        region: &VhostUserSingleMemoryRegion,
-        fd: File,
-        _postcopy_listening: Option<bool>,
-    ) -> VhostResult<Option<VhostUserMemoryRegionBase>> {
-        let allow_file_memory = self.port.allow_file_memory;
-        let map = self.spec(region, fd).and_then(|spec| match &self.memory {
-            Some(memory) => memory.with_region(spec, allow_file_memory),
-            None => GuestMap::map(vec![spec], allow_file_memory),
-        });
-        self.remap(map).map_err(wrap)?;
-        Ok(None)
-    }
-
-    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
-        let (gpa, uva, size) = (region.guest_phys_addr, region.user_addr, region.memory_size);
-        let map = match &self.memory {
-            Some(memory) => memory.without_region(gpa, uva, size),
-            None => Err(Error::Peer(format!("guest memory: no region at {gpa:#x} to remove"))),
-        };
-        self.remap(map).map_err(wrap)
-    }
-
-    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> VhostResult<Vec<u8>> {
-        not_offered("GET_CONFIG")
-    }
-
-    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> VhostResult<()> {
-        not_offered("SET_CONFIG")
-    }
-
-    fn set_gpu_socket(&mut self, _: GpuBackend) -> VhostResult<()> {
-        not_offered("GPU_SET_SOCKET")
-    }
-
-    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> VhostResult<File> {
-        not_offered("GET_SHARED_OBJECT")
-    }
-
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> VhostResult<(VhostUserInflight, File)> {
-        not_offered("GET_INFLIGHT_FD")
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> VhostResult<()> {
-        not_offered("SET_INFLIGHT_FD")
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
-    ) -> VhostResult<Option<File>> {
-        not_offered("SET_DEVICE_STATE_FD")
-    }
-
-    fn check_device_state(&mut self) -> VhostResult<()> {
-        not_offered("CHECK_DEVICE_STATE")
-    }
-
-    fn get_shmem_config(&mut self) -> VhostResult<VhostUserShMemConfig> {
-        not_offered("GET_SHMEM_CONFIG")
-    }
-
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> VhostResult<()> {
-        not_offered("SET_LOG_BASE")
     }
 }
