@@ -12,6 +12,9 @@
 //!
 //! The packet's walk through them is told in `docs/packet-walk.md`.
 
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", target_pointer_width = "64")))]
+compile_error!("ovsvhost runs on 64-bit x86 Linux only: its copies are x86 vectors and its ports are Linux sockets");
+
 pub mod burst;
 pub mod counters;
 pub mod datapath;

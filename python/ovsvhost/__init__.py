@@ -23,16 +23,26 @@ from ovsvhost.errors import ConfigError, InternalError, KernelError, OvsvhostErr
 if TYPE_CHECKING:
     from ovsvhost.apply import VERSION as __version__  # noqa: N811 - the name that every package has
     from ovsvhost.switch import Switch as Switch
+    from ovsvhost.switch import connect as connect
 
-__all__ = ["ConfigError", "InternalError", "KernelError", "OvsvhostError", "PeerError", "Switch", "__version__"]
+__all__ = [
+    "ConfigError",
+    "InternalError",
+    "KernelError",
+    "OvsvhostError",
+    "PeerError",
+    "Switch",
+    "__version__",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> object:
     match name:
-        case "Switch":
-            from ovsvhost.switch import Switch  # noqa: PLC0415 - loads the Rust core
+        case "Switch" | "connect":
+            from ovsvhost import switch  # noqa: PLC0415 - not needed for the command line
 
-            return Switch
+            return getattr(switch, name)
         case "__version__":
             from ovsvhost.apply import VERSION  # noqa: PLC0415 - loads the Rust core
 

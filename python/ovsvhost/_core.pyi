@@ -17,7 +17,9 @@ class Event:
     def level(self) -> Literal["info", "warning", "error"]: ...
     @property
     def kind(self) -> str:
-        """A stable word: ``created``, ``listening``, ``connected``, ``added``, ``removed``, ``queue_state``,
+        """A stable word.
+
+        ``created``, ``listening``, ``connected``, ``disconnected``, ``added``, ``removed``, ``queue_state``,
         ``link_up``, ``link_down``, ``peer_error``, ``kernel_error``, ``notice``.
         """
     @property
@@ -50,13 +52,17 @@ class PortState:
         """Bytes of IP payload, 68..9702."""
     @property
     def error(self) -> str | None:
-        """Why the link is down or degraded, with the cure; None when nothing is wrong (waiting for a VMM is not
-        an error while the socket does not exist yet; it is stated in ``status:status``).
+        """Why the link is down or degraded, with the cure; None when nothing is wrong.
+
+        Waiting for a VMM is not an error while the socket does not exist yet; it is stated in ``status``.
         """
     @property
     def status(self) -> dict[str, str]:
-        """Interface ``status`` with OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
-        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``, ``peer-program``.
+        """Interface ``status``.
+
+        OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
+        ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
+        ``peer-program``, ``waiting-for``.
         """
     @property
     def statistics(self) -> dict[str, int]:
@@ -112,8 +118,9 @@ class Datapath:
 
     def __init__(self, *, pmd_cpus: Sequence[int] = (), max_sleep_us: int | None = None) -> None: ...
     def event_fd(self) -> int:
-        """A descriptor, owned by the datapath, that is readable while ``events()`` has something or a port's state
-        changed. ``events()`` clears it.
+        """A descriptor, owned by the datapath, that is readable while there is something to look at.
+
+        That is: ``events()`` has something, or a port's state changed. ``events()`` clears it.
         """
     def events(self) -> list[Event]:
         """Takes what happened since the last call, oldest first. Bounded: past 4096 the oldest are dropped."""
@@ -158,7 +165,9 @@ class Datapath:
             ConfigError: a value out of range, a path that cannot be a socket, a name or path in use.
             KernelError: the socket could not be created (server type).
         """
-    def set_port(self, name: str, *, mtu: int | None = None, admin_up: bool | None = None, tx_retries_max: int | None = None) -> None:
+    def set_port(
+        self, name: str, *, mtu: int | None = None, admin_up: bool | None = None, tx_retries_max: int | None = None
+    ) -> None:
         """Changes a port live, with its guest attached. ConfigError out of range; the old value stays."""
     def del_port(self, name: str) -> None:
         """Ends the session, gives every buffer back to the guest, removes a socket that is still ours."""

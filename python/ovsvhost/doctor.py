@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DESCRIPTORS_WANTED = 65536
 """Ten a port and queue, for a few thousand ports."""
+INOTIFY_WANTED = 4096
+"""One a client port that waits for its guest."""
 _HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 _SWITCHES = frozenset({"ovs-vswitchd", "vpp", "vpp_main", "dpdk-testpmd", "testpmd", "snabb"})
 
@@ -94,7 +96,7 @@ def userfaultfd() -> Iterable[Finding]:
 
 
 def limits() -> Iterable[Finding]:
-    """Descriptors and locked memory."""
+    """Descriptors, watches and locked memory."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_WANTED:
         yield Finding(
@@ -105,6 +107,17 @@ def limits() -> Iterable[Finding]:
         )
     else:
         yield Finding("descriptors", "ok", "a process here may open enough files")
+    watches = _number(Path("/proc/sys/fs/inotify/max_user_instances"))
+    if watches < INOTIFY_WANTED:
+        yield Finding(
+            "inotify",
+            "warn",
+            f"a user here may have {watches} inotify instances: past that many client ports, new guests are found by "
+            "retry, which takes up to a second",
+            f"sysctl fs.inotify.max_user_instances={INOTIFY_WANTED}",
+        )
+    else:
+        yield Finding("inotify", "ok", "enough directories can be watched for new guests")
     _, locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if locked == resource.RLIM_INFINITY or os.geteuid() == 0:
         yield Finding("memlock", "ok", "memory may be locked without limit")

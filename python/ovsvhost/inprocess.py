@@ -9,7 +9,6 @@ After a fork the child's is closed: the poll threads are the parent's, and so ar
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import select
 import threading
@@ -18,7 +17,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ovsvhost import apply, observed
+from ovsvhost import apply, events, observed
 from ovsvhost import options as port_options
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
@@ -43,11 +42,9 @@ if TYPE_CHECKING:
     from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
     from ovsvhost.model import PortType
 
-LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _LOOK_AGAIN_MS = 50
 """Another thread may take the event that this one waits for; it looks again after this time."""
 
-_log = logging.getLogger("ovsvhost.datapath")
 _open: weakref.WeakSet[InProcess] = weakref.WeakSet()
 
 
@@ -88,16 +85,14 @@ class InProcess:
         if datapath is not None:
             apply.close(datapath)
 
-    # -- bridges -------------------------------------------------------------------------------------------------------
-
     def bridges(self) -> Sequence[str]:
         """Names, in the order in which they were added."""
         return [bridge.name for bridge in self._desired.bridges]
 
     def add_bridge(self, name: str, mac_aging_time_s: int, mac_table_size: int, forward_bpdu: bool) -> None:
         """ConfigError: the name is taken or a value is out of range."""
-        _within("mac_aging_time_s", mac_aging_time_s, *AGING_S_RANGE)
-        _within("mac_table_size", mac_table_size, *FDB_SIZE_RANGE)
+        port_options.within("mac_aging_time_s", mac_aging_time_s, *AGING_S_RANGE)
+        port_options.within("mac_table_size", mac_table_size, *FDB_SIZE_RANGE)
         bridge = Bridge(
             key=str(uuid.uuid4()),
             name=name,
@@ -121,8 +116,6 @@ class InProcess:
         """Forgets them."""
         apply.flush_fdb(self._running(), self._bridge(bridge).name)
 
-    # -- ports ---------------------------------------------------------------------------------------------------------
-
     def ports(self, bridge: str) -> Sequence[str]:
         """Names, in the order in which they were added."""
         return [port.name for port in self._bridge(bridge).ports]
@@ -141,7 +134,7 @@ class InProcess:
         with self._lock:
             taken = [there.ofport for there in self._bridge(bridge).ports]
             number = free_ofport(taken) if ofport is None else ofport
-            _within("ofport", number, 1, OFPORT_MAX)
+            port_options.within("ofport", number, 1, OFPORT_MAX)
             port = self._port(name, type, options, number, mtu)
             self._change_ports(bridge, lambda ports: (*ports, port))
 
@@ -154,7 +147,7 @@ class InProcess:
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Changes it live; ConfigError out of range."""
-        _within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
         self._change_ports(
             self.port(name).bridge,
             lambda ports: tuple(replace(port, mtu=mtu) if port.name == name else port for port in ports),
@@ -169,11 +162,7 @@ class InProcess:
         poll = select.poll()
         poll.register(self._running().event_fd(), select.POLLIN)
         poll.poll(min(max(timeout_ms, 0), _LOOK_AGAIN_MS))
-        for event in apply.take_events(self._running()):
-            extra = {"kind": event.kind} | ({"port": event.port} if event.port else {})
-            _log.log(LEVELS[event.level], "%s", event.text, extra=extra)
-
-    # -- poll threads --------------------------------------------------------------------------------------------------
+        events.log(apply.take_events(self._running()))
 
     def pmds(self) -> Sequence[PmdState]:
         """The poll threads."""
@@ -182,8 +171,6 @@ class InProcess:
     def clear_pmd_stats(self) -> None:
         """Starts their counters at zero."""
         apply.clear_pmd_stats(self._running())
-
-    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _running(self) -> Datapath:
         datapath = self._datapath
@@ -201,7 +188,7 @@ class InProcess:
     def _port(self, name: str, port_type: PortType, asked: Mapping[str, str], ofport: int, mtu: int) -> Port:
         if port_type not in PORT_TYPES:
             raise ConfigError(f"type={port_type!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
-        _within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
         directory = self._socket_dir() if port_type == port_options.SERVER else None
         meant = port_options.parse(name, port_type, asked, directory)
         if meant.complaints:
@@ -250,11 +237,6 @@ class InProcess:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._datapath))
         self._lock = threading.RLock()  # the thread that may have held the old one is not here
         self._datapath, self._desired, self._ledger = None, Desired(), observed.Ledger()
-
-
-def _within(what: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ConfigError(f"{what}={value} is out of range: give {least}..{most}")
 
 
 def _after_fork() -> None:

@@ -150,6 +150,12 @@ def socket_directory(rundir: Path, vhost_sock_dir: str | None) -> Path:
     return rundir / vhost_sock_dir.lstrip("/")
 
 
+def within(what: str, value: int, least: int, most: int) -> None:
+    """ConfigError, with the range, when ``value`` lies outside of it."""
+    if not least <= value <= most:
+        raise ConfigError(f"{what}={value} is out of range: give {least}..{most}")
+
+
 def _retries(text: str) -> int:
     if text.isascii() and text.isdecimal() and int(text) <= TX_RETRIES_MAX:
         return int(text)

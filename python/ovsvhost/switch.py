@@ -7,6 +7,9 @@
         port = bridge.add_port("v0", options={"vhost-server-path": "/tmp/v0"})
         port.wait_link(timeout_s=5)
 
+    with connect() as switch:                            the same objects over a running ovsvhost daemon
+        print(switch.bridges)
+
 The objects hold names and ask anew at every question; what answers is a `Backend`.
 """
 
@@ -336,3 +339,19 @@ class Switch:
     def del_bridge(self, name: str) -> None:
         """Deletes a bridge and every port on it. ConfigError if there is none of that name."""
         self._backend.del_bridge(name)
+
+
+def connect(db: str | None = None, *, rundir: str | os.PathLike[str] | None = None, timeout_s: float = 10) -> Switch:
+    """The same objects over a running ``ovsvhost daemon``; closing them leaves it running.
+
+    Args:
+        db: its database's remote, as ``unix:/run/openvswitch/db.sock``; None is the one in the run directory.
+        rundir: its run directory; needed for learned addresses only where the database is elsewhere.
+        timeout_s: how long the database, and the switch after a change, may take to answer.
+
+    Raises:
+        ConfigError: the database does not answer.
+    """
+    from ovsvhost.remote import OverDatabase  # noqa: PLC0415 - loads the database client
+
+    return Switch.over(OverDatabase(db, rundir, timeout_s))

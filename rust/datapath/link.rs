@@ -86,6 +86,10 @@ impl PortLink for Link {
         }
     }
 
+    fn state_changed(&self) {
+        self.shared.events.poke();
+    }
+
     fn announce(&self, mac: [u8; 6]) {
         self.post(Message::Announce { port: self.record.id, mac: Mac::from_bytes(mac) });
     }

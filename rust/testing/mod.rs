@@ -11,6 +11,7 @@
 //!             │           │
 //!             ├──▶ frames └──▶ memory (GuestRam, Window)
 //!             └──▶ driver ─────▶  ▲
+//!  hostile ──▶ frontend, driver, wire
 //! ```
 //!
 //! * [`memory`]: guest RAM out of memfd, hugetlbfs or worse, and raw access to it.
@@ -19,6 +20,7 @@
 //! * [`wire`]: vhost-user messages as bytes, well-formed or not.
 //! * [`frontend`]: one session, in the message orders of QEMU and of virtio-user.
 //! * [`traffic`]: ends that send and check at full rate, latency, reports.
+//! * [`hostile`]: named attacks on a back-end.
 //!
 //! `unsafe` lives in [`memory`] and `sys` only.
 
@@ -27,6 +29,7 @@ pub mod driver;
 pub mod error;
 pub mod frames;
 pub mod frontend;
+pub mod hostile;
 pub mod memory;
 mod sys;
 pub mod traffic;

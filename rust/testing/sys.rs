@@ -3,19 +3,26 @@
 #![allow(unsafe_code, reason = "system calls without a safe wrapper in std")]
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use super::{Error, Result};
 
 /// Whether the other side of `socket` hung up.
 pub(super) fn hung_up(socket: RawFd) -> bool {
-    poll_now(socket, libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+    poll_one(socket, libc::POLLRDHUP, 0) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-fn poll_now(fd: RawFd, events: i16) -> i16 {
+fn poll_one(fd: RawFd, events: i16, timeout_ms: i32) -> i16 {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: one entry, and the count says so.
-    let found = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    let found = unsafe { libc::poll(&raw mut entry, 1, timeout_ms) };
     if found > 0 { entry.revents } else { 0 }
+}
+
+/// Whether the other side of `socket` hangs up within `time`.
+pub(super) fn hangs_up_within(socket: RawFd, time: Duration) -> bool {
+    let timeout_ms = i32::try_from(time.as_millis()).unwrap_or(i32::MAX);
+    poll_one(socket, libc::POLLRDHUP, timeout_ms) & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
 /// Keeps the calling thread on one processor.

@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a new front-end may say nothing before that is worth a word.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// Refusals of one session that the log gets; a front-end could go on for ever.
+const REFUSALS_LOGGED: u32 = 32;
+
 /// How long a process that dies may keep its pid after its socket closed.
 const LAST_BREATH: Duration = Duration::from_millis(100);
 
@@ -137,6 +140,7 @@ pub(super) struct Session<'a> {
     spoke: bool,
     /// The silence was already named.
     silent: bool,
+    refusals: u32,
 }
 
 impl<'a> Session<'a> {
@@ -146,7 +150,7 @@ impl<'a> Session<'a> {
         let handler = Handler::new(Arc::clone(port), peer.clone());
         let began = Instant::now();
         let reader = Reader::new();
-        Ok(Self { port, control, stream, peer, handler, reader, began, spoke: false, silent: false })
+        Ok(Self { port, control, stream, peer, handler, reader, began, spoke: false, silent: false, refusals: 0 })
     }
 
     /// Serves until the end. Front-ends that come to `listener` meanwhile are turned away.
@@ -275,11 +279,20 @@ impl<'a> Session<'a> {
                     // It may wait for an answer of a shape we do not know.
                     return Err(text);
                 }
-                let name = wire::name(code);
-                self.event(Level::Error, "peer_error", format!("{}: {name} is refused: {text}", self.port.name));
+                self.log_refusal(&wire::name(code), &text);
                 if wants_answer { self.answer(&wire::reply_number(code, 1)) } else { Ok(()) }
             }
         }
+    }
+
+    fn log_refusal(&mut self, request: &str, text: &str) {
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals > REFUSALS_LOGGED {
+            return;
+        }
+        let more =
+            if self.refusals == REFUSALS_LOGGED { "; further refusals in this session are not logged" } else { "" };
+        self.event(Level::Error, "peer_error", format!("{}: {request} is refused: {text}{more}", self.port.name));
     }
 
     fn answer(&self, bytes: &[u8]) -> std::result::Result<(), String> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::peer::Peer;
 
 /// One moment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Snapshot {
     /// The session, while there is one.
     pub(super) session: Option<SessionState>,
@@ -18,7 +18,7 @@ pub(super) struct Snapshot {
 }
 
 /// A session at one moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionState {
     pub(super) peer: Peer,
     /// Virtio features accepted, once they were.

@@ -32,7 +32,7 @@ def _nic(socket: Path, number: int) -> Nic:
     return Nic(socket=str(socket), type="dpdkvhostuserclient", mac=f"52:54:00:00:01:{number:02x}")
 
 
-def test_guests_on_2_mib_and_1_gib_hugepages_talk(
+def test_A9_guests_on_2_mib_and_1_gib_hugepages_talk(
     switch: SwitchDaemon, short_folder: Path, guest_image: GuestImage
 ) -> None:
     hugepages.reserve(128)
@@ -60,7 +60,7 @@ def test_guests_on_2_mib_and_1_gib_hugepages_talk(
 
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
-def test_private_memory_is_named_in_error(
+def test_A9_C1_private_memory_is_named_in_error(
     switch: SwitchDaemon, short_folder: Path, guest_image: GuestImage, version: str
 ) -> None:
     socket = short_folder / "v1"

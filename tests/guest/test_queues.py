@@ -19,14 +19,14 @@ def _wait_queues(pair: Pair, port: str, count: int) -> None:
         pair.switch.wait_column(port, f"status:{column}", str(count), timeout_s=20)
 
 
-def test_queue_count_follows_ethtool(pair: Pair) -> None:
+def test_A10_L3_queue_count_follows_ethtool(pair: Pair) -> None:
     for count in (2, 1, 2):
         pair.first.run(f"ethtool -L eth0 combined {count}")
         _wait_queues(pair, pair.ports[0], count)
         assert ping(pair.first, pair.target.ipv4, count=5).received == 5
 
 
-def test_streams_on_two_queues_arrive_while_the_count_changes(pair: Pair) -> None:
+def test_A10_streams_on_two_queues_arrive_while_the_count_changes(pair: Pair) -> None:
     pair.first.run("ethtool -L eth0 combined 2")
     pair.second.run("ethtool -L eth0 combined 2; pidof iperf3 || iperf3 -s -D -1")
     job = pair.first.spawn(f"iperf3 -c {pair.target.ipv4} -P 4 -t 4")

@@ -24,7 +24,7 @@ def _resume_limit_s(pair: Pair) -> float:
     return _RESUME_S if pair.setting.type == "dpdkvhostuserclient" else _RESUME_S + pair.first.nics[0].reconnect_s
 
 
-def test_traffic_resumes_after_the_switch_was_killed_under_it(pair: Pair) -> None:
+def test_A13_C6_traffic_resumes_after_the_switch_was_killed_under_it(pair: Pair) -> None:
     limit_s = _resume_limit_s(pair)
     gaps_s: list[float] = []
     while len(gaps_s) < _ATTEMPTS and not any(gap_s <= limit_s for gap_s in gaps_s):
@@ -37,14 +37,14 @@ def test_traffic_resumes_after_the_switch_was_killed_under_it(pair: Pair) -> Non
     assert min(gaps_s) <= limit_s
 
 
-def test_file_arrives_byte_for_byte_after_a_restart(pair: Pair) -> None:
+def test_A13_file_arrives_byte_for_byte_after_a_restart(pair: Pair) -> None:
     pair.switch.kill()
     pair.switch.start()
     pair.wait_reachable()
     assert copy_file(pair.second, pair.first, pair.target.ipv4, size_mib=8).intact
 
 
-def test_switch_killed_in_the_middle_of_a_copy_leaves_the_copy_intact(pair: Pair) -> None:
+def test_A13_switch_killed_in_the_middle_of_a_copy_leaves_the_copy_intact(pair: Pair) -> None:
     pair.first.run("dd if=/dev/urandom of=/var/www/long bs=1M count=32 2>/dev/null; pidof httpd || httpd -h /var/www")
     before = pair.first.run("sha256sum </var/www/long").split()[0]
     host = "10.0.0.1"
@@ -54,7 +54,7 @@ def test_switch_killed_in_the_middle_of_a_copy_leaves_the_copy_intact(pair: Pair
     assert job.wait(timeout_s=120).split()[0] == before
 
 
-def test_traffic_resumes_after_the_switch_was_stopped_and_started(pair: Pair) -> None:
+def test_A13_traffic_resumes_after_the_switch_was_stopped_and_started(pair: Pair) -> None:
     assert pair.switch.stop() == 0
     assert ping(pair.first, pair.target.ipv4, count=1).received == 0
     pair.switch.start()
@@ -63,7 +63,7 @@ def test_traffic_resumes_after_the_switch_was_stopped_and_started(pair: Pair) ->
         pair.switch.wait_link(port)
 
 
-def test_guest_that_was_killed_and_booted_again_is_reachable(pair: Pair) -> None:
+def test_A13_guest_that_was_killed_and_booted_again_is_reachable(pair: Pair) -> None:
     pair.second.kill()
     pair.switch.wait_link(pair.ports[1], "down")
     assert pair.switch.column(pair.ports[0], "link_state") == "up"
@@ -73,7 +73,7 @@ def test_guest_that_was_killed_and_booted_again_is_reachable(pair: Pair) -> None
     pair.switch.wait_link(pair.ports[1])
 
 
-def test_port_deleted_under_traffic_and_added_again_serves_the_same_guest(pair: Pair) -> None:
+def test_L6_port_deleted_under_traffic_and_added_again_serves_the_same_guest(pair: Pair) -> None:
     stream = PingStream(pair.first, pair.target.ipv4)
     stream.wait_answers(5)
     pair.switch.vsctl("del-port", "br0", pair.ports[1])

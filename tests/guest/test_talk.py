@@ -18,7 +18,7 @@ _FILE_MIB = 64
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-def test_guests_ping_each_other_without_loss(pair: Pair, family: str) -> None:
+def test_A8_A12_L2_guests_ping_each_other_without_loss(pair: Pair, family: str) -> None:
     seen = ping(pair.first, getattr(pair.target, family), count=_PINGS)
     assert seen.received == seen.sent == _PINGS
 
@@ -28,7 +28,7 @@ def test_pings_of_every_size_are_answered(pair: Pair, size: int) -> None:
     assert ping(pair.second, address(1).ipv4, count=5, size=size).received == 5
 
 
-def test_file_of_64_mib_arrives_byte_for_byte(pair: Pair) -> None:
+def test_A9_B6_file_of_64_mib_arrives_byte_for_byte(pair: Pair) -> None:
     copy = copy_file(pair.first, pair.second, address(1).ipv4, size_mib=_FILE_MIB)
     assert copy.size == _FILE_MIB << 20
     assert copy.received == copy.size
@@ -40,7 +40,7 @@ def test_file_arrives_byte_for_byte_over_ipv6(pair: Pair) -> None:
     assert copy.intact
 
 
-def test_port_says_that_its_guest_is_there(pair: Pair) -> None:
+def test_B1_B2_port_says_that_its_guest_is_there(pair: Pair) -> None:
     for port in pair.ports:
         pair.switch.wait_link(port)
         assert pair.switch.column(port, "error") == "[]"
@@ -48,7 +48,7 @@ def test_port_says_that_its_guest_is_there(pair: Pair) -> None:
             assert pair.switch.wait_statistic(port, counter) > 0
 
 
-def test_switch_learned_where_both_guests_are(pair: Pair) -> None:
+def test_B3_switch_learned_where_both_guests_are(pair: Pair) -> None:
     ping(pair.first, pair.target.ipv4, count=1)
     learned = pair.switch.appctl("fdb/show", "br0")
     assert "52:54:00:00:00:01" in learned

@@ -48,8 +48,16 @@ def test_an_error_is_one_line_with_the_cure_and_ends_with_1(tmp_path: Path) -> N
     assert done.stdout == ""
     remote = f"unix:{tmp_path}/none.sock"
     assert done.stderr == (
-        f"ovsvhost: database {remote} does not answer: start its server, or give its remote with --db\n"
+        f"ovsvhost: database {remote} does not answer (No such file or directory): "
+        "start its server, or give its remote with --db\n"
     )
+
+
+@pytest.mark.parametrize("remote", ["bogus", "unix:", "punix:/x", "unix:/x,bogus"])
+def test_a_remote_that_is_none_is_refused_with_the_forms(remote: str) -> None:
+    done = ovsvhost("show", "--db", remote)
+    assert done.returncode == 1
+    assert "give unix:PATH or tcp:HOST:PORT" in done.stderr
 
 
 def test_importing_the_frame_loads_nothing_heavy() -> None:

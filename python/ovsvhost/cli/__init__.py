@@ -15,6 +15,7 @@ from ovsvhost.errors import OvsvhostError
 _COMMANDS = {
     "daemon": "run the switch in the foreground",
     "show": "show bridges, ports, their guests and their errors",
+    "qemu": "print QEMU's arguments for a port",
     "doctor": "check this machine for what the switch needs",
     "vsctl": "change the database, with ovs-vsctl's words",
     "appctl": "ask the running switch, with ovs-appctl's words",

@@ -17,19 +17,19 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from ovsvhost import apply, observed
+from ovsvhost import apply, events, observed
 from ovsvhost.daemon import commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
-from ovsvhost.daemon.settings import stats_interval_ms
+from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import PORT_TYPES, Bridge, Desired
 from ovsvhost.plan import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from ovsvhost._core import Datapath
+    from ovsvhost._core import Datapath, PortState
     from ovsvhost.daemon.settings import Startup
     from ovsvhost.poll import Poller
     from ovsvhost.store.idl import Operation, Replica
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 RETRY_S = 1.0
 """How soon what the datapath refused is tried again; the cause may lie outside (a directory, a right, a socket)."""
 
-_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _log = logging.getLogger("ovsvhost.daemon")
-_datapath_log = logging.getLogger("ovsvhost.datapath")
 
 
 class Control:
@@ -60,6 +58,7 @@ class Control:
         self._replica = replica
         self._rundir = rundir
         self._version = version
+        self._reader = rows.Reader()
         self._ledger = observed.Ledger()
         self._written = writeback.Written()
         self._held: dict[str, int] = {}
@@ -68,33 +67,33 @@ class Control:
         self._root: rows.RootRow | None = None
         self._answered: tuple[str, int] | None = None
         self._seen = (-1, -1)
+        replica.on_change = self._reader.forget
         now = time.monotonic()
         self._retry_at = now
         self._stats_at = now
         self._cleared_at = now
 
-    # -- the loop's turns ----------------------------------------------------------------------------------------------
-
     def run(self) -> None:
         """One turn: what changed in the database, what happened in the datapath, what is due."""
         connection = self._replica.connection
         if connection != self._seen[0]:
+            self._reader.forget_all()
             self._written.forget()
             self._answered = None
-        seen = (connection, self._replica.change_seqno)
-        if self._replica.connected and self._replica.has_lock:
+        online = self._replica.connected and self._replica.has_lock
+        answer: list[Operation] = []
+        if online:
+            seen = (connection, self._replica.change_seqno)
             if seen != self._seen:
                 self._seen = seen
-                self._read_rows()
+                answer = self._follow()
             elif self._failures and time.monotonic() >= self._retry_at:
                 self._build()
-                self._write_states()
-        for event in apply.take_events(self.datapath):
-            extra = {"kind": event.kind} | ({"port": event.port} if event.port else {})
-            _datapath_log.log(_LEVELS[event.level], "%s", event.text, extra=extra)
-        self._write_states()
-        if time.monotonic() >= self._stats_at:
-            self.write_statistics()
+        events.log(apply.take_events(self.datapath))
+        if online:
+            states = observed.port_states(self.datapath)
+            statistics = self._statistics(states) if time.monotonic() >= self._stats_at else []
+            self._send([*self._states(states), *answer, *statistics])
 
     def wait(self, poller: Poller) -> None:
         """Wakes ``poller`` when `run` has something to do."""
@@ -104,51 +103,34 @@ class Control:
         if self._failures:
             poller.timer_wait((self._retry_at - now) * 1000)
 
-    def write_statistics(self) -> None:
-        """Writes the counters that moved and sets the time of the next turn."""
-        root = self._root
-        interval_ms = stats_interval_ms(root.other_config if root else {})
-        self._stats_at = time.monotonic() + interval_ms / 1000
-        by_name = {verdict.name: verdict.uuid for verdict in self.configuration.verdicts if verdict.kind == "active"}
-        operations: list[Operation] = []
-        for name, state in observed.port_states(self.datapath).items():
-            if name in by_name:
-                columns = {"statistics": writeback.number_map(state.statistics)}
-                operations += self._written.update("Interface", by_name[name], columns)
-        self._send(operations)
-
     def stop(self) -> None:
         """Writes the last counters, says of every link that it is down, and closes the datapath."""
-        self.write_statistics()
-        operations: list[Operation] = []
-        for key, columns in self._columns().items():
+        states = observed.port_states(self.datapath)
+        operations = self._statistics(states)
+        for key, columns in self._columns(states).items():
             operations += self._written.update("Interface", key, writeback.stopped(columns))
         apply.close(self.datapath)
         self._send(operations)
 
-    # -- configuration -------------------------------------------------------------------------------------------------
-
-    def _read_rows(self) -> None:
-        root = rows.read(self._replica.tables)
+    def _follow(self) -> list[Operation]:
+        """Follows the rows; returns what answers them: who we are, and ``cur_cfg``."""
+        root = self._reader.read(self._replica.tables)
         if root is None:
             # as ovs-vsctl does it: whoever comes first makes the row; the wait keeps it the only one
             empty = {"op": "wait", "table": "Open_vSwitch", "timeout": 0, "where": [], "columns": ["next_cfg"]}
-            row = {"op": "insert", "table": "Open_vSwitch", "row": {}}
-            self._send([empty | {"until": "==", "rows": []}, row])
-            return
+            return [empty | {"until": "==", "rows": []}, {"op": "insert", "table": "Open_vSwitch", "row": {}}]
         if root != self._root:
             self._root = root
             self._build()
-            for notice in self.configuration.pending:
-                self._say(notice, f"other_config:{notice} was changed and waits for a restart of the switch")
-            for gone in [key for key in self.at_start.read if key not in self.configuration.pending]:
-                self._said.pop(gone, None)
-        operations = self._states()
-        operations += self._identity(root)
+            for key in self.configuration.pending:
+                self._say(key, f"other_config:{key} was changed and waits for a restart of the switch")
+            for key in set(READ_AT_START).difference(self.configuration.pending):
+                self._said.pop(key, None)
+        operations = self._identity(root)
         if self._answered != (root.uuid, root.next_cfg):
             self._answered = (root.uuid, root.next_cfg)
             operations += self._written.update("Open_vSwitch", root.uuid, {"cur_cfg": root.next_cfg})
-        self._send(operations)
+        return operations
 
     def _build(self) -> None:
         """From the rows to the datapath; what it refuses is kept for the rows' ``error`` and tried again."""
@@ -184,19 +166,25 @@ class Control:
             del self._said[about]
             _log.info("no longer: %s", before, extra=extra)
 
-    # -- write-back ----------------------------------------------------------------------------------------------------
-
-    def _write_states(self) -> None:
-        self._send(self._states())
-
-    def _states(self) -> list[Operation]:
+    def _states(self, states: Mapping[str, PortState]) -> list[Operation]:
         operations: list[Operation] = []
-        for key, columns in self._columns().items():
+        for key, columns in self._columns(states).items():
             operations += self._written.update("Interface", key, columns)
         return operations
 
-    def _columns(self) -> dict[str, writeback.Columns]:
-        states = observed.port_states(self.datapath)
+    def _statistics(self, states: Mapping[str, PortState]) -> list[Operation]:
+        """The counters that moved; sets the time of the next turn."""
+        interval_ms = stats_interval_ms(self._root.other_config if self._root else {})
+        self._stats_at = time.monotonic() + interval_ms / 1000
+        operations: list[Operation] = []
+        for verdict in self.configuration.verdicts:
+            state = states.get(verdict.name) if verdict.kind == "active" else None
+            if state is not None:
+                columns = {"statistics": writeback.number_map(state.statistics)}
+                operations += self._written.update("Interface", verdict.uuid, columns)
+        return operations
+
+    def _columns(self, states: Mapping[str, PortState]) -> dict[str, writeback.Columns]:
         keys = {bridge.name: bridge.key for bridge in self.configuration.desired.bridges}
         pending = self.configuration.pending
         columns = {}
@@ -242,8 +230,6 @@ class Control:
                 _log.error("the database refused a write to %s: %s", operations[0]["table"], error)
 
         self._replica.write(operations, again)
-
-    # -- what appctl asks ----------------------------------------------------------------------------------------------
 
     def bridge(self, name: str) -> Bridge:
         """A bridge in force; ConfigError (OVS's words) if there is none."""

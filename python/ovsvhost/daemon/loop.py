@@ -116,7 +116,7 @@ def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> No
         turn.stop.wait(poller)
         return not turn.over
 
-    _log.info("database %s", remote)
+    _log.info("asking database %s for its rows", remote)
     schema = idl.fetch_schema(remote, None, go_on)
     if schema is None:
         return
@@ -154,7 +154,7 @@ def _serve(turn: _Turn, unixctl: UnixctlServer, remote: str, rundir: Path) -> No
 
 def _start(replica: idl.Replica, rundir: Path) -> Control:
     """Starts the datapath with the options that the database holds now."""
-    root = rows.read(replica.tables)
+    root = rows.Reader().read(replica.tables)
     at_start = startup(root.other_config if root else {})
     for notice in at_start.notices:
         _log.warning("%s", notice)

@@ -8,6 +8,7 @@ reply is waited for: it comes back in ``run`` and goes to the caller's function.
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ovsvhost.store import json_shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from uuid import UUID
 
     Operation = dict[str, Any]
     Done = Callable[[list[str]], None]
@@ -41,6 +43,8 @@ class Replica(ovs.db.idl.Idl):  # type: ignore[misc] # ovs has no types
                 helper.register_columns(table, present)
         super().__init__(remote, helper, leader_only=False)
         self.schema_version: str = schema["version"]
+        self.on_change: Callable[[UUID], None] = lambda _row: None
+        """Called for every row that a running monitor changed; a new connection starts over without a word."""
 
     @property
     def connection(self) -> int:
@@ -56,6 +60,10 @@ class Replica(ovs.db.idl.Idl):  # type: ignore[misc] # ovs has no types
     def unanswered(self) -> int:
         """How many writes have no reply yet."""
         return len(self._outstanding_txns)
+
+    def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002 - ovs's signature
+        """Called by `ovs.db.idl` for each changed row."""
+        self.on_change(row.uuid)
 
     def write(self, operations: Sequence[Operation], done: Done) -> bool:
         """Sends one transaction under the lock, if there is one; does not wait.
@@ -114,6 +122,7 @@ def fetch_schema(
     Raises:
         ConfigError: no answer in time, or the server has no such database.
     """
+    check_remote(remote)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     session = ovs.jsonrpc.Session.open_multiple(remote.split(","), probe_interval=0)
     poller, asked_on, request = Poller(), None, None
@@ -131,7 +140,7 @@ def fetch_schema(
                 raise ConfigError(f"database {remote} has no {DATABASE}: give --db the remote of a vswitch database")
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise ConfigError(f"database {remote} does not answer: start its server, or give its remote with --db")
+                raise ConfigError(_silence(remote))
             session.wait(poller)
             session.recv_wait(poller)
             if left is not None:
@@ -141,6 +150,26 @@ def fetch_schema(
             poller.block()
     finally:
         session.close()
+
+
+def check_remote(remote: str) -> None:
+    """ConfigError if ``remote`` cannot be a database's."""
+    for part in remote.split(","):
+        kind, _, address = part.partition(":")
+        if kind not in {"unix", "tcp"} or not address:
+            raise ConfigError(f"database remote {part!r} is none: give unix:PATH or tcp:HOST:PORT")
+
+
+def _silence(remote: str) -> str:
+    """Why nobody answers, as far as it can be seen."""
+    why = ""
+    if remote.startswith("unix:") and "," not in remote:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(remote.removeprefix("unix:"))
+            except OSError as error:
+                why = f" ({error.strerror or error})"
+    return f"database {remote} does not answer{why}: start its server, or give its remote with --db"
 
 
 def snapshot(remote: str, columns: Mapping[str, Sequence[str]], timeout_s: float) -> Any:
@@ -159,7 +188,7 @@ def snapshot(remote: str, columns: Mapping[str, Sequence[str]], timeout_s: float
                 return replica.tables
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise ConfigError(f"database {remote} does not answer: start its server, or give its remote with --db")
+                raise ConfigError(_silence(remote))
             replica.wait(poller)
             poller.timer_wait(left_s * 1000)
             poller.block()

@@ -6,8 +6,10 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use super::traffic::{Command, EndSettings, RunSettings, Runner};
+use super::hostile::Case;
+use super::traffic::{Command, EndSettings, RunSettings, Runner, seconds};
 use super::{Error, Result};
 
 /// Runs the command line `arguments` (without the program's name).
@@ -16,12 +18,13 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.split_first() {
         Some((&"run", rest)) => run(rest),
+        Some((&"hostile", rest)) => hostile(rest),
         Some((&("help" | "--help" | "-h"), _)) => {
             say(&help());
             Ok(())
         }
-        Some((other, _)) => Err(Error::Config(format!("'{other}' is not a command: run or help"))),
-        None => Err(Error::Config("a command is needed: run or help".into())),
+        Some((other, _)) => Err(Error::Config(format!("'{other}' is not a command: run, hostile or help"))),
+        None => Err(Error::Config("a command is needed: run, hostile or help".into())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,6 +62,48 @@ fn run(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Attacks a back-end by name, or lists the names.
+fn hostile(words: &[&str]) -> Result<()> {
+    if words == ["--list"] {
+        let mut text = String::new();
+        for case in Case::all() {
+            row(&mut text, case.name(), case.what());
+        }
+        row(&mut text, "hang-up-at:N", "closes the socket instead of sending message N of an honest session");
+        say(&text);
+        return Ok(());
+    }
+    let Some((name, options)) = words.split_first() else {
+        return Err(Error::Config("hostile needs the name of a case, or --list".into()));
+    };
+    let case = Case::find(name)?;
+    let mut settings = EndSettings::default();
+    let mut hold = Duration::from_secs(1);
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        let Some(option) = option.strip_prefix("--") else {
+            return Err(Error::Config(format!("'{option}' is not an option; see vhost-frontend help")));
+        };
+        let value = next_value(option, options.next().copied())?;
+        match option {
+            "hold" => hold = seconds(option, value)?,
+            "end" => settings = end(&settings, value)?,
+            _ => settings.set(option, value)?,
+        }
+    }
+    let report = case.run(&settings, hold)?;
+    say(&format!("{report}\n"));
+    Ok(())
+}
+
+fn row(text: &mut String, name: &str, what: &str) {
+    text.push_str("  ");
+    text.push_str(name);
+    text.extend(std::iter::repeat_n(' ', 28_usize.saturating_sub(name.len())));
+    text.push_str(what);
+    text.push('\n');
+}
+
 fn next_value<'a>(name: &str, value: Option<&'a str>) -> Result<&'a str> {
     value.ok_or_else(|| Error::Config(format!("--{name} needs a value")))
 }
@@ -79,16 +124,14 @@ fn end(common: &EndSettings, list: &str) -> Result<EndSettings> {
 fn help() -> String {
     let mut text = String::from(
         "vhost-frontend: a vhost-user front-end that sends and checks numbered frames\n\n\
-         vhost-frontend run [--OPTION VALUE]… --end NAME=VALUE[,NAME=VALUE]… [--end …]\n\n\
+         vhost-frontend run [--OPTION VALUE]… --end NAME=VALUE[,NAME=VALUE]… [--end …]\n\
+         vhost-frontend hostile CASE [--hold SECONDS] --end NAME=VALUE[,NAME=VALUE]…\n\
+         vhost-frontend hostile --list\n\n\
          options of a run:\n",
     );
     let list = |text: &mut String, names: &[(&str, &str)]| {
         for (name, what) in names {
-            text.push_str("  ");
-            text.push_str(name);
-            text.extend(std::iter::repeat_n(' ', 23_usize.saturating_sub(name.len())));
-            text.push_str(what);
-            text.push('\n');
+            row(text, name, what);
         }
     };
     list(&mut text, RunSettings::NAMES);

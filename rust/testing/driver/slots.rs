@@ -181,6 +181,30 @@ impl SlotRing {
         Some(slot)
     }
 
+    /// Asks for the first lines of the next `count` free slots, to be written.
+    #[inline]
+    pub fn prefetch_free(&self, count: usize) {
+        for ahead in 0..count.min(self.free()) {
+            let slot = self.free[(self.free_head + ahead) & self.free_mask];
+            let (window, at) = self.place(slot);
+            window.prefetch_for_write(at);
+        }
+    }
+
+    /// Asks for the first lines of the next `count` slots that came back, to be read.
+    #[inline]
+    pub fn prefetch_used(&self, count: usize) {
+        for ahead in 0..count.min(self.slots.len()) {
+            let (id, _) = self.ring.peek_used(ahead as u16);
+            let per_slot = u32::from(self.descriptors_per_slot);
+            let index = if per_slot == 1 { id } else { id / per_slot };
+            if (index as usize) < self.slots.len() {
+                let (window, at) = self.place(index as u16);
+                window.prefetch(at);
+            }
+        }
+    }
+
     /// Gives a slot back to the driver's side.
     #[inline]
     pub fn put_free(&mut self, slot: u16) {

@@ -9,6 +9,7 @@
 
 use super::{IPV4, IPV6, Mac, NUMBER_SIZE, NUMBERED_PORT, RARP, VNET_NEEDS_CSUM};
 use super::{checksum, pattern};
+use crate::testing::memory::Window;
 use crate::testing::{Error, Result};
 
 const ETHERNET_SIZE: usize = 14;
@@ -125,25 +126,23 @@ impl FramePlan {
     }
 
     /// Whether headers and number of these frames fit the first cache line, so that
-    /// [`line`](Self::line) can be used.
+    /// [`write_line`](Self::write_line) can be used.
     pub fn has_lines(&self) -> bool {
         self.lines.is_some()
     }
 
-    /// The first 64 bytes (vnet header included) of the frame at `sequence`, checksum zero: all
-    /// that a light sender writes. Zeros when there are no [lines](Self::has_lines).
+    /// Writes the first 64 bytes (vnet header included) of the frame at `sequence`, checksum zero:
+    /// all that a light sender writes. Nothing when there are no [lines](Self::has_lines).
     #[inline]
-    pub fn line(&self, sequence: u64) -> [u8; 64] {
-        let Some(lines) = &self.lines else { return [0; 64] };
-        let mut line = lines[self.turn(sequence)];
-        let base = self.config.header_size;
+    pub fn write_line(&self, sequence: u64, window: &Window, at: usize) {
+        let Some(lines) = &self.lines else { return };
+        // Straight into guest memory: patching a copy first would stall on the copy's own stores.
+        window.write_line(at, &lines[self.turn(sequence)]);
+        let base = at + self.config.header_size;
+        window.write(base + self.number_at, &sequence.to_le_bytes());
         if self.config.flows != 1 {
-            let at = base + self.transport_at;
-            line[at..at + 2].copy_from_slice(&self.source_port(sequence).to_be_bytes());
+            window.write(base + self.transport_at, &self.source_port(sequence).to_be_bytes());
         }
-        let at = base + self.number_at;
-        line[at..at + 8].copy_from_slice(&sequence.to_le_bytes());
-        line
     }
 
     /// Builds vnet header and frame at `sequence` into `bytes`, whose content is replaced.

@@ -60,6 +60,8 @@ pub struct FrontendConfig {
     pub memory_message: MemoryMessage,
     /// The MTU told by `NET_SET_MTU`, where both protocol and virtio MTU bits are agreed on.
     pub mtu: Option<u16>,
+    /// Close the socket instead of sending the message with this number, counted from 0.
+    pub hang_up_at: Option<u32>,
     /// The longest wait for any one reply.
     pub deadline: Duration,
 }
@@ -80,6 +82,7 @@ impl FrontendConfig {
             regions: RegionSpec::spread(1, 64 << 20, &Backing::Memfd),
             memory_message: MemoryMessage::Table,
             mtu: None,
+            hang_up_at: None,
             deadline: Duration::from_secs(5),
         }
     }

@@ -26,6 +26,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::{FrontendConfig, MemoryMessage, Order, Side};
+pub use start::region_entries;
 
 use super::driver::RingPlace;
 use super::memory::GuestRam;
@@ -148,11 +149,21 @@ impl Frontend {
     /// `Peer` when the back-end refuses, hangs up or offers too little; the socket is closed then.
     pub fn try_connect(&mut self) -> Result<bool> {
         let Some(stream) = self.try_stream()? else { return Ok(false) };
-        let channel = Channel::new(stream, self.config.deadline)?;
+        let mut channel = Channel::new(stream, self.config.deadline)?;
+        channel.hang_up_at(self.config.hang_up_at);
         let session = negotiate::negotiate(&self.config, self.settled, &self.calls, channel)?;
         self.settled = Some(session.features);
         self.session = Some(session);
         Ok(true)
+    }
+
+    /// Connects or accepts without blocking, and says nothing: for callers that speak for
+    /// themselves. `None` when nobody is there yet.
+    ///
+    /// # Errors
+    /// `Kernel` when the socket fails.
+    pub fn connect_raw(&self) -> Result<Option<Channel>> {
+        self.try_stream()?.map(|stream| Channel::new(stream, self.config.deadline)).transpose()
     }
 
     /// Hands memory and rings to the back-end and enables the first `enabled` queue pairs.

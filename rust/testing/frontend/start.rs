@@ -85,8 +85,8 @@ fn enable(session: &Session, rings: &Rings<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The regions as they go on the wire.
-pub(super) fn entries(ram: &GuestRam) -> Vec<RegionEntry> {
+/// The regions of guest memory as they go on the wire.
+pub fn region_entries(ram: &GuestRam) -> Vec<RegionEntry> {
     ram.regions()
         .iter()
         .map(|region| RegionEntry {
@@ -99,7 +99,7 @@ pub(super) fn entries(ram: &GuestRam) -> Vec<RegionEntry> {
 }
 
 fn set_memory(config: &FrontendConfig, ram: &GuestRam, session: &Session) -> Result<()> {
-    let entries = entries(ram);
+    let entries = region_entries(ram);
     match config.memory_message {
         MemoryMessage::Table => {
             let fds: Vec<RawFd> = ram.regions().iter().map(AsRawFd::as_raw_fd).collect();

@@ -191,6 +191,20 @@ impl Window {
         let _ = at;
     }
 
+    /// Asks the processor for the line at `at`, to be written; a hint, as [`prefetch`](Self::prefetch).
+    #[inline]
+    pub fn prefetch_for_write(&self, at: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if at < self.size {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let line = self.base.wrapping_add(at).cast_const().cast::<i8>();
+            // SAFETY: a prefetch reads nothing into the program and cannot fault.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
     /// Writes `value` to every byte.
     pub fn fill(&self, value: u8) {
         // SAFETY: base and size are the window, which is inside a live mapping.

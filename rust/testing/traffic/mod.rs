@@ -16,6 +16,7 @@
 mod control;
 mod counters;
 mod end;
+mod governor;
 mod latency;
 mod link;
 mod queues;
@@ -33,4 +34,5 @@ pub use receiver::{Check, Receiver};
 pub use report::Json;
 pub use runner::Runner;
 pub use sender::Sender;
+pub(crate) use settings::seconds;
 pub use settings::{EndSettings, Mode, Role, RunSettings};

@@ -83,6 +83,9 @@ impl Receiver {
     pub fn pass(&mut self, most: usize, streams: &mut Streams) -> (usize, bool) {
         let mut count = 0;
         let mut left = self.queue.used_waiting();
+        if self.check != Check::Count || self.mergeable {
+            self.queue.prefetch_used(left.min(most));
+        }
         while left > 0 && count < most {
             left -= self.take_one(left, streams);
             count += 1;

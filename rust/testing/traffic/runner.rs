@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::control::Command;
 use super::end::End;
+use super::governor::Governor;
 use super::latency;
 use super::link::LinkState;
+use super::receiver::Check;
 use super::report::{self, Json, Snapshot, ratio};
 use super::settings::{EndSettings, Mode, Role, RunSettings};
 use crate::testing::{Error, Result, sys};
@@ -19,18 +21,6 @@ use crate::testing::{Error, Result, sys};
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(10);
 const ANNOUNCE_FOR: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_millis(50);
-/// Frames on the way that made no progress for so long are taken for lost.
-const GIVE_UP_AFTER: Duration = Duration::from_millis(200);
-
-/// How much one end may send, and when.
-#[derive(Debug)]
-struct Governor {
-    not_before: Instant,
-    since: Instant,
-    base: u64,
-    progress: (u64, Instant),
-    written_off: u64,
-}
 
 /// Takes one or two ends through a run.
 #[derive(Debug)]
@@ -70,8 +60,7 @@ impl Runner {
             }
         }
         let now = Instant::now();
-        let governor = || Governor { not_before: now, since: now, base: 0, progress: (0, now), written_off: 0 };
-        let governors = made.iter().map(|_| governor()).collect();
+        let governors = made.iter().map(|_| Governor::new(now)).collect();
         let commands = settings.control.then(Command::from_stdin);
         Ok(Self { settings, ends: made, governors, commands, paused: false, stopping: false, started: now })
     }
@@ -219,47 +208,26 @@ impl Runner {
         let (Some(end), Some(governor)) = (self.ends.get_mut(index), self.governors.get_mut(index)) else {
             return;
         };
-        if end.role() != Role::Send || now < governor.not_before {
+        if end.role() != Role::Send || governor.is_resting(now) {
             return;
         }
         end.send(settings.burst, allowed, limit);
         if !settings.backoff.is_zero() && end.is_full() {
-            governor.not_before = now + settings.backoff;
+            governor.rest_until(now + settings.backoff);
         }
     }
 
     /// Frames end `index` may send now, by rate and by frames on the way.
+    #[inline]
     fn allowance(&mut self, index: usize, now: Instant) -> u64 {
-        let mut allowed = u64::MAX;
         if self.settings.rate.is_none() && self.settings.in_flight.is_none() {
-            return allowed;
+            return u64::MAX;
         }
         let partner = self.ends.len() - 1 - index;
         let arrived = self.ends.get(partner).map_or(0, End::numbered);
-        let (Some(end), Some(governor)) = (self.ends.get(index), self.governors.get_mut(index)) else {
-            return 0;
-        };
-        let sent = end.sent();
-        if let Some(rate) = self.settings.rate {
-            let due = u128::from(rate) * now.duration_since(governor.since).as_nanos() / 1_000_000_000;
-            allowed = u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(sent - governor.base);
-            // What could not be sent in time is not made up for: the rate is a ceiling.
-            if allowed > 1024 {
-                (governor.since, governor.base) = (now, sent);
-            }
-        }
-        if let Some(window) = self.settings.in_flight {
-            if governor.progress.0 != arrived {
-                governor.progress = (arrived, now);
-            }
-            let on_the_way = sent.saturating_sub(arrived + governor.written_off);
-            if on_the_way >= window && now.duration_since(governor.progress.1) > GIVE_UP_AFTER {
-                governor.written_off += on_the_way;
-                governor.progress.1 = now;
-            }
-            allowed = allowed.min(window.saturating_sub(on_the_way));
-        }
-        allowed
+        let sent = self.ends.get(index).map_or(0, End::sent);
+        let governor = self.governors.get_mut(index);
+        governor.map_or(0, |governor| governor.allowance(&self.settings, sent, arrived, now))
     }
 
     fn drain(&mut self) {
@@ -326,12 +294,15 @@ impl Runner {
             let account = report::account_of(receiver, u16::try_from(index).ok()?);
             let in_ring: usize = end.senders().iter().map(|sender| sender.queue().posted()).sum();
             let sent = end.sent();
-            let lost = sent.saturating_sub(account.received + in_ring as u64);
+            // Frames that were only counted have no numbers; nothing can be said of their order.
+            let counted = receiver.settings().check == Check::Count;
+            let received = if counted { receiver.numbered() } else { account.received };
+            let lost = sent.saturating_sub(received + in_ring as u64);
             (end.role() == Role::Send).then(|| {
                 Json::object([
                     ("from", Json::text(end.name())),
                     ("sent", Json::Count(sent)),
-                    ("received", Json::Count(account.received)),
+                    ("received", Json::Count(received)),
                     ("in_ring", Json::Count(in_ring as u64)),
                     ("lost", Json::Count(lost)),
                     ("duplicated", Json::Count(account.duplicated)),

@@ -9,7 +9,7 @@ use super::counters::SendCounters;
 use crate::testing::driver::{SlotRing, Violations};
 use crate::testing::frames::FramePlan;
 
-/// Used slots that must wait before they are taken back, when there is still room.
+/// Used slots that must wait before they are taken back.
 const RECLAIM_BATCH: usize = 32;
 
 /// Sends one stream on one transmitq.
@@ -83,10 +83,11 @@ impl Sender {
         if 10 * (self.queue.posted() - waiting) >= 9 * self.queue.slots() {
             self.counters.full_tries += 1;
         }
-        if waiting >= self.batch || (waiting > 0 && self.queue.free() < self.batch.min(most)) {
+        if waiting >= self.batch {
             self.take_back();
         }
         let count = most.min(self.queue.free());
+        self.queue.prefetch_free(count);
         for _ in 0..count {
             self.send_one();
         }
@@ -121,9 +122,8 @@ impl Sender {
         let header = self.queue.shape().header_size;
         let size = self.plan.size(self.next);
         if self.light {
-            let line = self.plan.line(self.next);
             let (window, at) = self.queue.place(slot);
-            window.write_line(at, &line);
+            self.plan.write_line(self.next, window, at);
         } else {
             self.plan.build(self.next, &mut self.frame);
             self.queue.scatter(slot, &self.frame);

@@ -309,7 +309,7 @@ impl RunSettings {
     }
 }
 
-fn seconds(name: &str, value: &str) -> Result<Duration> {
+pub(crate) fn seconds(name: &str, value: &str) -> Result<Duration> {
     value
         .parse::<f64>()
         .ok()

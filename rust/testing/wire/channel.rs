@@ -3,8 +3,10 @@
 //!
 //! Invariant: a reply is read whole or the channel is dead; every wait has a deadline.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -58,6 +60,8 @@ fn short_reply(size: usize) -> Error {
 #[derive(Debug)]
 pub struct Channel {
     stream: UnixStream,
+    /// Messages that may still be sent before the socket is closed in place of one.
+    left: Cell<Option<u32>>,
 }
 
 impl Channel {
@@ -71,7 +75,13 @@ impl Channel {
         stream.set_nonblocking(false).map_err(refused())?;
         stream.set_read_timeout(Some(deadline)).map_err(refused())?;
         stream.set_write_timeout(Some(deadline)).map_err(refused())?;
-        Ok(Self { stream })
+        Ok(Self { stream, left: Cell::new(None) })
+    }
+
+    /// Has the socket closed instead of sending the message with this number from now, counted
+    /// from 0.
+    pub fn hang_up_at(&mut self, number: Option<u32>) {
+        self.left.set(number);
     }
 
     /// The socket itself.
@@ -84,6 +94,13 @@ impl Channel {
     /// # Errors
     /// `Peer` when the back-end hung up or does not read.
     pub fn send(&self, message: &Message, fds: &[RawFd]) -> Result<()> {
+        if let Some(left) = self.left.get() {
+            if left == 0 {
+                // The back-end sees the same end of file whatever shutdown says here.
+                let _ = self.stream.shutdown(Shutdown::Both);
+            }
+            self.left.set(left.checked_sub(1));
+        }
         self.send_bytes(&message.encode(), fds)
             .map_err(|error| Error::Peer(format!("cannot send {}: {error}", message.request.name())))
     }

@@ -7,12 +7,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Control, Port, serve};
+use super::{Control, Port, permission, serve};
 use crate::error::Result;
 use crate::sys::inotify::DirectoryWatch;
 use crate::sys::socket;
@@ -210,31 +210,10 @@ fn obstacle(path: &Path, error: &io::Error) -> Obstacle {
         ),
         (Some(libc::EPROTOTYPE), _) => format!("'{shown}' is no stream socket, so no VMM's vhost-user socket"),
         (Some(libc::ENOTDIR), _) => format!("a part of '{shown}' before the last is not a directory; correct the path"),
-        (Some(libc::EACCES | libc::EPERM), _) => forbidden(path),
+        (Some(libc::EACCES | libc::EPERM), _) => permission::denied(path, "write socket"),
         _ => format!("cannot connect to '{shown}': {error}"),
     };
     Obstacle::Blocked(text)
-}
-
-/// Names the part of `path` that this process may not use, with its owner and mode.
-fn forbidden(path: &Path) -> String {
-    // From the top: the first part that cannot be looked into hides everything below it.
-    let parts: Vec<&Path> = path.ancestors().collect();
-    let hidden = parts.iter().rev().find(|part| fs::symlink_metadata(part).is_err());
-    let culprit = hidden.and_then(|part| part.parent()).unwrap_or(path);
-    let (right, at) = if culprit == path { ("write", "socket") } else { ("search", "directory") };
-    let owned = fs::symlink_metadata(culprit).map_or_else(
-        |_| String::new(),
-        |meta| format!(" (owner {}, group {}, mode {:04o})", meta.uid(), meta.gid(), meta.mode() & 0o7777),
-    );
-    let us = fs::metadata("/proc/self").map_or_else(
-        |_| String::new(),
-        |meta| format!("; this process runs as uid {}, gid {}", meta.uid(), meta.gid()),
-    );
-    format!(
-        "no permission to {right} {at} '{}'{owned}{us}; grant it, e.g. with the VMM's group or umask",
-        culprit.display()
-    )
 }
 
 #[cfg(test)]

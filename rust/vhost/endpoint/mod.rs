@@ -9,6 +9,7 @@
 //! Nothing here waits for the thread except [`Endpoint::shutdown`], and that not for long.
 
 mod client;
+mod permission;
 mod server;
 
 use std::collections::BTreeMap;
@@ -68,10 +69,11 @@ pub(super) struct Control {
     snapshot: ArcSwap<Snapshot>,
     /// What ended the last session or keeps one from starting; stays until a link is up.
     trouble: Mutex<Option<String>>,
+    link: Arc<dyn PortLink>,
 }
 
 impl Control {
-    fn new() -> Result<Self> {
+    fn new(link: Arc<dyn PortLink>) -> Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK)
             .map_err(|e| Error::kernel("cannot make an eventfd for a port; raise RLIMIT_NOFILE (ulimit -n)", e))?;
         Ok(Self {
@@ -80,6 +82,7 @@ impl Control {
             faults: Mutex::new(Vec::new()),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             trouble: Mutex::new(None),
+            link,
         })
     }
 
@@ -114,13 +117,20 @@ impl Control {
             }
             state.problem.clone().or_else(|| trouble.clone())
         };
-        self.snapshot.store(Arc::new(Snapshot { session: Some(state), waiting_for: None, error }));
+        self.publish(Snapshot { session: Some(state), waiting_for: None, error });
     }
 
     /// Without a session: what is waited for, and what is in the way.
     fn publish_waiting(&self, waiting_for: Option<String>, obstacle: Option<String>) {
         let error = obstacle.or_else(|| self.trouble());
-        self.snapshot.store(Arc::new(Snapshot { session: None, waiting_for, error }));
+        self.publish(Snapshot { session: None, waiting_for, error });
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        if **self.snapshot.load() != snapshot {
+            self.snapshot.store(Arc::new(snapshot));
+            self.link.state_changed();
+        }
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
@@ -197,8 +207,8 @@ impl Endpoint {
             EndpointKind::Client => None,
             EndpointKind::Server => Some(Server::bind(&config, &*link)?),
         };
+        let control = Arc::new(Control::new(Arc::clone(&link))?);
         let port = Arc::new(Port::new(config, link));
-        let control = Arc::new(Control::new()?);
         let handle = EndpointHandle { port: Arc::clone(&port), control: Arc::clone(&control) };
         let (alive, ended) = channel::<()>();
         let run = move || {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Control, Port, serve};
+use super::{Control, Port, permission, serve};
 use crate::error::{Error, Result};
 use crate::sys::socket;
 use crate::vhost::peer::Peer;
@@ -108,6 +108,9 @@ fn clear_way(name: &str, path: &Path) -> Result<bool> {
     let kind = match fs::symlink_metadata(path) {
         Ok(meta) => meta.file_type(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(Error::kernel(format!("{name}: {}", permission::denied(path, "look at")), e));
+        }
         Err(e) => return Err(Error::kernel(format!("{name}: cannot look at '{shown}'"), e)),
     };
     if !kind.is_socket() {
@@ -148,17 +151,21 @@ fn make(config: &EndpointConfig) -> Result<(UnixListener, (u64, u64))> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let (name, path) = (&config.name, &config.socket);
     let kernel = |what: &str, e| Error::kernel(format!("{name}: {what} '{}'", path.display()), e);
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let directory =
-        OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory).map_err(|e| {
-            kernel("cannot open the directory (create it, or give this user the right to) of socket", e)
-        })?;
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(parent);
+    let directory = opened.map_err(|e| kernel("no directory, which must exist (create it), for socket", e))?;
     // Through the directory's descriptor, since the other name may be longer than a socket's path can be.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let other = format!("/proc/self/fd/{}/.vhost-{}-{count}", directory.as_raw_fd(), std::process::id());
     let other = PathBuf::from(other);
     let _ = fs::remove_file(&other);
-    let made = socket::bind(&other).map_err(|e| kernel("cannot make socket", e)).and_then(|bound| {
+    let bound = socket::bind(&other).map_err(|e| match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Error::kernel(format!("{name}: {}", permission::denied(parent, "write directory")), e)
+        }
+        _ => kernel("cannot make socket", e),
+    });
+    let made = bound.and_then(|bound| {
         lchown(&other, config.socket_owner, config.socket_group)
             .map_err(|e| kernel("cannot give its owner or group (socket-owner, socket-group) to socket", e))?;
         fs::set_permissions(&other, Permissions::from_mode(config.socket_mode & 0o777))

@@ -1,5 +1,5 @@
-//! The handler keeps the contract of the `vhost` crate's trait: the crate's own dispatcher drives it, its own front-end
-//! asks.
+//! Whatever a front-end says in whatever order, exactly those vrings run that may; and the handler keeps the contract of
+//! the `vhost` crate's trait: the crate's own dispatcher drives it, its own front-end asks.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -8,14 +8,18 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread;
 
-use vhost::vhost_user::message::VhostUserHeaderFlag;
-use vhost::vhost_user::{BackendReqHandler, Error as VhostError, Frontend, VhostUserFrontend};
+use proptest::prelude::*;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags};
+use vhost::vhost_user::{
+    BackendReqHandler, Error as VhostError, Frontend, VhostUserBackendReqHandlerMut, VhostUserFrontend,
+};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::ring::Ring;
+use crate::vhost::backend::NetExt;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
 const SIZE: usize = 1 << 16;
@@ -26,13 +30,14 @@ struct Shelf(Mutex<BTreeMap<usize, Ring>>);
 
 impl PortLink for Shelf {
     fn start(&self, vring: usize, ring: Ring) {
-        self.0.lock().unwrap().insert(vring, ring);
+        assert!(self.0.lock().unwrap().insert(vring, ring).is_none(), "vring {vring} was started twice");
     }
     fn stop(&self, vring: usize) -> Option<Ring> {
         self.0.lock().unwrap().remove(&vring)
     }
     fn set_call(&self, _: usize, _: Option<File>) {}
     fn link_changed(&self, _: bool) {}
+    fn state_changed(&self) {}
     fn announce(&self, _: [u8; 6]) {}
     fn event(&self, _: Level, _: &'static str, _: String) {}
     fn mtu(&self) -> u16 {
@@ -130,4 +135,105 @@ fn the_stock_dispatcher_drives_the_same_handler() {
     served.join().unwrap();
     handler.lock().unwrap().end();
     assert!(link.0.lock().unwrap().is_empty());
+}
+
+/// Something a front-end, or a poll thread, may do; vrings by number.
+#[derive(Debug, Clone)]
+enum Act {
+    Features(bool),
+    MemTable,
+    EmptyMemTable,
+    AddRegion,
+    RemoveRegion,
+    Num(u32, u32),
+    Addr(u32, bool),
+    Base(u32, u32),
+    Kick(u8, u8),
+    Call(u8, bool),
+    Enable(u32, bool),
+    Stop(u32),
+    Reset,
+    ResetOwner,
+    DeviceStatus(u64),
+    Break(usize),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let vring = || 0..4_u32;
+    prop_oneof![
+        2 => any::<bool>().prop_map(Act::Features),
+        2 => Just(Act::MemTable),
+        1 => Just(Act::EmptyMemTable),
+        1 => Just(Act::AddRegion),
+        1 => Just(Act::RemoveRegion),
+        4 => (vring(), prop_oneof![4 => Just(64_u32), 1 => 0..70_000_u32]).prop_map(|(at, num)| Act::Num(at, num)),
+        4 => (vring(), prop::bool::weighted(0.9)).prop_map(|(at, good)| Act::Addr(at, good)),
+        2 => (vring(), 0..70_000_u32).prop_map(|(at, base)| Act::Base(at, base)),
+        5 => (0..4_u8, 0..6_u8).prop_map(|(at, kind)| Act::Kick(at, kind)),
+        1 => (0..4_u8, any::<bool>()).prop_map(|(at, good)| Act::Call(at, good)),
+        4 => (vring(), prop::bool::weighted(0.8)).prop_map(|(at, enable)| Act::Enable(at, enable)),
+        1 => vring().prop_map(Act::Stop),
+        1 => Just(Act::Reset),
+        1 => Just(Act::ResetOwner),
+        1 => (0..16_u64).prop_map(Act::DeviceStatus),
+        1 => (0..6_usize).prop_map(Act::Break),
+    ]
+}
+
+/// Does it; what is refused is refused.
+fn perform(handler: &mut Handler, act: &Act, file: &File, uva: u64) {
+    let size = SIZE as u64;
+    let table = [VhostUserMemoryRegion::new(0, size, uva, 0)];
+    let more = VhostUserSingleMemoryRegion::new(size, size, uva + (1 << 40), 0);
+    let flags = VhostUserVringAddrFlags::empty();
+    let at = |vring: u32| uva + 0x2000 * u64::from(vring);
+    let _ = match *act {
+        Act::Features(protocol) => handler.set_features(if protocol { features::VIRTIO } else { 0 }).is_ok(),
+        Act::MemTable => handler.set_mem_table(&table, vec![file.try_clone().unwrap()], None).is_ok(),
+        Act::EmptyMemTable => handler.set_mem_table(&[], vec![], None).is_ok(),
+        Act::AddRegion => handler.add_mem_region(&more, file.try_clone().unwrap(), None).is_ok(),
+        Act::RemoveRegion => handler.remove_mem_region(&more).is_ok(),
+        Act::Num(vring, num) => handler.set_vring_num(vring, num).is_ok(),
+        Act::Addr(vring, good) => {
+            let base = if good { at(vring) } else { uva + size };
+            handler.set_vring_addr(vring, flags, base, base + 0x1000, base + 0x800, 0).is_ok()
+        }
+        Act::Base(vring, base) => handler.set_vring_base(vring, base).is_ok(),
+        Act::Kick(vring, 0) => handler.set_vring_kick(vring, Some(file.try_clone().unwrap())).is_ok(),
+        Act::Kick(vring, _) => handler.set_vring_kick(vring, None).is_ok(),
+        Act::Call(vring, good) => handler.set_vring_call(vring, (!good).then(|| file.try_clone().unwrap())).is_ok(),
+        Act::Enable(vring, enable) => handler.set_vring_enable(vring, enable).is_ok(),
+        Act::Stop(vring) => handler.get_vring_base(vring).is_ok(),
+        Act::Reset => handler.reset_device().is_ok(),
+        Act::ResetOwner => handler.reset_owner().is_ok(),
+        Act::DeviceStatus(status) => handler.set_status(status).is_ok(),
+        Act::Break(vring) => {
+            handler.fail_vring(vring, "a descriptor chain loops");
+            true
+        }
+    };
+}
+
+proptest! {
+    #[test]
+    fn exactly_those_vrings_run_that_may(acts in prop::collection::vec(act(), 0..120)) {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (file, mapping) = memory();
+        let link = Arc::new(Shelf::default());
+        let mut handler = handler(Arc::clone(&link), &ours);
+        for act in &acts {
+            perform(&mut handler, act, &file, mapping.as_ptr() as u64);
+            for (at, vring) in handler.vrings.iter().enumerate() {
+                prop_assert_eq!(vring.live, link.0.lock().unwrap().contains_key(&at), "vring {} after {:?}", at, act);
+                prop_assert_eq!(vring.live, handler.may_run(at), "vring {} after {:?}", at, act);
+            }
+            let up = (0..2).all(|at| link.0.lock().unwrap().contains_key(&at));
+            let state = handler.state();
+            prop_assert_eq!(state.link_up, up);
+            prop_assert_eq!(state.waiting_for.is_none(), up, "{:?}", state.waiting_for);
+        }
+        handler.end();
+        prop_assert!(link.0.lock().unwrap().is_empty());
+        prop_assert!(!handler.state().link_up);
+    }
 }

@@ -1,0 +1,337 @@
+"""A switch that runs elsewhere, behind its database: what stands behind `ovsvhost.connect`.
+
+Changes are written as ``ovs-vsctl`` writes them: one transaction that also counts ``next_cfg`` up, and a wait until the
+switch has answered with ``cur_cfg``. A port that the switch refuses is taken out again and the reason of its row
+raised, so that a refusal changes nothing, as in process. What the database does not hold (learned addresses) is asked
+over the switch's control socket.
+
+The replica is brought up to date at every question; there is no thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ovsvhost import options as port_options
+from ovsvhost.appctl.client import control_socket, transact
+from ovsvhost.errors import ConfigError, PeerError
+from ovsvhost.model import (
+    AGING_S_RANGE,
+    FDB_SIZE_RANGE,
+    MTU_DEFAULT,
+    MTU_MAX,
+    MTU_MIN,
+    OFPORT_LOCAL,
+    OFPORT_MAX,
+    PORT_TYPES,
+)
+from ovsvhost.poll import Poller
+from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE, database_remote, run_directory
+from ovsvhost.store import idl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from ovsvhost.model import PortType
+    from ovsvhost.store.idl import Operation
+
+_COLUMNS = {
+    "Open_vSwitch": ("bridges", "next_cfg", "cur_cfg"),
+    "Bridge": ("name", "ports"),
+    "Port": ("name", "interfaces"),
+    "Interface": (
+        "name", "type", "ofport", "error", "link_state", "link_resets", "mtu", "status", "statistics",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePort:
+    """A port's row, read at one moment; see `ovsvhost.switch.PortView`."""
+
+    name: str
+    bridge: str
+    ofport: int
+    link_up: bool
+    link_resets: int
+    mtu: int
+    error: str | None
+    status: dict[str, str]
+    statistics: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFdbEntry:
+    """One line of ``fdb/show``; see `ovsvhost.switch.FdbView`."""
+
+    ofport: int
+    vlan: int
+    mac: str
+    age_s: int
+
+
+class OverDatabase:
+    """A connection to a running switch.
+
+    Args:
+        db: its database's remote; None is the one in the run directory.
+        rundir: its run directory, for its control socket.
+        timeout_s: how long the database and the switch may take to answer.
+
+    Raises:
+        ConfigError: the database does not answer.
+    """
+
+    def __init__(self, db: str | None, rundir: str | os.PathLike[str] | None, timeout_s: float) -> None:
+        idl.prepare()
+        self._rundir = run_directory(rundir)
+        self._remote = db or database_remote(self._rundir)
+        self._timeout_s = timeout_s
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._poller = Poller()
+        self._replica: idl.Replica | None = idl.Replica(
+            self._remote, idl.fetch_schema(self._remote, timeout_s), _COLUMNS
+        )
+        self._until(lambda replica: replica.connected, f"database {self._remote} does not answer: start its server")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or belongs to the process that this one was forked from."""
+        return self._replica is None or os.getpid() != self._pid
+
+    def close(self) -> None:
+        """Hangs up; the switch goes on. May be called again."""
+        with self._lock:
+            replica, self._replica = self._replica, None
+            if replica is not None and os.getpid() == self._pid:
+                replica.close()
+
+    def bridges(self) -> Sequence[str]:
+        """Names, sorted."""
+        return sorted(bridge.name for bridge in self._root().bridges)
+
+    def add_bridge(self, name: str, mac_aging_time_s: int, mac_table_size: int, forward_bpdu: bool) -> None:
+        """ConfigError: the name is taken or a value is out of range."""
+        port_options.within("mac_aging_time_s", mac_aging_time_s, *AGING_S_RANGE)
+        port_options.within("mac_table_size", mac_table_size, *FDB_SIZE_RANGE)
+        with self._lock:
+            if name in self.bridges():
+                raise ConfigError(f"bridge {name!r} is already there: choose another")
+            other_config = [
+                ["mac-aging-time", str(mac_aging_time_s)],
+                ["mac-table-size", str(mac_table_size)],
+                ["forward-bpdu", "true" if forward_bpdu else "false"],
+            ]
+            bridge = {
+                "name": name,
+                "datapath_type": "netdev",
+                "other_config": ["map", other_config],
+                "ports": ["named-uuid", "port"],
+            }
+            self._commit(
+                [
+                    _insert("Interface", "interface", {"name": name, "type": "internal"}),
+                    _insert("Port", "port", {"name": name, "interfaces": ["named-uuid", "interface"]}),
+                    _insert("Bridge", "bridge", bridge),
+                    _change("Open_vSwitch", self._root(), "bridges", "insert", ["named-uuid", "bridge"]),
+                ]
+            )
+
+    def del_bridge(self, name: str) -> None:
+        """ConfigError if there is none of that name."""
+        with self._lock:
+            bridge = ["uuid", str(self._bridge(name).uuid)]
+            self._commit([_change("Open_vSwitch", self._root(), "bridges", "delete", bridge)])
+
+    def fdb(self, bridge: str) -> Sequence[RemoteFdbEntry]:
+        """The addresses a bridge has learned, asked over the control socket."""
+        lines = self._ask("fdb/show", bridge).splitlines()[1:]
+        words = (line.split() for line in lines)
+        return [
+            RemoteFdbEntry(OFPORT_LOCAL if port == "LOCAL" else int(port), int(vlan), mac, int(age))
+            for port, vlan, mac, age in words
+        ]
+
+    def flush_fdb(self, bridge: str) -> None:
+        """Forgets them."""
+        self._ask("fdb/flush", bridge)
+
+    def ports(self, bridge: str) -> Sequence[str]:
+        """Names, sorted, without the bridge's own."""
+        return sorted(port.name for port in self._bridge(bridge).ports if port.name != bridge)
+
+    def add_port(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        type: PortType,  # noqa: A002 - the column's name
+        options: Mapping[str, str],
+        ofport: int | None,
+        mtu: int,
+    ) -> None:
+        """ConfigError: what can be judged here, and what the switch refused, in its words."""
+        self._judge(name, type, options, ofport, mtu)
+        with self._lock:
+            on = self._bridge(bridge)
+            if any(port.name == name for other in self._root().bridges for port in other.ports):
+                raise ConfigError(f"port {name!r} is already there: choose another")
+            row: dict[str, Any] = {"name": name, "type": type, "options": ["map", sorted(map(list, options.items()))]}
+            if ofport is not None:
+                row["ofport_request"] = ofport
+            if mtu != MTU_DEFAULT:
+                row["mtu_request"] = mtu
+            self._commit(
+                [
+                    _insert("Interface", "interface", row),
+                    _insert("Port", "port", {"name": name, "interfaces": ["named-uuid", "interface"]}),
+                    _change("Bridge", on, "ports", "insert", ["named-uuid", "port"]),
+                ]
+            )
+            _, interface = self._interface(name)
+            if _only(interface.ofport) == -1:
+                refusal = _only(interface.error) or f"port {name!r} was refused; the switch's log says why"
+                self.del_port(bridge, name)
+                raise ConfigError(refusal)
+
+    def del_port(self, bridge: str, name: str) -> None:
+        """ConfigError if there is none of that name on the bridge."""
+        with self._lock:
+            on = self._bridge(bridge)
+            for port in on.ports:
+                if port.name == name and name != bridge:
+                    self._commit([_change("Bridge", on, "ports", "delete", ["uuid", str(port.uuid)])])
+                    return
+        raise ConfigError(f"there is no port {name!r} on bridge {bridge!r}")
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """Changes it live; ConfigError out of range."""
+        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
+        with self._lock:
+            _, row = self._interface(name)
+            where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
+            self._commit([{"op": "update", "table": "Interface", "where": where, "row": {"mtu_request": mtu}}])
+
+    def port(self, name: str) -> RemotePort:
+        """A port's row as it is now; ConfigError if there is none of that name."""
+        with self._lock:
+            bridge, row = self._interface(name)
+            return RemotePort(
+                name=name,
+                bridge=bridge,
+                ofport=_only(row.ofport) or -1,
+                link_up=_only(row.link_state) == "up",
+                link_resets=_only(row.link_resets) or 0,
+                mtu=_only(row.mtu) or MTU_DEFAULT,
+                error=_only(row.error),
+                status=row.status,
+                statistics=row.statistics,
+            )
+
+    def wait_change(self, timeout_ms: float) -> None:
+        """Waits until the database changed."""
+        with self._lock:
+            replica = self._pump()
+            replica.wait(self._poller)
+            self._poller.timer_wait(timeout_ms)
+            self._poller.block()
+
+    def _judge(self, name: str, kind: PortType, asked: Mapping[str, str], ofport: int | None, mtu: int) -> None:
+        """Refuses what the switch would only complain about, as the switch in process does."""
+        if kind not in PORT_TYPES:
+            raise ConfigError(f"type={kind!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
+        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
+        if ofport is not None:
+            port_options.within("ofport", ofport, 1, OFPORT_MAX)
+        meant = port_options.parse(name, kind, asked, self._rundir)
+        if meant.complaints:
+            raise ConfigError("; ".join(meant.complaints))
+        if meant.socket is None:
+            raise ConfigError(f"port {name!r} has no path: give options={{'vhost-server-path': '/…'}}")
+
+    def _pump(self) -> idl.Replica:
+        """Takes in what the database has sent."""
+        if self.closed or self._replica is None:
+            raise ConfigError("the connection is closed: connect again")
+        while self._replica.run():
+            pass
+        return self._replica
+
+    def _until(self, done: Callable[[idl.Replica], bool], otherwise: str) -> None:
+        """Waits until ``done``; PeerError with ``otherwise`` after the time-out."""
+        deadline = time.monotonic() + self._timeout_s
+        while not done(replica := self._pump()):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise PeerError(f"{otherwise} (after {self._timeout_s:g} s)")
+            replica.wait(self._poller)
+            self._poller.timer_wait(left_s * 1000)
+            self._poller.block()
+
+    def _root(self) -> Any:
+        with self._lock:
+            for row in self._pump().tables["Open_vSwitch"].rows.values():
+                return row
+        raise ConfigError(f"no switch has served database {self._remote} yet: start ovsvhost daemon")
+
+    def _bridge(self, name: str) -> Any:
+        for bridge in self._root().bridges:
+            if bridge.name == name:
+                return bridge
+        raise ConfigError(f"there is no bridge {name!r}: add it with add_bridge")
+
+    def _interface(self, name: str) -> tuple[str, Any]:
+        """The interface of that name and its bridge's name."""
+        for bridge in self._root().bridges:
+            for port in bridge.ports:
+                for interface in port.interfaces:
+                    if interface.name == name:
+                        return bridge.name, interface
+        raise ConfigError(f"there is no port {name!r}")
+
+    def _commit(self, operations: Sequence[Operation]) -> None:
+        """Writes one transaction and waits until the switch has followed."""
+        root = self._root()
+        where = [["_uuid", "==", ["uuid", str(root.uuid)]]]
+        count = {"op": "mutate", "table": "Open_vSwitch", "where": where, "mutations": [["next_cfg", "+=", 1]]}
+        replies: list[list[str]] = []
+        if not self._pump().write([*operations, count], replies.append):
+            raise PeerError(f"database {self._remote} has hung up: connect again")
+        self._until(lambda _replica: bool(replies), f"database {self._remote} does not answer")
+        if replies[0]:
+            raise ConfigError(f"database {self._remote} refused the change: {'; '.join(replies[0])}")
+        # the update with our count comes before the reply
+        target = root.next_cfg
+        self._until(lambda _replica: root.cur_cfg >= target, "the switch does not follow its database: is it running?")
+
+    def _ask(self, command: str, *arguments: str) -> str:
+        fine, answer = transact(self._control_socket(), command, arguments, timeout_s=self._timeout_s)
+        if not fine:
+            raise ConfigError(answer.strip())
+        return answer
+
+    def _control_socket(self) -> Path:
+        beside = self._remote.removeprefix("unix:").removesuffix(f"/{DATABASE_SOCKET}")
+        rundir = self._rundir
+        if self._remote == f"unix:{beside}/{DATABASE_SOCKET}":
+            rundir = run_directory(beside)
+        return control_socket(PIDFILE.removesuffix(".pid"), rundir)
+
+
+def _insert(table: str, name: str, row: dict[str, Any]) -> Operation:
+    return {"op": "insert", "table": table, "uuid-name": name, "row": row}
+
+
+def _change(table: str, row: Any, column: str, how: str, value: list[str]) -> Operation:
+    where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
+    return {"op": "mutate", "table": table, "where": where, "mutations": [[column, how, ["set", [value]]]]}
+
+
+def _only(values: Sequence[Any]) -> Any:
+    return values[0] if values else None

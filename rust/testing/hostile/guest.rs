@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A running guest that can lie in its rings.
+//!
+//! Rings lie in the first memory region, frames and indirect tables in the second, so that either
+//! can be taken away alone. Ring 0 is the receiveq, ring 1 the transmitq.
+
+use std::time::{Duration, Instant};
+
+use super::{Reaction, watch};
+use crate::testing::driver::{Descriptor, RingPlace, Segment, SplitDriver};
+use crate::testing::frames::{Mac, announcement, vnet_header_size};
+use crate::testing::frontend::Frontend;
+use crate::testing::memory::Gpa;
+use crate::testing::traffic::Json;
+use crate::testing::wire::features;
+use crate::testing::{Error, Result};
+
+/// Bytes set aside for each frame or buffer.
+const CELL: usize = 4096;
+const CELLS: usize = 256;
+const RECEIVE_BUFFERS: usize = 64;
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A guest with one queue pair.
+#[derive(Debug)]
+pub(super) struct Guest {
+    frontend: Frontend,
+    receiveq: SplitDriver,
+    transmitq: SplitDriver,
+    cells: Gpa,
+    mac: Mac,
+    header_size: usize,
+    /// Ring memory is gone: looking at it would end this process, too.
+    blind: bool,
+}
+
+impl Guest {
+    /// Starts rings honestly and announces the guest's address.
+    pub(super) fn start(mut frontend: Frontend, mac: Option<Mac>) -> Result<Self> {
+        let agreed = frontend.session().map_or(0, crate::testing::frontend::Session::features);
+        let event_idx = agreed & features::EVENT_IDX != 0;
+        let size = frontend.config().ring_size;
+        let ram = frontend.ram_mut();
+        let places = [RingPlace::alloc(ram, 0, size)?, RingPlace::alloc(ram, 0, size)?];
+        let [receiveq, transmitq] = places.map(|place| SplitDriver::new(ram, place, size, event_idx));
+        let cells = ram.alloc(1, CELL * CELLS, CELL)?;
+        let mut guest = Self {
+            receiveq: receiveq?,
+            transmitq: transmitq?,
+            cells,
+            mac: mac.unwrap_or(Mac([2, 0, 0, 0, 0, 3])),
+            header_size: vnet_header_size(agreed),
+            blind: false,
+            frontend,
+        };
+        guest.frontend.start(&places, &[0, 0], 1)?;
+        guest.announce()?;
+        Ok(guest)
+    }
+
+    fn announce(&mut self) -> Result<()> {
+        let segment = self.frame(&announcement(self.mac, self.header_size))?;
+        self.transmitq.add(&[segment])?;
+        self.transmitq.publish();
+        self.kick(1);
+        let deadline = Instant::now() + ANNOUNCE_TIMEOUT;
+        while self.transmitq.poll_used().is_none() {
+            if Instant::now() > deadline {
+                return Err(Error::Peer("the back-end does not take an honest frame".into()));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+
+    /// The transmitq.
+    pub(super) fn transmitq(&mut self) -> &mut SplitDriver {
+        &mut self.transmitq
+    }
+
+    /// The receiveq.
+    pub(super) fn receiveq(&mut self) -> &mut SplitDriver {
+        &mut self.receiveq
+    }
+
+    /// The front-end, for its memory.
+    pub(super) fn frontend(&self) -> &Frontend {
+        &self.frontend
+    }
+
+    /// Bytes of the vnet header.
+    pub(super) fn header_size(&self) -> usize {
+        self.header_size
+    }
+
+    /// The guest's address.
+    pub(super) fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// From now on ring memory is not looked at.
+    pub(super) fn go_blind(&mut self) {
+        self.blind = true;
+    }
+
+    /// Guest address of frame or buffer number `index`.
+    pub(super) fn cell(&self, index: usize) -> Gpa {
+        self.cells.plus((CELL * (index % CELLS)) as u64)
+    }
+
+    /// Writes `bytes` into the first cell.
+    pub(super) fn frame(&self, bytes: &[u8]) -> Result<Segment> {
+        let gpa = self.cell(0);
+        self.frontend.ram().window(gpa, CELL)?.write(0, bytes);
+        let len = u32::try_from(bytes.len()).map_err(|_| Error::Config("a frame past 4 GiB".into()))?;
+        Ok(Segment { gpa, len, writable: false })
+    }
+
+    /// An honest broadcast frame in the first cell.
+    pub(super) fn honest_frame(&self) -> Result<Segment> {
+        self.frame(&announcement(self.mac, self.header_size))
+    }
+
+    /// Posts receive buffers as an honest guest does.
+    pub(super) fn receive_honestly(&mut self) -> Result<()> {
+        for index in 0..RECEIVE_BUFFERS {
+            let gpa = self.cell(1 + index);
+            self.receiveq.add(&[Segment { gpa, len: 2048, writable: true }])?;
+        }
+        self.receiveq.publish();
+        self.kick(0);
+        Ok(())
+    }
+
+    /// Writes descriptors into the transmitq's table as they are, and offers the one at `head`.
+    pub(super) fn offer(&mut self, descriptors: &[(u16, Descriptor)], head: u16) {
+        offer(&mut self.transmitq, descriptors, head);
+        self.kick(1);
+    }
+
+    /// Offers the same descriptors as a receive buffer, as often as there is room.
+    pub(super) fn offer_receive(&mut self, descriptors: &[(u16, Descriptor)], head: u16) {
+        for _ in 0..RECEIVE_BUFFERS {
+            offer(&mut self.receiveq, descriptors, head);
+        }
+        self.kick(0);
+    }
+
+    /// Writes an indirect table into the second cell and offers a descriptor of `len` bytes for it.
+    pub(super) fn offer_table(&mut self, entries: &[Descriptor], len: u32) -> Result<()> {
+        let gpa = self.cell(1);
+        let window = self.frontend.ram().window(gpa, CELL * (CELLS - 1))?;
+        for (index, entry) in entries.iter().enumerate() {
+            entry.store(&window, 16 * index);
+        }
+        self.offer(&[(0, Descriptor { address: gpa.0, len, flags: 4, next: 0 })], 0);
+        Ok(())
+    }
+
+    /// Wakes the device, whether it asked for it or not.
+    pub(super) fn kick(&self, vring: usize) {
+        if let Some(kick) = self.frontend.kick(vring) {
+            // Only a counter at its limit refuses, and then the device is awake already.
+            let _ = kick.write(1);
+        }
+    }
+
+    /// Watches for `hold` what the back-end does, then asks it a question, then stops the rings.
+    pub(super) fn watch(mut self, hold: Duration) -> Json {
+        let Some(session) = self.frontend.session() else { return Reaction::HungUp.json() };
+        let mut reaction = watch(session.channel(), hold);
+        let used = (!self.blind)
+            .then(|| [&self.receiveq, &self.transmitq].map(|queue| Json::Count(queue.ring().used_index().into())));
+        let stopped = if reaction == Reaction::Alive { self.frontend.stop() } else { Ok(Vec::new()) };
+        if reaction == Reaction::Alive && stopped.is_err() {
+            reaction = Reaction::Silent;
+        }
+        let bases = stopped.unwrap_or_default().into_iter().map(|base| Json::Count(base.into()));
+        Json::object([
+            ("reaction", Json::text(reaction.name())),
+            ("used", used.map_or(Json::Null, |used| Json::List(used.to_vec()))),
+            ("stopped_at", Json::List(bases.collect())),
+        ])
+    }
+}
+
+fn offer(queue: &mut SplitDriver, descriptors: &[(u16, Descriptor)], head: u16) {
+    let ring = queue.ring_mut();
+    for (index, descriptor) in descriptors {
+        ring.write_descriptor(*index, *descriptor);
+    }
+    ring.put_available(head);
+    ring.publish();
+}

@@ -1,0 +1,43 @@
+"""``ovsvhost qemu PORT`` prints what plugs a guest into a port of the running switch."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ovsvhost.testing.daemon import SwitchDaemon
+
+
+def printed(switch: SwitchDaemon, *arguments: str) -> list[str]:
+    done = switch.call("qemu", *arguments)
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout.replace("\\\n", " "))
+
+
+def test_A8_arguments_of_a_server_port_name_the_socket_that_the_switch_made(switch: SwitchDaemon) -> None:
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    switch.vsctl("add-port", "br0", "s0", "--", "set", "Interface", "s0", "type=dpdkvhostuser")
+    words = printed(switch, "s0", "--queues", "2")
+    chardev = words[words.index("-chardev") + 1]
+    assert f"path={switch.rundir}/s0" in chardev.split(",")
+    assert (switch.rundir / "s0").is_socket()
+    assert "queues=2" in words[words.index("-netdev") + 1]
+
+
+def test_A12_arguments_of_a_client_port_let_qemu_listen_on_its_path(switch: SwitchDaemon) -> None:
+    path = switch.folder / "v0"
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    options = ["type=dpdkvhostuserclient", f"options:vhost-server-path={path}"]
+    switch.vsctl("add-port", "br0", "v0", "--", "set", "Interface", "v0", *options)
+    words = printed(switch, "v0", "--hugepages", "/dev/hugepages")
+    assert words[words.index("-chardev") + 1] == f"socket,id=v0-socket,path={path},server=on"
+    assert "mem-path=/dev/hugepages" in words[words.index("-object") + 1]
+
+
+def test_port_that_takes_no_guest_is_refused_by_name(switch: SwitchDaemon) -> None:
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    for port, reason in (("br0", "only dpdkvhostuserclient and dpdkvhostuser"), ("nobody", "no port named 'nobody'")):
+        done = switch.call("qemu", port)
+        assert done.returncode == 1
+        assert reason in done.stderr
