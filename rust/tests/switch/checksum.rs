@@ -16,7 +16,7 @@ fn to_both(network: &str, transport: &str) {
         ("require", "csum"),
         ("network", network),
         ("transport", transport),
-        ("sizes", "mix"),
+        ("sizes", "84+85+127+128+129+590+1500+1514+2034+2048+2049+4096+8999+9000"),
         ("layout", "two"),
         flooded,
     ];

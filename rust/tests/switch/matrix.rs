@@ -74,7 +74,11 @@ fn server_ports_take_the_same_frames() {
 
 #[test]
 fn small_receive_buffers_merge_into_jumbo_frames() {
-    cell(EndpointKind::Client, &[("buffer", "1000"), ("ring-size", "512"), ("network", "ipv6")], 6);
+    cell(
+        EndpointKind::Client,
+        &[("buffer", "1000"), ("ring-size", "512"), ("network", "ipv6"), ("sizes", "84+1024+2048+9000")],
+        6,
+    );
 }
 
 #[test]

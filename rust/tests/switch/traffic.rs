@@ -2,7 +2,7 @@
 //! Ends that send numbered frames through the switch; every frame is counted and every byte of it judged.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ovsvhost::testing::frames::Account;
 use ovsvhost::testing::traffic::{End, EndSettings, LinkState};
@@ -32,6 +32,12 @@ impl Crew {
         let mut crew = Self { ends };
         crew.until("every link", |crew| crew.ends.iter().all(|end| end.link() == LinkState::Up));
         crew.introduce(switch);
+        let sum = |key: &str| -> u64 { switch.datapath().ports().iter().filter_map(|p| p.statistics.get(key)).sum() };
+        let others = crew.ends.len() as u64 - 1;
+        crew.until("every announcement to be counted", |crew| {
+            let held: usize = crew.ends.iter_mut().map(End::settle).sum();
+            held == 0 && sum("rx_packets") * others <= sum("tx_packets") + sum("tx_dropped") + sum("rx_dropped")
+        });
         crew
     }
 
@@ -44,15 +50,14 @@ impl Crew {
 
     /// Says who is where, until the switch knows.
     pub fn introduce(&mut self, switch: &Switch) {
-        self.ends.iter_mut().for_each(End::announce);
-        let mut n = 0;
+        let mut again = Instant::now();
         self.until("every address to be learned", |crew| {
-            n += 1; if n % 1000 == 0 { eprintln!("{:?} {:?} {:?}", switch.datapath().fdb("br0"), switch.port("a").error, switch.statistics("a").iter().filter(|(_, v)| **v > 0).collect::<Vec<_>>()); }
+            if Instant::now() >= again {
+                crew.ends.iter_mut().for_each(End::announce);
+                again += Duration::from_millis(100);
+            }
             crew.ends.iter().all(|end| switch.behind(end.mac().0).is_some())
         });
-        // The announcements reach everybody before anything is counted.
-        let others = self.ends.len() - 1;
-        self.until("every announcement", |crew| crew.ends.iter().all(|end| foreign(end) >= others as u64));
     }
 
     /// Looks after everybody once.
@@ -132,8 +137,4 @@ impl Crew {
         }
         total
     }
-}
-
-fn foreign(end: &End) -> u64 {
-    end.receivers().iter().map(|receiver| receiver.counters().foreign).sum()
 }
