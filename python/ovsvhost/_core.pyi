@@ -5,7 +5,9 @@ Every call is thread-safe, releases the interpreter lock while it waits, and is 
 """
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal, Self, final
+
+__all__ = ["Datapath", "Event", "FdbEntry", "PmdState", "PortState", "__version__"]
 
 __version__: str
 
@@ -116,7 +118,7 @@ class Datapath:
         KernelError: no eventfd or thread to be had.
     """
 
-    def __init__(self, *, pmd_cpus: Sequence[int] = (), max_sleep_us: int | None = None) -> None: ...
+    def __new__(cls, *, pmd_cpus: Sequence[int] = ..., max_sleep_us: int | None = None) -> Self: ...
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.
 
@@ -142,8 +144,8 @@ class Datapath:
         mtu: int = 1500,
         tx_retries_max: int = 8,
         socket_mode: int = 0o600,
-        socket_owner: int = -1,
-        socket_group: int = -1,
+        socket_owner: int = ...,
+        socket_group: int = ...,
         allow_file_memory: bool = False,
     ) -> None:
         """Adds a port; returns at once, the session comes up by itself.
@@ -157,7 +159,7 @@ class Datapath:
             mtu: 68..9702.
             tx_retries_max: 0..32.
             socket_mode: permission bits of a socket we create.
-            socket_owner: uid for a socket we create, -1 leaves it.
+            socket_owner: uid for a socket we create; -1, the default, leaves it.
             socket_group: gid, likewise.
             allow_file_memory: accept guest memory on disk files.
 
@@ -175,6 +177,8 @@ class Datapath:
         """One port. ConfigError if there is none of that name."""
     def ports(self) -> list[PortState]: ...
     def fdb(self, bridge: str) -> list[FdbEntry]: ...
+    def fdb_stats(self, bridge: str) -> dict[str, int]:
+        """Addresses ``learned`` anew, ``expired``, ``evicted`` for others and ``moved`` to another port, so far."""
     def flush_fdb(self, bridge: str) -> None: ...
     def pmds(self) -> list[PmdState]: ...
     def clear_pmd_stats(self) -> None: ...

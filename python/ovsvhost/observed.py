@@ -63,6 +63,11 @@ def fdb(datapath: Datapath, bridge: str) -> list[FdbEntry]:
     return datapath.fdb(bridge)
 
 
+def fdb_stats(datapath: Datapath, bridge: str) -> dict[str, int]:
+    """What became of the addresses a bridge has met; ConfigError if there is no such bridge."""
+    return datapath.fdb_stats(bridge)
+
+
 def pmds(datapath: Datapath) -> list[PmdState]:
     """The poll threads and their counters since the last clear."""
     return datapath.pmds()

@@ -250,6 +250,14 @@ impl Datapath {
         self.shared.state().fdb(bridge, self.shared.now_s())
     }
 
+    /// What became of the addresses a bridge has met, by name: learned, expired, evicted, moved.
+    ///
+    /// # Errors
+    /// `Config` if there is none of that name.
+    pub fn fdb_stats(&self, bridge: &str) -> Result<[(&'static str, u64); 4]> {
+        self.shared.state().fdb_stats(bridge)
+    }
+
     /// Forgets what a bridge has learned.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FdbEntry;
 use super::port::{PortConfig, PortRecord, PortState, check_mtu, check_retries};
@@ -224,6 +224,17 @@ impl State {
             .into_iter()
             .filter_map(|learned| Some(FdbEntry { ofport: *ofports.get(&learned.port)?, learned }))
             .collect())
+    }
+
+    pub(super) fn fdb_stats(&self, bridge: &str) -> Result<[(&'static str, u64); 4]> {
+        let stats = &self.bridge(bridge)?.fdb.stats;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Ok([
+            ("learned", count(&stats.learned)),
+            ("expired", count(&stats.expired)),
+            ("evicted", count(&stats.evicted)),
+            ("moved", count(&stats.moved)),
+        ])
     }
 
     pub(super) fn flush_fdb(&self, bridge: &str) -> Result<()> {

@@ -6,6 +6,7 @@
 mod errors;
 mod state;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
@@ -148,6 +149,10 @@ impl Datapath {
 
     fn fdb(&self, py: Python<'_>, bridge: String) -> PyResult<Vec<FdbEntry>> {
         self.with(py, |d| Ok(d.fdb(&bridge)?.into_iter().map(FdbEntry::from).collect()))
+    }
+
+    fn fdb_stats(&self, py: Python<'_>, bridge: String) -> PyResult<HashMap<&'static str, u64>> {
+        self.with(py, |d| Ok(HashMap::from(d.fdb_stats(&bridge)?)))
     }
 
     fn flush_fdb(&self, py: Python<'_>, bridge: String) -> PyResult<()> {

@@ -213,6 +213,7 @@ def test_the_bridge_learns_where_the_guests_are_and_forgets_when_told(
         }
         assert "port: a " in ovs_appctl(switch, "dpif-netdev/pmd-rxq-show")
         frontend.finish()
+    assert "Total number of learned MAC entries     : 2\n" in ovs_appctl(switch, "fdb/stats-show", "br0")
     ovs_appctl(switch, "fdb/flush", "br0")
     assert ovs_appctl(switch, "fdb/show", "br0").count("\n") == 1
     shown = ovs_appctl(switch, "dpif-netdev/pmd-perf-show")

@@ -213,7 +213,7 @@ def test_stock_appctl_finds_the_switch_by_its_pid_file(switch: SwitchDaemon) -> 
     control = switch.rundir / f"ovs-vswitchd.{switch.pid}.ctl"
     assert ovs_appctl(switch, "-t", str(control), "fdb/show", "br0") == " port  VLAN  MAC                Age\n"
     assert ovs_appctl(switch, "fdb/flush", "br0") == "table successfully flushed\n"
-    assert "0/8192" in ovs_appctl(switch, "fdb/stats-show", "br0")
+    assert "table: 0/8192\n" in ovs_appctl(switch, "fdb/stats-show", "br0")
     assert ovs_appctl(switch, "vlog/list")
     commands = ovs_appctl(switch, "list-commands")
     assert "  fdb/show                bridge\n" in commands

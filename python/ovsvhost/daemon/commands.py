@@ -24,11 +24,16 @@ def fdb_show(entries: Sequence[FdbEntry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fdb_stats_show(bridge: Bridge, entries: Sequence[FdbEntry]) -> str:
-    """``fdb/stats-show BRIDGE``."""
+def fdb_stats_show(bridge: Bridge, entries: int, stats: Mapping[str, int]) -> str:
+    """``fdb/stats-show BRIDGE``; ``entries`` addresses are in its table now."""
     return (
         f'Statistics for bridge "{bridge.name}":\n'
-        f"  Current/maximum MAC entries in the table: {len(entries)}/{bridge.mac_table_size}\n"
+        f"  Current/maximum MAC entries in the table: {entries}/{bridge.mac_table_size}\n"
+        "  Current static MAC entries in the table : 0\n"
+        f"  Total number of learned MAC entries     : {stats['learned']}\n"
+        f"  Total number of expired MAC entries     : {stats['expired']}\n"
+        f"  Total number of evicted MAC entries     : {stats['evicted']}\n"
+        f"  Total number of port moved MAC entries  : {stats['moved']}\n"
     )
 
 

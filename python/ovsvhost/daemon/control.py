@@ -252,7 +252,8 @@ class Control:
     def fdb_stats_show(self, arguments: list[str]) -> str:
         """``fdb/stats-show BRIDGE``."""
         bridge = self.bridge(arguments[0])
-        return commands.fdb_stats_show(bridge, observed.fdb(self.datapath, bridge.name))
+        learned = observed.fdb(self.datapath, bridge.name)
+        return commands.fdb_stats_show(bridge, len(learned), observed.fdb_stats(self.datapath, bridge.name))
 
     def pmd_rxq_show(self, _arguments: list[str]) -> str:
         """``dpif-netdev/pmd-rxq-show``."""

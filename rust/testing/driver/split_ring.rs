@@ -30,7 +30,7 @@ pub struct RingPlace {
 
 impl RingPlace {
     /// Takes room for a ring of `size` descriptors in `region`, laid out as legacy guests do: the
-    /// available ring behind the descriptors, the used ring on its own page.
+    /// available ring behind the descriptors, the used ring on its own page; all zeros.
     ///
     /// # Errors
     /// `Config` when the region is too small.
@@ -38,7 +38,10 @@ impl RingPlace {
         let size = usize::from(size);
         let (table, available) = (16 * size, 6 + 2 * size);
         let used_at = (table + available).next_multiple_of(4096);
-        let base = ram.alloc(region, used_at + 6 + 8 * size, 4096)?;
+        let whole = used_at + 6 + 8 * size;
+        let base = ram.alloc(region, whole, 4096)?;
+        // Drivers clear their rings; a back-end may take a ring that nobody ever wrote for private memory.
+        ram.window(base, whole)?.fill(0);
         Ok(Self { descriptors: base, available: base.plus(table as u64), used: base.plus(used_at as u64) })
     }
 }

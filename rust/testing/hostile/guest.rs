@@ -138,6 +138,14 @@ impl Guest {
         self.kick(1);
     }
 
+    /// Offers one descriptor again if the device keeps up; an index that runs away would be another attack.
+    pub(super) fn offer_again(&mut self, descriptor: Descriptor) {
+        let ring = self.transmitq.ring();
+        if ring.next_available().wrapping_sub(ring.used_index()) < ring.size() / 2 {
+            self.offer(&[(0, descriptor)], 0);
+        }
+    }
+
     /// Offers the same descriptors as a receive buffer, as often as there is room.
     pub(super) fn offer_receive(&mut self, descriptors: &[(u16, Descriptor)], head: u16) {
         for _ in 0..RECEIVE_BUFFERS {

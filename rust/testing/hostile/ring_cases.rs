@@ -158,7 +158,7 @@ cases! {
         let bad = Descriptor { address: 0x7000_0000_0000, len: 0xffff, ..good };
         let end = Instant::now() + GOING_ON;
         while Instant::now() < end {
-            guest.offer(&[(0, good)], 0);
+            guest.offer_again(good);
             for _ in 0..50 {
                 let ring = guest.transmitq().ring();
                 ring.write_descriptor(0, bad);
@@ -173,7 +173,7 @@ cases! {
         let at = guest.header_size();
         let end = Instant::now() + GOING_ON;
         while Instant::now() < end {
-            guest.offer(&[(0, describe(segment))], 0);
+            guest.offer_again(describe(segment));
             for byte in 0..=255 {
                 window.write(at, &[byte; 12]);
             }

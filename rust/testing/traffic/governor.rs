@@ -69,9 +69,48 @@ impl Governor {
     }
 }
 
+/// The longest time in which an end received nothing.
+#[derive(Debug)]
+pub(super) struct Silence {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Silence {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { last: now, longest: Duration::ZERO }
+    }
+
+    /// Notes a look at the queues at `now`, and whether there was anything.
+    #[inline]
+    pub(super) fn note(&mut self, now: Instant, received: bool) {
+        if received {
+            self.longest = self.longest.max(now.duration_since(self.last));
+            self.last = now;
+        }
+    }
+
+    /// The longest so far, the one that lasts at `now` included.
+    pub(super) fn longest(&self, now: Instant) -> Duration {
+        self.longest.max(now.duration_since(self.last))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_silence_is_kept_and_the_last_one_counts() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut silence = Silence::new(start);
+        silence.note(at(5), true);
+        silence.note(at(20), false);
+        silence.note(at(30), true);
+        assert_eq!(silence.longest(at(31)), Duration::from_millis(25));
+        assert_eq!(silence.longest(at(90)), Duration::from_millis(60));
+    }
 
     fn settings(rate: Option<u64>, in_flight: Option<u64>) -> RunSettings {
         RunSettings { rate, in_flight, ..RunSettings::default() }

@@ -34,6 +34,30 @@ impl Json {
         Self::Object(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
+    /// The value called `name`, of an object.
+    pub fn get(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::Object(entries) => entries.iter().find(|(known, _)| known == name).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
+    /// The values of an array; none of anything else.
+    pub fn items(&self) -> &[Self] {
+        match self {
+            Self::List(values) => values,
+            _ => &[],
+        }
+    }
+
+    /// The whole number called `name`; 0 when there is none.
+    pub fn count(&self, name: &str) -> u64 {
+        match self.get(name) {
+            Some(Self::Count(count)) => *count,
+            _ => 0,
+        }
+    }
+
     /// A string.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())

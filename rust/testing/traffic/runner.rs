@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::control::Command;
 use super::end::End;
-use super::governor::Governor;
+use super::governor::{Governor, Silence};
 use super::latency;
 use super::link::LinkState;
 use super::receiver::Check;
@@ -28,6 +28,7 @@ pub struct Runner {
     settings: RunSettings,
     ends: Vec<End>,
     governors: Vec<Governor>,
+    silences: Vec<Silence>,
     commands: Option<mpsc::Receiver<Result<Command>>>,
     paused: bool,
     stopping: bool,
@@ -61,8 +62,9 @@ impl Runner {
         }
         let now = Instant::now();
         let governors = made.iter().map(|_| Governor::new(now)).collect();
+        let silences = made.iter().map(|_| Silence::new(now)).collect();
         let commands = settings.control.then(Command::from_stdin);
-        Ok(Self { settings, ends: made, governors, commands, paused: false, stopping: false, started: now })
+        Ok(Self { settings, ends: made, governors, silences, commands, paused: false, stopping: false, started: now })
     }
 
     /// The ends.
@@ -153,6 +155,7 @@ impl Runner {
         let before: Vec<Snapshot> = self.ends.iter().map(Snapshot::of).collect();
         let clock_before = scheduler_clock();
         let start = Instant::now();
+        self.silences.fill_with(|| Silence::new(start));
         let end = self.settings.duration.map(|duration| start + duration);
         while !self.stopping && !self.frames_done() {
             let now = self.step(true);
@@ -160,13 +163,14 @@ impl Runner {
                 break;
             }
         }
-        let seconds = start.elapsed().as_secs_f64();
+        let finish = Instant::now();
+        let seconds = finish.duration_since(start).as_secs_f64();
         let clock = scheduler_clock();
         let ends: Vec<Json> = self
             .ends
             .iter()
-            .zip(&before)
-            .map(|(end, before)| window(end.name(), before, &Snapshot::of(end), seconds))
+            .zip(before.iter().zip(&self.silences))
+            .map(|(end, (before, silence))| window(end, before, silence.longest(finish), seconds))
             .collect();
         let (ran, waited) = (clock.0 - clock_before.0, clock.1 - clock_before.1);
         Json::object([
@@ -193,8 +197,9 @@ impl Runner {
                 self.send(index, now);
             }
         }
-        for end in &mut self.ends {
-            end.receive(self.settings.burst);
+        for (end, silence) in self.ends.iter_mut().zip(&mut self.silences) {
+            let count = end.receive(self.settings.burst);
+            silence.note(now, count > 0);
         }
         self.house_keeping(now);
         now
@@ -343,20 +348,22 @@ fn print(value: &Json) {
     let _ = writeln!(out, "{value}").and_then(|()| out.flush());
 }
 
-fn window(name: &str, before: &Snapshot, after: &Snapshot, seconds: f64) -> Json {
+fn window(end: &End, before: &Snapshot, silence: Duration, seconds: f64) -> Json {
+    let after = Snapshot::of(end);
     let sent = after.sent.frames - before.sent.frames;
     let received = after.received.frames - before.received.frames;
     let per_second = |count: u64| Json::Number(ratio(count, 1) / seconds);
     let tries = after.sent.tries - before.sent.tries;
     let full = after.sent.full_tries - before.sent.full_tries;
     Json::object([
-        ("name", Json::text(name)),
+        ("name", Json::text(end.name())),
         ("sent", Json::Count(sent)),
         ("sent_pps", per_second(sent)),
         ("received", Json::Count(received)),
         ("received_pps", per_second(received)),
         ("received_bits_per_second", per_second(8 * (after.received.bytes - before.received.bytes))),
         ("ring_full_share", Json::Number(ratio(full, tries))),
+        ("longest_silence_s", Json::Number(silence.as_secs_f64())),
     ])
 }
 
