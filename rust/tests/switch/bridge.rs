@@ -167,7 +167,8 @@ fn send_rarp_moves_an_address_and_tells_everybody() {
     let (switch, [mut a, mut b, mut c]) = three();
     // Somebody behind a, who then moves to b: the new host says so for the guest.
     a.send(&a.frame(ALL, 64));
-    (b.next(), c.next());
+    b.next();
+    c.next();
     wait("the address", || switch.behind(a.mac) == Some(1));
     let [m0, m1, m2, m3, m4, m5] = a.mac;
     let message = Message::number(Request::SEND_RARP, u64::from_le_bytes([m0, m1, m2, m3, m4, m5, 0, 0]));

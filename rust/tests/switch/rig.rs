@@ -56,7 +56,7 @@ impl Switch {
 
     pub fn add_with(&mut self, name: &str, kind: EndpointKind, change: impl FnOnce(&mut PortConfig)) -> PathBuf {
         let socket = self.folder.join(name);
-        let ofport = (1..).find(|n| self.ports.iter().all(|p| p.ofport != *n)).unwrap();
+        let ofport = (1..=u16::MAX).find(|n| self.ports.iter().all(|p| p.ofport != *n)).unwrap();
         let mut config = PortConfig {
             name: name.to_owned(),
             kind,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ovsvhost::testing::frames::Account;
-use ovsvhost::testing::traffic::{End, EndSettings, LinkState};
+use ovsvhost::testing::traffic::{End, EndSettings, LinkState, Sender};
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{DEADLINE, Switch};
@@ -89,7 +89,7 @@ impl Crew {
     /// as many as arrive. Never more are on the way than `to` has buffers for, so nothing may be dropped.
     #[track_caller]
     pub fn send(&mut self, from: usize, to: usize, frames: u64) {
-        let limit = self.ends[from].senders().iter().map(|sender| sender.next()).max().unwrap_or(0) + frames;
+        let limit = self.ends[from].senders().iter().map(Sender::next).max().unwrap_or(0) + frames;
         let goal = limit * self.ends[from].senders().len() as u64;
         let (sent, arrived) = (self.ends[from].sent(), self.ends[to].numbered());
         // A frame takes ten buffers at most.
