@@ -274,9 +274,15 @@ impl Datapath {
     }
 }
 
-/// Ends every session first: those hold the rest.
+/// Ends every session first: those hold the rest. Nobody is polled from the start of it, so no frame is taken from a
+/// guest whose receiver left a moment before.
 impl Drop for Datapath {
     fn drop(&mut self) {
+        for pmd in &self.shared.pmds {
+            let (done, rests) = channel();
+            pmd.post(crate::pmd::Message::Rest(done));
+            pmd.wait(&rests, |_| {});
+        }
         let names = self.shared.state().port_names();
         for name in names {
             // Nobody else can delete it: we are the last owner.

@@ -43,6 +43,8 @@ pub enum Message {
         /// The address.
         mac: Mac,
     },
+    /// Poll nothing from now on; the queues stay here, settled, until they are released. Answer when that is so.
+    Rest(Sender<()>),
     /// Leave; queues still here are dropped.
     Stop,
 }

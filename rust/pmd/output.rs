@@ -1,5 +1,6 @@
 //! Sorting a burst by output, and delivering each group.
 
+use std::sync::TryLockError;
 use std::sync::mpsc::Sender;
 
 use super::{Fault, FaultCause, PortView, ReceiveSlot, Topology};
@@ -90,6 +91,12 @@ impl Groups {
                 source.deliver(list.port, list.as_slice());
             }
         }
+        self.forget();
+    }
+
+    /// Empties every list.
+    #[inline]
+    pub(super) fn forget(&mut self) {
         for list in self.lists.iter().take(self.count) {
             if let Some(place) = self.list_of.get_mut(usize::from(list.port)) {
                 *place = NO_LIST;
@@ -184,8 +191,13 @@ impl Source<'_> {
 
     fn deliver_to(&self, port: &PortView, slot: &ReceiveSlot, list: &[u8]) {
         // Only control ever holds this lock beside us, and only to take a queue that is out of the topology.
-        let Ok(mut guard) = slot.queue.try_lock() else {
-            return slot.counters.dropped(DropReason::NoBuffer, list.len() as u64);
+        let mut guard = match slot.queue.try_lock() {
+            Ok(guard) => guard,
+            // A panic over one sender's burst: nothing of it was published, and the receiver is not to blame.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return slot.counters.dropped(DropReason::NoBuffer, list.len() as u64);
+            }
         };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.dropped(DropReason::NoBuffer, list.len() as u64);

@@ -109,6 +109,11 @@ impl Forwarder {
         self.groups.deliver(&source, &bridge.members);
     }
 
+    /// Drops what a panic left sorted and not delivered.
+    pub(super) fn forget_burst(&mut self) {
+        self.groups.forget();
+    }
+
     /// Sends a RARP for `mac` into the bridge, as if it came in on `port`.
     pub(super) fn announce(&mut self, port: PortId, mac: Mac) {
         let mut burst = Burst::new(Arc::default());

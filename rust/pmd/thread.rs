@@ -71,6 +71,7 @@ impl Pmd {
             stats: Arc::clone(&stats),
             queues: Vec::new(),
             stopped: Vec::new(),
+            resting: false,
             forwarder: Forwarder::new(faults.clone()),
             sleeper,
             started,
@@ -138,8 +139,9 @@ struct Body {
     mailbox: Arc<Mailbox>,
     stats: Arc<PmdStats>,
     queues: Vec<TransmitQueue>,
-    /// Broken ones, until their session takes them back.
+    /// Broken ones, and all once it rests, until their session takes them back.
     stopped: Vec<TransmitQueue>,
+    resting: bool,
     forwarder: Forwarder,
     sleeper: Sleeper,
     started: Instant,
@@ -230,6 +232,7 @@ impl Body {
             std::process::exit(1);
         }
         self.last_panic = Some(Instant::now());
+        self.forwarder.forget_burst();
         self.stop_queue(at, FaultCause::Panic(text));
     }
 
@@ -242,6 +245,7 @@ impl Body {
                     self.forwarder.adopt(topology);
                     let _ = done.send(());
                 }
+                Message::Assign(queue) if self.resting => self.stopped.push(*queue),
                 Message::Assign(queue) => {
                     self.sleeper.watch(queue.queue.kick());
                     self.queues.push(*queue);
@@ -251,6 +255,14 @@ impl Body {
                 }
                 Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
+                Message::Rest(done) => {
+                    self.resting = true;
+                    for queue in self.queues.drain(..) {
+                        self.sleeper.unwatch(queue.queue.kick());
+                        self.stopped.push(queue);
+                    }
+                    let _ = done.send(());
+                }
                 Message::Stop => return false,
             }
         }

@@ -79,7 +79,7 @@ impl RingConfig {
 /// How a driver broke its ring. Stops the queue until the front-end sets it up anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingFault {
-    /// The available index ran ahead by more than the ring holds.
+    /// The available index ran ahead by more than the ring holds, or went back.
     IndexJump,
     /// A head or next index points past the descriptor table.
     IndexRange,
@@ -104,7 +104,7 @@ pub enum RingFault {
 impl std::fmt::Display for RingFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::IndexJump => "its available index jumped by more than the ring size",
+            Self::IndexJump => "its available index went back, or ahead by more than the ring size",
             Self::IndexRange => "a descriptor index points past the table",
             Self::ChainLoop => "a descriptor chain loops",
             Self::BadIndirect => "an indirect descriptor table is malformed",

@@ -173,10 +173,15 @@ impl SplitRing {
     #[inline]
     pub(super) fn ready(&mut self) -> std::result::Result<u16, RingFault> {
         // SAFETY: the index is two bytes into the available ring, mapped by `memory`.
-        self.seen = unsafe { access::load_acquire(self.avail.wrapping_add(2)) };
-        let ready = self.seen.wrapping_sub(self.next);
-        // A ring of 32768 entries has mask 32767; more than that many new entries cannot fit.
-        if ready > self.mask.wrapping_add(1) { Err(RingFault::IndexJump) } else { Ok(ready) }
+        let seen = unsafe { access::load_acquire(self.avail.wrapping_add(2)) };
+        let ready = seen.wrapping_sub(self.next);
+        // A ring of 32768 entries has mask 32767; more than that many new entries cannot fit. What was there cannot be
+        // gone either, and an index that was refused is not one that was seen.
+        if ready > self.mask.wrapping_add(1) || ready < self.known_ready() {
+            return Err(RingFault::IndexJump);
+        }
+        self.seen = seen;
+        Ok(ready)
     }
 
     /// Available entries not yet taken, as far as known without reading the driver's index again.

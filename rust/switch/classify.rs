@@ -63,8 +63,9 @@ impl Cache {
             if header.src.is_group() || header.src.0 == 0 {
                 return (Output::Drop(DropReason::BadSource), header.dst);
             }
-            fdb.learn(source, port, now_s);
-            self.source = (source, now_s);
+            if fdb.learn(source, port, now_s) {
+                self.source = (source, now_s);
+            }
         }
         (self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s), header.dst)
     }

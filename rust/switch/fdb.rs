@@ -88,10 +88,17 @@ pub struct Stats {
     pub moved: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Writer {
+    /// Addresses behind each port there can be: learning allocates nothing. Pages of ports that never come stay unused.
     per_port: Vec<u32>,
     hand: usize,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self { per_port: vec![0; usize::from(PortId::MAX) + 1], hand: 0 }
+    }
 }
 
 /// The table of one bridge.
@@ -202,14 +209,15 @@ impl Fdb {
         (now_s.wrapping_sub(seen) <= self.aging_s.load(Ordering::Relaxed)).then_some(port)
     }
 
-    /// Notes that `key` was seen behind `port`. Never waits: if somebody else writes, the next frame will teach.
-    pub fn learn(&self, key: Key, port: PortId, now_s: u32) {
+    /// Notes that `key` was seen behind `port`. Never waits: false if somebody else writes, then the next frame will
+    /// teach.
+    pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> bool {
         if let Some((_, value)) = self.find(key)
             && unpack(value) == (port, now_s)
         {
-            return;
+            return true;
         }
-        let Ok(mut writer) = self.writer.try_lock() else { return };
+        let Ok(mut writer) = self.writer.try_lock() else { return false };
         if let Some((entry, value)) = self.find(key) {
             let (old, _) = unpack(value);
             Self::write(entry, key.0, port, now_s);
@@ -219,7 +227,7 @@ impl Fdb {
                 self.stats.moved.fetch_add(1, Ordering::Relaxed);
                 self.changed();
             }
-            return;
+            return true;
         }
         if self.len() >= self.max {
             self.evict(&mut writer, now_s);
@@ -243,6 +251,7 @@ impl Fdb {
             self.stats.learned.fetch_add(1, Ordering::Relaxed);
             self.changed();
         }
+        true
     }
 
     fn free_entry(&self, places: [usize; 2], now_s: u32, writer: &mut Writer) -> Option<&Entry> {
@@ -350,15 +359,27 @@ impl Fdb {
         self.remove_where(|port, _| port == gone);
     }
 
-    /// Every address that is still believed.
+    /// One entry whole, however often it is written meanwhile.
+    fn read(entry: &Entry) -> (Key, u64) {
+        loop {
+            let value = entry.value.load(Ordering::Acquire);
+            let key = Key(entry.key.load(Ordering::Acquire));
+            fence(Ordering::Acquire);
+            if value >> 48 & 1 == 0 && entry.value.load(Ordering::Relaxed) == value {
+                return (key, value);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Every address that is still believed. Takes no lock: whoever looks keeps nobody from learning.
     pub fn list(&self, now_s: u32) -> Vec<Learned> {
         let aging = self.aging_s.load(Ordering::Relaxed);
-        let _writer = self.lock();
         let entries = self.buckets.iter().flat_map(|b| &b.0);
         entries
             .filter_map(|entry| {
-                let key = Key(entry.key.load(Ordering::Relaxed));
-                let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
+                let (key, value) = Self::read(entry);
+                let (port, seen) = unpack(value);
                 let age_s = now_s.wrapping_sub(seen);
                 (key != Key::NONE && age_s <= aging).then_some(Learned { key, port, age_s })
             })
@@ -380,11 +401,7 @@ impl Fdb {
 
 impl Writer {
     fn count(&mut self, port: PortId, up: bool) {
-        let at = usize::from(port);
-        if self.per_port.len() <= at {
-            self.per_port.resize(at + 1, 0);
-        }
-        if let Some(count) = self.per_port.get_mut(at) {
+        if let Some(count) = self.per_port.get_mut(usize::from(port)) {
             *count = if up { count.saturating_add(1) } else { count.saturating_sub(1) };
         }
     }
@@ -398,6 +415,30 @@ mod tests {
 
     fn key(n: u64) -> Key {
         Key::new(0, Mac(0x0200_0000_0000 | n))
+    }
+
+    #[test]
+    fn lesson_missed_while_control_writes_is_learned_from_the_next_frame() {
+        let (fdb, mut cache) = (Fdb::new(16, 300), crate::switch::classify::Cache::default());
+        let mut head = [0; 64];
+        head[11] = 7;
+        let mut pass = || {
+            cache.refresh(&fdb, 0);
+            cache.classify(&fdb, 3, &head, false, 0);
+            fdb.lookup(Key::new(0, Mac(7)), 0)
+        };
+        let control = fdb.lock();
+        assert_eq!(pass(), None);
+        drop(control);
+        assert_eq!(pass(), Some(3));
+    }
+
+    #[test]
+    fn looking_at_the_table_keeps_nobody_from_learning() {
+        let fdb = Fdb::new(16, 300);
+        fdb.learn(key(1), 3, 0);
+        let _control = fdb.lock();
+        assert_eq!(fdb.list(5), [Learned { key: key(1), port: 3, age_s: 5 }]);
     }
 
     #[test]

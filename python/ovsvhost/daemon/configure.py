@@ -61,7 +61,6 @@ class Verdict:
         ofport: 65534, the number it has or keeps, or -1.
         errors: sentences for the row's ``error``.
         mac: what ``mac_in_use`` shows.
-        type: the row's ``type``.
     """
 
     uuid: str
@@ -71,7 +70,6 @@ class Verdict:
     ofport: int
     errors: tuple[str, ...] = ()
     mac: str = NO_MAC
-    type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +169,7 @@ def _number(row: BridgeRow, key: str, default: int, valid: tuple[int, int], comp
 
 def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[str, ...]) -> Verdict:
     """A first verdict, from what needs no look at other rows."""
-    verdict = Verdict(
-        uuid=row.uuid,
-        name=row.name,
-        bridge=bridge.name,
-        kind="active",
-        ofport=-1,
-        mac=row.mac or NO_MAC,
-        type=row.type,
-    )
+    verdict = Verdict(uuid=row.uuid, name=row.name, bridge=bridge.name, kind="active", ofport=-1, mac=row.mac or NO_MAC)
     if errors:
         return _refused(verdict, *errors)
     unserved = (*port.unserved, *row.unserved)
@@ -283,7 +273,7 @@ def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, P
     row, settings = want.row, want.settings
     verdict = Verdict(
         uuid=row.uuid, name=row.name, bridge=want.bridge, kind="active", ofport=number, errors=want.errors,
-        mac=row.mac or NO_MAC, type=row.type,
+        mac=row.mac or NO_MAC
     )  # fmt: skip
     if refusal is not None:
         return _refused(verdict, refusal, *want.errors), None

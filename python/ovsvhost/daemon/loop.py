@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply
@@ -26,6 +26,7 @@ from ovsvhost.daemon.process import (
 from ovsvhost.daemon.settings import Startup, startup
 from ovsvhost.daemon.unixctl import Command, UnixctlServer
 from ovsvhost.errors import ConfigError, OvsvhostError
+from ovsvhost.options import socket_directory
 from ovsvhost.poll import Poller
 from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE, make_private
 from ovsvhost.store import idl
@@ -66,7 +67,6 @@ class _Turn:
     stop: StopSignals
     control: Control | None = None
     asked_to_exit: bool = False
-    notices: list[str] = field(default_factory=list)
 
     def wanted(self) -> Control:
         if self.control is None:
@@ -173,8 +173,6 @@ def _datapath(at_start: Startup) -> Datapath:
 
 def _socket_directory(at_start: Startup, rundir: Path) -> None:
     """Creates ``vhost-sock-dir`` and says which directory is in use; a refusal is said by every row it concerns."""
-    from ovsvhost.options import socket_directory  # noqa: PLC0415
-
     try:
         directory = socket_directory(rundir, at_start.sock_dir)
         if directory != rundir:
@@ -200,29 +198,32 @@ class _DatabaseLink:
 
     def __init__(self, remote: str) -> None:
         self._remote = remote
-        self._state = ""
+        self._state = "new"
 
     def report(self, replica: idl.Replica) -> None:
-        if not replica.connected:
-            state = "gone"
-        elif replica.is_lock_contended and not replica.has_lock:
+        if replica.is_lock_contended and not replica.has_lock:
             state = "contended"
-        else:
+        elif replica.connected:
             state = "served"
-        if state == self._state:
-            return
-        if state == "contended":
-            _log.error(
-                "database %s is served by another switch, which holds its lock %s: stop that one, or give another --db",
-                self._remote,
-                idl.LOCK,
-            )
-        elif state == "gone" and self._state:
-            _log.warning("database %s does not answer; the switch goes on as configured", self._remote)
-        elif state == "served" and self._state:
-            _log.info("database %s is back", self._remote)
-        if state != "gone" or self._state:
-            self._state = state
+        else:
+            state = "new" if self._state == "new" else "gone"
+        match self._state, state:
+            case before, now if before == now:
+                return
+            case _, "contended":
+                _log.error(
+                    "database %s is served by another switch, which holds its lock %s: "
+                    "stop that one, or give another --db",
+                    self._remote,
+                    idl.LOCK,
+                )
+            case _, "gone":
+                _log.warning("database %s does not answer; the switch goes on as configured", self._remote)
+            case "gone", "served":
+                _log.info("database %s is back", self._remote)
+            case "contended", "served":
+                _log.info("database %s is this switch's now", self._remote)
+        self._state = state
 
 
 def _commands(turn: _Turn) -> dict[str, Command]:

@@ -1,0 +1,259 @@
+"""What loads the switches: two guests in one process on one core, one of them sending, or both.
+
+- ``Frontend``: the project's own front-end. Writes one cache line and one descriptor a frame and looks at the first
+  line of each received frame, so that its transmitq stays full and the switch is the limit.
+- ``VirtioUser``: DPDK's virtio-user driver under the generator of ``generator.c``: a real driver, and often the limit.
+
+Both create the sockets, say when their window begins, and count at the far end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from ovsvhost.testing import hugepages
+from ovsvhost.testing.errors import MissingError, RigError
+from ovsvhost.testing.testpmd import virtio_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cases import Case
+
+RING_SIZE = 1024
+_START_TIMEOUT_S = 30
+_END_TIMEOUT_S = 30
+_MEMORY_MIB = 192
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a generator saw in one window.
+
+    Attributes:
+        pps: frames per second that arrived at the far end, of both directions.
+        ring_full_share: part of the looks at the transmitq that found it full (0.9 full for ``Frontend``), 0..1.
+        lost_share: part of the frames sent that did not arrive.
+        wait_share: part of the time the generator's core was not its own.
+    """
+
+    pps: float
+    ring_full_share: float
+    lost_share: float
+    wait_share: float
+
+
+class Generator(ABC):
+    """One kind of load.
+
+    Args:
+        cpu: the core it runs on.
+        folder: where it keeps logs and what it builds.
+    """
+
+    name: str
+
+    def __init__(self, cpu: int, folder: Path) -> None:
+        self.cpu = cpu
+        self.folder = folder
+
+    @abstractmethod
+    def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+        """The command line of one run."""
+
+    @contextmanager
+    def window(self, case: Case, sockets: tuple[Path, Path], *, warmup_s: float, duration_s: float) -> Iterator[Run]:
+        """Starts it and waits until its window begins; gives the run, whose ``result`` waits for the end."""
+        with self.start(sockets, self.command(case, sockets, warmup_s, duration_s)) as run:
+            run.wait_for_window(warmup_s)
+            yield run
+
+    def start(self, sockets: tuple[Path, Path], command: list[str]) -> Run:
+        """Starts a command of this generator on fresh sockets; a context that ends it."""
+        for socket in sockets:
+            socket.unlink(missing_ok=True)
+        return Run(self, command)
+
+
+class Frontend(Generator):
+    """``vhost-frontend``: every frame counted, ring kept full.
+
+    Args:
+        cpu: the core it runs on.
+        folder: where its log goes.
+        program: the built binary.
+    """
+
+    name = "own front-end"
+
+    def __init__(self, cpu: int, folder: Path, program: Path) -> None:
+        super().__init__(cpu, folder)
+        self.program = program
+
+    def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+        words = self.base(sockets, warmup_s, duration_s)
+        settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={RING_SIZE}"]
+        roles = ("send", "send" if case.both else "receive")
+        ends = [f"--end=socket={socket},role={role}" for socket, role in zip(sockets, roles, strict=True)]
+        return [*words, *settings, *ends]
+
+    def base(self, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+        """What every run of it has, without the ends."""
+        del sockets
+        times = [f"--warmup={warmup_s}", f"--duration={duration_s}", "--drain=0.2", "--link-timeout=20"]
+        return [str(self.program), "run", f"--cpu={self.cpu}", "--events=yes", *times]
+
+
+class VirtioUser(Generator):
+    """Two virtio-user devices under ``generator.c``.
+
+    Args:
+        cpu: the core it runs on.
+        folder: where it is built.
+        backoff_us: pause of the sender when its ring is full, µs; 0 polls it, which slows the switch down.
+    """
+
+    def __init__(self, cpu: int, folder: Path, backoff_us: float) -> None:
+        super().__init__(cpu, folder)
+        self.name = f"virtio-user, back-off {backoff_us:g} µs"
+        self._backoff_us = backoff_us
+        self._program = _build(folder)
+
+    def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+        hugepages.reserve(_MEMORY_MIB // 2)
+        eal = [f"--lcores=0@{self.cpu}", "--no-pci", "--iova-mode=va", "--in-memory", "--single-file-segments"]
+        # Its socket is one for all DPDK processes; connecting to it waits for ever when its owner is held.
+        eal += ["--no-telemetry", "-m", str(_MEMORY_MIB), "--log-level=lib.eal:error"]
+        devices = [virtio_user(socket, queue_size=RING_SIZE) for socket in sockets]
+        eal += [f"--vdev={device.format(index)}" for index, device in enumerate(devices)]
+        settings = [f"size={case.size}", f"both={int(case.both)}", f"backoff-us={self._backoff_us:g}"]
+        return [str(self._program), *eal, "--", *settings, f"warmup={warmup_s}", f"duration={duration_s}"]
+
+
+class Run:
+    """One run of a generator, which dies with this process."""
+
+    def __init__(self, generator: Generator, command: list[str]) -> None:
+        self._name = generator.name
+        self._log = (generator.folder / "generator.log").open("w+")
+        tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+        self._process = subprocess.Popen(
+            tied, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        # Its own buffer of lines: select must see what a buffered reader would hide.
+        self._pending = ""
+
+    @property
+    def pid(self) -> int:
+        """The process number."""
+        return self._process.pid
+
+    def say(self, command: str) -> None:
+        """Types one line."""
+        stdin = _stream(self._process.stdin)
+        stdin.write(command + "\n")
+        stdin.flush()
+
+    def wait_for_window(self, warmup_s: float) -> None:
+        """Returns when the measurement begins; RigError with its log if it does not."""
+        deadline = time.monotonic() + _START_TIMEOUT_S + warmup_s
+        while "measuring" not in self._line(deadline):
+            pass
+
+    def wait_for_event(self, event: str) -> None:
+        """Returns when the front-end prints an event, such as ``ready``."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while f'"event": "{event}"' not in self._line(deadline):
+            pass
+
+    def report(self) -> dict[str, Any]:
+        """The JSON object at its end."""
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        last = ""
+        while line := self._line(deadline, at_end=True):
+            last = line
+        if self._process.wait(_END_TIMEOUT_S) != 0 or not last:
+            raise self._error("ended without a report")
+        report: dict[str, Any] = json.loads(last)
+        return report
+
+    def result(self) -> Load:
+        """The load of its window; waits for the end of it."""
+        report = self.report()
+        measured = report.get("measured", report)
+        senders = [end for end in measured["ends"] if end["sent_pps"] > 0]
+        sent = sum(end["sent_pps"] for end in senders)
+        received = sum(end["received_pps"] for end in measured["ends"])
+        if not sent or not received:
+            raise self._error("sent nothing" if not sent else "sent frames, and none arrived at the far end")
+        return Load(
+            pps=received,
+            ring_full_share=sum(end["ring_full_share"] for end in senders) / len(senders),
+            lost_share=max(0.0, 1 - received / sent),
+            wait_share=measured["wait_share"],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                stream.close()
+
+    def _line(self, deadline: float, *, at_end: bool = False) -> str:
+        """The next line with its end; empty at the end of the output where ``at_end`` allows it."""
+        out = _stream(self._process.stdout)
+        while "\n" not in self._pending:
+            ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise self._error("said nothing in time")
+            more = os.read(out.fileno(), 65536).decode()
+            if not more:
+                if at_end:
+                    rest, self._pending = self._pending, ""
+                    return rest
+                raise self._error("ended early")
+            self._pending += more
+        line, _, self._pending = self._pending.partition("\n")
+        return line + "\n"
+
+    def _error(self, what: str) -> RigError:
+        self._log.flush()
+        return RigError(f"{self._name} {what}:\n{Path(self._log.name).read_text()[-4000:]}")
+
+
+def _stream(stream: IO[str] | None) -> IO[str]:
+    if stream is None:
+        raise RigError("the generator was started without its pipes")
+    return stream
+
+
+def _build(folder: Path) -> Path:
+    """Compiles ``generator.c`` against the machine's libdpdk."""
+    for needed, package in (("gcc", "gcc"), ("pkg-config", "pkg-config")):
+        if shutil.which(needed) is None:
+            raise MissingError(f"no program '{needed}' on this machine: install {package}, or run scripts/setup bench")
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "libdpdk"], capture_output=True, text=True, check=False)
+    if flags.returncode != 0:
+        raise MissingError("no libdpdk on this machine: install libdpdk-dev, or run scripts/setup bench")
+    program = folder / "generator"
+    source = Path(__file__).with_name("generator.c")
+    command = ["gcc", "-O3", "-march=native", str(source), "-o", str(program), *flags.stdout.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RigError(f"generator.c does not compile:\n{done.stderr}")
+    return program

@@ -1,0 +1,328 @@
+"""The three switches, side by side behind one shape: start, two ports, counters of the one thread that moves frames.
+
+All poll on the same core, so only one may run at a time: the others are stopped (SIGSTOP) until it is their turn.
+Each connects to sockets that the front-ends create, as ``dpdkvhostuserclient`` ports do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import machine
+from cases import OVS, TESTPMD
+
+from ovsvhost.appctl.client import transact
+from ovsvhost.testing.daemon import SwitchDaemon
+from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.ovs_dpdk import OvsDpdk
+from ovsvhost.testing.testpmd import Testpmd, vhost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cases import Case
+
+OURS = "ovsvhost"
+_COMMAND_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a poll thread counted in a window, or since its start: frames, and TSC cycles of rounds with and without."""
+
+    packets: int
+    busy: int
+    idle: int
+
+    def __sub__(self, earlier: Work) -> Work:
+        """What came to pass between two readings."""
+        return Work(self.packets - earlier.packets, self.busy - earlier.busy, self.idle - earlier.idle)
+
+    @property
+    def busy_share(self) -> float:
+        """Part of its cycles spent on frames, 0..1."""
+        total = self.busy + self.idle
+        return self.busy / total if total else 0.0
+
+    @property
+    def cycles_per_packet(self) -> float:
+        """Busy ones; 0 if it had no frames."""
+        return self.busy / self.packets if self.packets else 0.0
+
+
+class Switch(ABC):
+    """One switch under measurement.
+
+    Args:
+        folder: its run directory and logs.
+        cpu: the core of its poll thread.
+    """
+
+    name: str
+
+    def __init__(self, folder: Path, cpu: int) -> None:
+        self.folder = folder
+        self.cpu = cpu
+        self.sockets = (folder / "a.sock", folder / "b.sock")
+        self._before = (Work(0, 0, 0), machine.SchedulerClock(0, 0))
+
+    @abstractmethod
+    def plug(self, case: Case) -> None:
+        """Makes the two ports as the case wants them, anew."""
+
+    @abstractmethod
+    def unplug(self) -> None:
+        """Takes the ports away: nothing is polled."""
+
+    @abstractmethod
+    def counters(self) -> Work:
+        """What the poll thread counted so far."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends it."""
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Its process."""
+
+    @property
+    @abstractmethod
+    def thread_prefix(self) -> str:
+        """How the name of its poll thread begins."""
+
+    def begin(self) -> None:
+        """A window begins."""
+        self._before = (self.counters(), self.clock())
+
+    def end(self) -> tuple[Work, machine.SchedulerClock]:
+        """A window ends: its work, and what the scheduler let the poll thread have."""
+        work, clock = self.counters(), self.clock()
+        return work - self._before[0], clock - self._before[1]
+
+    def clock(self) -> machine.SchedulerClock:
+        """The scheduler's account of its poll thread."""
+        return machine.scheduler_clock(self.pid, self.thread)
+
+    @property
+    def thread(self) -> int:
+        """The number of its poll thread."""
+        return machine.thread_named(self.pid, self.thread_prefix)
+
+    def hold(self) -> None:
+        """Stops it, so that it leaves the core to another."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Lets it run for a while."""
+        self.resume()
+        try:
+            yield
+        finally:
+            self.hold()
+
+
+class Ours(Switch):
+    """``ovsvhost daemon``: the product as users run it. ``sleeps=False`` keeps its poll thread from sleeping."""
+
+    name = OURS
+
+    def __init__(self, folder: Path, cpu: int, *, sleeps: bool = True) -> None:
+        super().__init__(folder, cpu)
+        self._daemon = SwitchDaemon(folder)
+        settings = [f"other_config:pmd-cpu-mask={1 << cpu:#x}"]
+        if not sleeps:
+            settings.append("other_config:pmd-sleep-max=0")
+        self._daemon.start()
+        self._daemon.vsctl("set", "Open_vSwitch", ".", *settings)
+        # Poll threads are placed at start.
+        self._daemon.stop()
+        self._daemon.start()
+        self._control = next(self._daemon.rundir.glob("ovs-vswitchd.*.ctl"))
+
+    def plug(self, case: Case) -> None:
+        self._daemon.vsctl(*_bridge(self.sockets, case))
+
+    def unplug(self) -> None:
+        self._daemon.vsctl("--if-exists", "del-br", "br0")
+
+    def counters(self) -> Work:
+        printed = _ask(self._control, "dpif-netdev/pmd-perf-show")
+        return Work(
+            _number(r"Rx packets: +(\d+)", printed),
+            _number(r"busy cycles: +(\d+)", printed),
+            _number(r"idle cycles: +(\d+)", printed),
+        )
+
+    def stop(self) -> None:
+        self.resume()
+        self._daemon.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._daemon.pid
+
+    @property
+    def thread_prefix(self) -> str:
+        return f"pmd-c{self.cpu}"
+
+
+class Ovs(Switch):
+    """OVS-DPDK with a NORMAL bridge, as Debian ships it."""
+
+    name = OVS
+
+    def __init__(self, folder: Path, cpu: int) -> None:
+        super().__init__(folder, cpu)
+        self._mtu: int | None = None
+        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False)
+        self._ovs.start()
+
+    def plug(self, case: Case) -> None:
+        if self._mtu not in {None, case.mtu}:
+            # Buffers of the size before stay allocated as long as it lives, and there is no memory for both.
+            self.unplug()
+            self._ovs.stop()
+            self._ovs.start()
+        self._mtu = case.mtu
+        self._ovs.vsctl(*_bridge(self.sockets, case))
+
+    def unplug(self) -> None:
+        self._ovs.vsctl("--if-exists", "del-br", "br0")
+
+    def counters(self) -> Work:
+        printed = _ask(self.folder / "ovs-vswitchd.ctl", "dpif-netdev/pmd-stats-show")
+        # The main thread has a section of its own; only a poll thread's has cycles of interest.
+        section = printed.partition(f"core_id {self.cpu}:")[2]
+        return Work(
+            _number(r"packets received: (\d+)", section),
+            _number(r"processing cycles: (\d+)", section),
+            _number(r"idle cycles: (\d+)", section),
+        )
+
+    def stop(self) -> None:
+        self.resume()
+        self._ovs.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._ovs.pid
+
+    @property
+    def thread_prefix(self) -> str:
+        return f"pmd-c{self.cpu:02}"
+
+
+class TestpmdIo(Switch):
+    """testpmd with two net_vhost devices in ``io`` mode: DPDK's copy, and no switching: what comes from A goes to B."""
+
+    # Not a class of tests, whatever pytest makes of its name.
+    __test__ = False
+    name = TESTPMD
+
+    def __init__(self, folder: Path, cpu: int, *, main_cpu: int) -> None:
+        super().__init__(folder, cpu)
+        self._main_cpu = main_cpu
+        self._testpmd: Testpmd | None = None
+        self._since = 0.0
+
+    def plug(self, case: Case) -> None:
+        self.unplug()
+        options = ["--record-core-cycles"]
+        if case.size > case.mtu or case.mtu > 2000:
+            # One buffer a frame, which is the best it can do.
+            options += ["--mbuf-size=9728", "--total-num-mbufs=8192"]
+        devices = [vhost(socket) for socket in self.sockets]
+        self._testpmd = Testpmd(
+            devices, folder=self.folder, cores=(self._main_cpu, self.cpu), memory_mib=256, options=options
+        )
+        self._testpmd.start()
+        self._testpmd.command("start")
+
+    def unplug(self) -> None:
+        if self._testpmd is not None:
+            self.resume()
+            self._testpmd.stop()
+            self._testpmd = None
+
+    def counters(self) -> Work:
+        if self._testpmd is None:
+            raise RigError("testpmd has no ports: call plug()")
+        # It counts the cycles of polls that found frames; what is left of the time were the others.
+        printed = self._testpmd.command("show fwd stats all")
+        busy, packets = _number(r"total cycles=(\d+)", printed), _number(r"total io packets=(\d+)", printed)
+        elapsed = round((time.monotonic() - self._since) * machine.tsc_hz())
+        return Work(packets, busy, max(0, elapsed - busy))
+
+    def begin(self) -> None:
+        if self._testpmd is not None:
+            self._testpmd.command("clear fwd stats all")
+        self._since = time.monotonic()
+        self._before = (Work(0, 0, 0), self.clock())
+
+    def stop(self) -> None:
+        self.unplug()
+
+    @property
+    def pid(self) -> int:
+        if self._testpmd is None:
+            raise RigError("testpmd has no ports: call plug()")
+        return self._testpmd.pid
+
+    @property
+    def thread_prefix(self) -> str:
+        return "rte-worker-1"
+
+    def hold(self) -> None:
+        if self._testpmd is not None:
+            super().hold()
+
+    def resume(self) -> None:
+        if self._testpmd is not None:
+            super().resume()
+
+
+def _bridge(sockets: tuple[Path, Path], case: Case) -> list[str]:
+    words = [
+        "--if-exists",
+        "del-br",
+        "br0",
+        "--",
+        "add-br",
+        "br0",
+        "--",
+        "set",
+        "bridge",
+        "br0",
+        "datapath_type=netdev",
+    ]
+    for name, socket in zip("ab", sockets, strict=True):
+        words += ["--", "add-port", "br0", name, "--", "set", "Interface", name, "type=dpdkvhostuserclient"]
+        words += [f"options:vhost-server-path={socket}", f"mtu_request={case.mtu}"]
+    return words
+
+
+def _ask(control: Path, command: str) -> str:
+    done, printed = transact(control, command, [], timeout_s=_COMMAND_TIMEOUT_S)
+    if not done:
+        raise RigError(f"{control}: {command}: {printed.strip()}")
+    return printed
+
+
+def _number(pattern: str, printed: str) -> int:
+    found = re.search(pattern, printed)
+    return int(found.group(1)) if found else 0

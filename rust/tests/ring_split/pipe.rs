@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two guests and one pair of queues between them; each step is checked against what the standard says of every byte.
+
+use std::collections::VecDeque;
+
+use ovsvhost::drops::DropReason;
+use ovsvhost::ring::{Receiveq, Transmitq, feature};
+
+use super::dice::Dice;
+use super::driver::{Driver, Posted, Shape, WRITE, room_for};
+use super::guest::{BUFFERS, Guest, Image};
+
+/// What a guest sends.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    /// The sender leaves the checksum to the device: where it starts, where it goes from there.
+    pub partial: Option<(u16, u16)>,
+}
+
+/// How the two ends are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    pub tx_size: u32,
+    pub rx_size: u32,
+    pub tx_base: u16,
+    pub rx_base: u16,
+    pub tx_features: u64,
+    pub rx_features: u64,
+    pub seed: u64,
+}
+
+/// A stretch of a guest's buffer memory that is given out piece by piece, with gaps nobody may write to.
+struct Arena {
+    next: u64,
+}
+
+impl Arena {
+    const END: u64 = 2 * BUFFERS as u64;
+
+    fn fresh(dice: &mut Dice) -> Self {
+        Self { next: dice.pick(0..BUFFERS) as u64 }
+    }
+
+    fn take(&mut self, len: usize, dice: &mut Dice) -> Option<u64> {
+        let at = self.next + dice.pick(0..40) as u64;
+        let end = at + len as u64;
+        (end < Self::END).then(|| {
+            self.next = end;
+            at
+        })
+    }
+
+    /// The same within one region: an indirect table is not split.
+    fn take_whole(&mut self, len: usize, dice: &mut Dice) -> Option<u64> {
+        let border = BUFFERS as u64;
+        if self.next < border && self.next + 40 + len as u64 > border {
+            self.next = border;
+        }
+        self.take(len, dice)
+    }
+}
+
+/// The pair of queues, both drivers, and what is under way.
+pub struct Pipe {
+    pub dice: Dice,
+    pub a: Guest,
+    pub a_driver: Driver,
+    pub tx: Transmitq,
+    pub b: Guest,
+    pub b_driver: Driver,
+    pub rx: Receiveq,
+    ends: Ends,
+    a_arena: Arena,
+    b_arena: Arena,
+    sent: VecDeque<Frame>,
+    /// Frames that arrived whole, and those refused for their size.
+    pub delivered: usize,
+    pub refused: usize,
+}
+
+pub fn header_size(features: u64) -> usize {
+    if features & (feature::VERSION_1 | feature::MRG_RXBUF) == 0 { 10 } else { 12 }
+}
+
+impl Pipe {
+    pub fn new(ends: Ends) -> Self {
+        let mut dice = Dice(ends.seed);
+        let (mut a, mut b) = (Guest::new(room_for(ends.tx_size)), Guest::new(room_for(ends.rx_size)));
+        let a_driver = Driver::new(&mut a, ends.tx_size, ends.tx_base, &mut dice);
+        let b_driver = Driver::new(&mut b, ends.rx_size, ends.rx_base, &mut dice);
+        let tx = Transmitq::new(a_driver.activate(&a, ends.tx_features, None, None));
+        let rx = Receiveq::new(b_driver.activate(&b, ends.rx_features, None, None));
+        let (a_arena, b_arena) = (Arena::fresh(&mut dice), Arena::fresh(&mut dice));
+        let sent = VecDeque::new();
+        Self { dice, a, a_driver, tx, b, b_driver, rx, ends, a_arena, b_arena, sent, delivered: 0, refused: 0 }
+    }
+
+    /// Sender: posts a frame in buffers of any shape; false when there is no room for it.
+    pub fn send(&mut self, frame: Frame) -> bool {
+        let header = header_size(self.ends.tx_features);
+        let (total, dice) = (header + frame.bytes.len(), &mut self.dice);
+        let sizes = match dice.pick(0..4) {
+            0 => vec![total],
+            1 => vec![header, total - header],
+            2 => {
+                let pieces = dice.pick(1..9);
+                dice.cut(total, pieces)
+            }
+            _ if dice.once_in(8) => {
+                let pieces = dice.pick(9..1000);
+                dice.cut(total, pieces)
+            }
+            _ => [vec![header], dice.cut(total - header, 3)].concat(),
+        };
+        self.send_in(frame, &sizes)
+    }
+
+    /// The same with buffers of these sizes.
+    pub fn send_in(&mut self, frame: Frame, sizes: &[usize]) -> bool {
+        let dice = &mut self.dice;
+        let mut bytes = vnet_header(&frame, header_size(self.ends.tx_features), dice);
+        bytes.extend(&frame.bytes);
+        let indirect = self.ends.tx_features & feature::INDIRECT_DESC != 0;
+        let Some((buffers, shape)) = arrange(&self.a_driver, &mut self.a_arena, sizes, indirect, dice) else {
+            return false;
+        };
+        let mut from = 0;
+        for &(gpa, len) in buffers.iter().filter(|(_, len)| *len > 0) {
+            self.a.write(gpa, &bytes[from..from + len as usize]);
+            from += len as usize;
+        }
+        self.a_driver.post(&self.a, &buffers, 0, shape);
+        self.sent.push_back(frame);
+        true
+    }
+
+    /// Receiver: posts a buffer of `room` bytes in any shape; false when there is no room for it.
+    pub fn offer(&mut self, room: usize) -> bool {
+        let dice = &mut self.dice;
+        let sizes = match dice.pick(0..5) {
+            0 => {
+                let pieces = dice.pick(1..5);
+                dice.cut(room, pieces)
+            }
+            1 => {
+                let header = header_size(self.ends.rx_features).min(room);
+                vec![header, room - header]
+            }
+            _ => vec![room],
+        };
+        let indirect = self.ends.rx_features & feature::INDIRECT_DESC != 0;
+        let Some((buffers, shape)) = arrange(&self.b_driver, &mut self.b_arena, &sizes, indirect, dice) else {
+            return false;
+        };
+        self.b_driver.post(&self.b, &buffers, WRITE, shape);
+        true
+    }
+
+    /// Device: moves everything that was sent, each step checked. Gives the frames taken from the sender.
+    pub fn carry(&mut self) -> usize {
+        self.a_driver.publish();
+        self.b_driver.publish();
+        let mut total = 0;
+        loop {
+            let a_before = self.a.image();
+            let taken = self.tx.gather().unwrap();
+            if taken == 0 {
+                a_before.assert_is(&self.a.image(), "sender, nothing gathered");
+                break;
+            }
+            total += taken;
+            let frames: Vec<Frame> = self.sent.drain(..taken).collect();
+            self.check_burst(&frames);
+            let wanted = (0_u8..).zip(&frames).filter(|(_, f)| fate(&f.bytes).is_none());
+            let list: Vec<u8> = wanted.map(|(i, _)| i).filter(|_| !self.dice.once_in(10)).collect();
+            self.deliver(&frames, &list);
+            a_before.assert_is(&self.a.image(), "sender, before its buffers are given back");
+            self.commit(a_before, taken);
+        }
+        self.take_back();
+        total
+    }
+
+    fn check_burst(&self, frames: &[Frame]) {
+        let burst = self.tx.burst();
+        for ((packet, head), frame) in burst.packets().iter().zip(burst.heads()).zip(frames) {
+            assert_eq!(packet.len as usize, frame.bytes.len());
+            assert_eq!(packet.drop, fate(&frame.bytes));
+            let known = frame.bytes.len().min(64);
+            assert_eq!(head.0[..known], frame.bytes[..known]);
+            assert!(head.0[known..].iter().all(|&b| b == 0), "past a frame's end its head is zero");
+        }
+    }
+
+    fn deliver(&mut self, frames: &[Frame], list: &[u8]) {
+        let mut expected = self.b.image();
+        let listed: Vec<&Frame> = list.iter().map(|&i| &frames[usize::from(i)]).collect();
+        let outcome = expect(&listed, &self.b_driver.posted, self.ends.rx_features);
+        let delivery = self.rx.deliver(self.tx.burst(), list);
+        assert_eq!(delivery.fault, None);
+        assert_eq!((delivery.settled, delivery.too_small), (outcome.settled, outcome.too_small));
+        for (gpa, bytes) in &outcome.writes {
+            expected.write(*gpa, bytes);
+        }
+        for (ahead, used) in outcome.used.iter().enumerate() {
+            expected.write(self.b_driver.used_slot(ahead), used);
+        }
+        let index = self.b_driver.last_used().wrapping_add(outcome.used.len() as u16);
+        expected.write(self.b_driver.used + 2, &index.to_le_bytes());
+        let actual = self.b.image();
+        // Elements past the index say nothing yet: the device may have begun one that it did not finish.
+        for ahead in outcome.used.len()..self.b_driver.posted.len() {
+            let slot = self.b_driver.used_slot(ahead);
+            expected.write(slot, &actual.read(slot, 8));
+        }
+        expected.assert_is(&actual, "receiver");
+        self.rx.flush();
+        for used in &outcome.used {
+            let (posted, len) = self.b_driver.take_used().expect("what was published is there");
+            assert_eq!(used[..4], u32::from(posted.head).to_le_bytes());
+            assert_eq!(used[4..], len.to_le_bytes());
+        }
+        self.delivered += outcome.settled - outcome.too_small.count_ones() as usize;
+        self.refused += outcome.too_small.count_ones() as usize;
+    }
+
+    fn commit(&mut self, before: Image, taken: usize) {
+        let mut expected = before;
+        for (ahead, posted) in self.a_driver.posted.iter().take(taken).enumerate() {
+            expected.write(self.a_driver.used_slot(ahead), &element(posted.head, 0));
+        }
+        let index = self.a_driver.last_used().wrapping_add(taken as u16);
+        expected.write(self.a_driver.used + 2, &index.to_le_bytes());
+        self.tx.commit();
+        expected.assert_is(&self.a.image(), "sender, after its buffers were given back");
+        for _ in 0..taken {
+            self.a_driver.take_used().expect("what was published is there");
+        }
+    }
+
+    fn take_back(&mut self) {
+        assert!(self.sent.is_empty() && self.a_driver.posted.is_empty(), "the sender has everything back");
+        self.a_arena = Arena::fresh(&mut self.dice);
+        if self.b_driver.posted.is_empty() {
+            self.b_arena = Arena::fresh(&mut self.dice);
+        }
+    }
+}
+
+/// Why a frame of this length goes no further, if so.
+fn fate(frame: &[u8]) -> Option<DropReason> {
+    match frame.len() {
+        0..14 => Some(DropReason::Runt),
+        65_558.. => Some(DropReason::Oversize),
+        _ => None,
+    }
+}
+
+/// The sender's header: what is not asked for is full of garbage, as stacks leave it.
+fn vnet_header(frame: &Frame, size: usize, dice: &mut Dice) -> Vec<u8> {
+    let mut header = dice.bytes(12);
+    header[0] &= !1;
+    header[1] = 0;
+    if let Some((start, offset)) = frame.partial {
+        header[0] |= 1;
+        header[6..8].copy_from_slice(&start.to_le_bytes());
+        header[8..10].copy_from_slice(&offset.to_le_bytes());
+    }
+    header.truncate(size);
+    header
+}
+
+/// Buffers of these sizes, and how they are linked.
+fn arrange(
+    driver: &Driver,
+    arena: &mut Arena,
+    sizes: &[usize],
+    indirect: bool,
+    dice: &mut Dice,
+) -> Option<(Vec<(u64, u32)>, Shape)> {
+    let mut buffers = Vec::new();
+    for &size in sizes {
+        // A buffer of no bytes may point anywhere.
+        let gpa = if size == 0 { dice.next() } else { arena.take(size, dice)? };
+        buffers.push((gpa, size as u32));
+    }
+    let shape = if indirect && dice.once_in(2) {
+        let before = if dice.once_in(2) { 0 } else { dice.pick(0..sizes.len().min(20)) };
+        Shape::Table(before, arena.take_whole(16 * (sizes.len() - before), dice)?)
+    } else {
+        Shape::Chain
+    };
+    let own = if let Shape::Table(before, _) = shape { before + 1 } else { sizes.len() };
+    (own <= driver.free()).then_some((buffers, shape))
+}
+
+/// What must come of a delivery.
+#[derive(Debug, Default)]
+struct Outcome {
+    settled: usize,
+    too_small: u64,
+    writes: Vec<(u64, Vec<u8>)>,
+    used: Vec<[u8; 8]>,
+}
+
+/// The standard read plainly: one frame after the other, each into the oldest buffers.
+fn expect(frames: &[&Frame], posted: &VecDeque<Posted>, features: u64) -> Outcome {
+    let (mut outcome, mut next) = (Outcome::default(), 0);
+    for (position, frame) in frames.iter().enumerate() {
+        let need = header_size(features) + frame.bytes.len();
+        let (mut room, mut count) = (0, 0);
+        while room < need {
+            let Some(chain) = posted.get(next + count) else { return outcome };
+            room += chain.room();
+            count += 1;
+            if features & feature::MRG_RXBUF == 0 {
+                break;
+            }
+        }
+        outcome.settled = position + 1;
+        if room < need {
+            outcome.too_small |= 1 << position;
+            continue;
+        }
+        let bytes = received(frame, features, count as u16);
+        let mut from = 0;
+        for chain in posted.range(next..next + count) {
+            let before = from;
+            for &(gpa, len) in &chain.buffers {
+                let n = (len as usize).min(bytes.len() - from);
+                if n > 0 {
+                    outcome.writes.push((gpa, bytes[from..from + n].to_vec()));
+                    from += n;
+                }
+            }
+            outcome.used.push(element(chain.head, (from - before) as u32));
+        }
+        next += count;
+    }
+    outcome
+}
+
+/// What a receiver with these features gets: header and frame.
+fn received(frame: &Frame, features: u64, buffers: u16) -> Vec<u8> {
+    let mut bytes = vec![0; 10];
+    let mut body = frame.bytes.clone();
+    if let Some((start, offset)) = frame.partial {
+        if features & feature::GUEST_CSUM == 0 {
+            complete(&mut body, usize::from(start), usize::from(offset));
+        } else {
+            bytes[0] = 1;
+            bytes[6..8].copy_from_slice(&start.to_le_bytes());
+            bytes[8..].copy_from_slice(&offset.to_le_bytes());
+        }
+    }
+    if header_size(features) == 12 {
+        bytes.extend(buffers.to_le_bytes());
+    }
+    bytes.extend(body);
+    bytes
+}
+
+/// The checksum of RFC 1071, word by word, stored where the sender asked for it.
+pub fn complete(frame: &mut [u8], start: usize, offset: usize) {
+    let mut sum = 0_u32;
+    for pair in frame[start..].chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let checksum = match !(sum as u16) {
+        0 => 0xffff,
+        other => other,
+    };
+    frame[start + offset..start + offset + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn element(head: u16, len: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+    bytes[4..].copy_from_slice(&len.to_le_bytes());
+    bytes
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Comings and goings: guests, ports and the switch itself, in any order, under traffic.
+
+use ovsvhost::testing::traffic::LinkState;
+use ovsvhost::vhost::EndpointKind;
+
+use super::rig::{Switch, wait};
+use super::station::Station;
+use super::traffic::{Crew, end};
+
+const BOTH: [EndpointKind; 2] = [EndpointKind::Client, EndpointKind::Server];
+
+#[test]
+fn a_switch_made_anew_under_traffic_loses_nothing_and_keeps_the_order() {
+    for kind in BOTH {
+        for order in ["qemu", "virtio-user"] {
+            let mut switch = Switch::new();
+            let settings = [("order", order), ("sizes", "64+1500+200"), ("layout", "two")];
+            let mut crew = Crew::pair(&mut switch, kind, &settings);
+            crew.send(0, 1, 300);
+            for _ in 0..3 {
+                // Frames are on the way when it goes, and more are posted while it is away.
+                crew.ends[0].send(40, 40, u64::MAX);
+                switch.stop();
+                crew.ends[0].send(40, 40, u64::MAX);
+                crew.until("both ends to notice", |crew| crew.ends.iter().all(|end| end.link() == LinkState::Down));
+                switch.start();
+                // The receiver first: frames for a guest that is away would rightly be dropped.
+                let (first, second) = crew.ends.split_at_mut(1);
+                wait("the receiver to come back", || {
+                    second[0].look_after(std::time::Instant::now());
+                    second[0].link() == LinkState::Up
+                });
+                switch.wait_link("b", true);
+                wait("the sender to come back", || {
+                    first[0].look_after(std::time::Instant::now());
+                    first[0].link() == LinkState::Up
+                });
+                let sent = crew.ends[0].sent();
+                crew.until("every frame", |crew| crew.ends[1].numbered() >= sent);
+            }
+            crew.introduce(&switch);
+            crew.send(0, 1, 300);
+            crew.assert_exact(0, 1);
+        }
+    }
+}
+
+#[test]
+fn a_port_deleted_under_traffic_goes_cleanly_and_comes_back() {
+    for kind in BOTH {
+        let mut switch = Switch::new();
+        let mut crew = Crew::pair(&mut switch, kind, &[("sizes", "64+1500")]);
+        for _ in 0..3 {
+            crew.ends[0].send(60, 60, u64::MAX);
+            let socket = switch.port("b").name;
+            switch.delete(&socket);
+            crew.until("the receiver to notice", |crew| crew.ends[1].link() == LinkState::Down);
+            assert!(switch.port("a").link_up, "the other port does not notice");
+            assert_eq!(switch.behind(crew.ends[1].mac().0), None, "nobody is behind a port that is gone");
+            // The sender gets every buffer back: what nobody takes is dropped and counted.
+            crew.ends[0].send(60, 60, u64::MAX);
+            crew.until("the sender's buffers", |crew| crew.ends[0].settle() == 0);
+            let path = switch.add("b", kind);
+            assert_eq!(path, crew.ends[1].frontend().config().socket);
+            crew.until("the receiver to come back", |crew| crew.ends[1].link() == LinkState::Up);
+            switch.wait_link("b", true);
+            crew.introduce(&switch);
+        }
+        crew.assert_clean(1);
+        let account = crew.account(0, 1);
+        assert_eq!((account.duplicated, account.reordered), (0, 0));
+        let (sent, before) = (crew.ends[0].sent(), account.received);
+        crew.send(0, 1, 200);
+        assert_eq!(crew.account(0, 1).received - before, crew.ends[0].sent() - sent);
+    }
+}
+
+#[test]
+fn a_port_that_sends_can_be_deleted_as_well() {
+    let mut switch = Switch::new();
+    let mut crew = Crew::pair(&mut switch, EndpointKind::Client, &[("sizes", "64+9000")]);
+    for _ in 0..3 {
+        crew.ends[0].send(60, 60, u64::MAX);
+        switch.delete("a");
+        crew.until("the sender to notice", |crew| crew.ends[0].link() == LinkState::Down);
+        // What it had posted and the switch did not take is still in its ring, and goes out when it is back.
+        switch.add("a", EndpointKind::Client);
+        crew.until("the sender to come back", |crew| crew.ends[0].link() == LinkState::Up);
+        let sent = crew.ends[0].sent();
+        crew.until("every frame", |crew| {
+            crew.ends[1].numbered() + switch.count("b", "tx_dropped") + switch.count("a", "rx_dropped") >= sent
+        });
+    }
+    crew.assert_clean(1);
+    assert_eq!(crew.account(0, 1).duplicated, 0);
+}
+
+#[test]
+fn a_guest_that_stops_gets_the_index_at_which_nothing_is_left() {
+    let mut switch = Switch::new();
+    let mut a = Station::join(&mut switch, "a", 1);
+    let mut b = Station::join(&mut switch, "b", 2);
+    for _ in 0..10 {
+        a.send(&a.frame([0xff; 6], 200));
+        b.next();
+    }
+    a.wait_sent();
+    let bases = a.frontend.stop().unwrap();
+    let used = [&a.rx, &a.tx].map(|driver| u32::from(driver.ring().used_index()));
+    assert_eq!(bases, used, "what is answered is what stands in the ring");
+    assert_eq!(bases[1], u32::from(a.tx.ring().next_available()), "and every frame was taken");
+    let bases = b.frontend.stop().unwrap();
+    assert_eq!(bases, [u32::from(b.rx.ring().used_index()), 0]);
+    assert_eq!(bases[0], 10);
+    switch.wait_link("a", false);
+    // The same guests start their drivers again where they were.
+    a.restart();
+    b.restart();
+    switch.wait_link("a", true);
+    switch.wait_link("b", true);
+    let frame = a.frame([0xff; 6], 300);
+    a.send(&frame);
+    assert_eq!(b.next(), frame);
+}
+
+#[test]
+fn a_guest_that_stops_in_mid_stream_has_every_frame_delivered_or_still_its_own() {
+    for _ in 0..5 {
+        let mut switch = Switch::new();
+        let mut a = Station::join(&mut switch, "a", 1);
+        let mut b = Station::join(&mut switch, "b", 2);
+        for _ in 0..30 {
+            a.send(&a.frame([0xff; 6], 64));
+        }
+        let bases = a.frontend.stop().unwrap();
+        assert_eq!(bases[1], u32::from(a.tx.ring().used_index()));
+        let mut arrived = 0;
+        wait("what was taken", || {
+            arrived += u32::from(b.receive().is_some());
+            arrived == bases[1]
+        });
+        assert!(b.receive().is_none(), "and not one more");
+    }
+}
+
+#[test]
+fn guest_first_and_port_first_both_work_for_both_kinds() {
+    for kind in BOTH {
+        let mut switch = Switch::new();
+        let socket = switch.add("a", kind);
+        switch.delete("a");
+        // The guest is there and waits; for a client port it owns the socket by now.
+        let mut crew = Crew { ends: vec![end(0, &socket, kind, &[])] };
+        crew.step();
+        assert_eq!(crew.ends[0].link(), LinkState::Down);
+        assert_eq!(switch.add("a", kind), socket);
+        crew.until("the link", |crew| crew.ends[0].link() == LinkState::Up);
+        switch.wait_link("a", true);
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Queue pairs come and go while frames run: the count follows the guest, and no frame is lost for it.
+
+use ovsvhost::vhost::EndpointKind;
+
+use super::rig::{Switch, wait};
+use super::traffic::Crew;
+
+fn two_pairs(switch: &mut Switch) -> Crew {
+    Crew::pair(switch, EndpointKind::Client, &[("pairs", "2"), ("sizes", "64+1500"), ("layout", "two")])
+}
+
+fn wait_count(switch: &Switch, name: &str, count: &str) {
+    for key in ["n_rxq", "n_txq"] {
+        wait(&format!("{name} to have {count} queues"), || {
+            switch.port(name).status.get(key).map(String::as_str) == Some(count)
+        });
+    }
+}
+
+#[test]
+fn queue_counts_follow_the_guest() {
+    let mut switch = Switch::new();
+    let mut crew = two_pairs(&mut switch);
+    wait_count(&switch, "b", "2");
+    crew.ends[1].enable_pair(1, false).unwrap();
+    wait_count(&switch, "b", "1");
+    assert!(switch.port("b").link_up, "one pair is a link");
+    // Both of a's queues now end in the one that b has.
+    crew.send(0, 1, 200);
+    crew.assert_exact(0, 1);
+    assert_eq!(crew.ends[1].receivers()[1].counters().frames, foreign_of(&crew, 1));
+    crew.ends[1].enable_pair(1, true).unwrap();
+    wait_count(&switch, "b", "2");
+    crew.send(0, 1, 200);
+    crew.assert_exact(0, 1);
+    assert!(crew.ends[1].receivers()[1].counters().frames > foreign_of(&crew, 1), "the second queue is used again");
+}
+
+/// Announcements that came in on a queue pair.
+fn foreign_of(crew: &Crew, pair: usize) -> u64 {
+    crew.ends[1].receivers()[pair].counters().foreign
+}
+
+#[test]
+fn frames_on_a_disabled_queue_wait_until_it_is_enabled() {
+    let mut switch = Switch::new();
+    let mut crew = two_pairs(&mut switch);
+    crew.ends[0].enable_pair(1, false).unwrap();
+    wait_count(&switch, "a", "1");
+    crew.ends[0].send(10, 20, 10);
+    crew.until("the first queue's frames", |crew| crew.ends[1].numbered() == 10);
+    assert_eq!(crew.ends[0].senders()[1].queue().posted(), 10, "the second queue's frames stay the guest's");
+    crew.ends[0].enable_pair(1, true).unwrap();
+    crew.until("the second queue's frames", |crew| crew.ends[1].numbered() == 20);
+    crew.assert_exact(0, 1);
+}
+
+#[test]
+fn pairs_flap_under_traffic_and_lose_nothing() {
+    let mut switch = Switch::new();
+    let mut crew = two_pairs(&mut switch);
+    for round in 0..20 {
+        // Half-way through: frames are in both rings.
+        crew.ends[0].send(8, 16, u64::MAX);
+        crew.ends[round % 2].enable_pair(1, round / 2 % 2 == 1).unwrap();
+        crew.step();
+    }
+    for end in &mut crew.ends {
+        end.enable_pair(1, true).unwrap();
+    }
+    wait_count(&switch, "a", "2");
+    wait_count(&switch, "b", "2");
+    let sent = crew.ends[0].sent();
+    // What was sent on a queue that was off, or towards one, arrived, waits, or was counted.
+    crew.until("every frame to be accounted for", |crew| {
+        crew.ends[1].numbered() + switch.count("b", "tx_dropped") + switch.count("a", "rx_dropped") == sent
+    });
+    crew.assert_clean(1);
+}

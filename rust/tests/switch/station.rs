@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One guest with one queue pair, frame by frame: it sends any bytes and sees every header, and it need not be honest.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use ovsvhost::testing::driver::{RingPlace, Segment, SplitDriver};
+use ovsvhost::testing::frames::vnet_header_size;
+use ovsvhost::testing::frontend::{Frontend, FrontendConfig, Side};
+use ovsvhost::testing::memory::{Backing, Gpa, RegionSpec};
+use ovsvhost::testing::wire::features;
+use ovsvhost::vhost::EndpointKind;
+
+use super::rig::{Switch, wait};
+
+/// Descriptors of either ring, and buffers in it.
+const SIZE: u16 = 64;
+const RECEIVE: u32 = 2_048;
+const SEND: usize = 16 << 10;
+/// Rings lie in the first region, buffers in the second.
+const BUFFERS: usize = 1;
+
+pub struct Station {
+    pub frontend: Frontend,
+    pub rx: SplitDriver,
+    pub tx: SplitDriver,
+    pub mac: [u8; 6],
+    places: Vec<RingPlace>,
+    header: usize,
+    receive_buffers: HashMap<u16, Gpa>,
+    send_slots: Vec<Gpa>,
+    in_flight: HashMap<u16, Gpa>,
+}
+
+impl Station {
+    /// Adds port `name` to the switch, plugs a guest into it and waits for the link. `last` is the last byte of its
+    /// address.
+    pub fn join(switch: &mut Switch, name: &str, last: u8) -> Self {
+        Self::join_with(switch, name, last, |_| {})
+    }
+
+    pub fn join_with(switch: &mut Switch, name: &str, last: u8, change: impl FnOnce(&mut FrontendConfig)) -> Self {
+        let socket = switch.add(name, EndpointKind::Client);
+        let station = Self::plug(&socket, last, change);
+        switch.wait_link(name, true);
+        station
+    }
+
+    /// A guest on the socket of a client port.
+    pub fn plug(socket: &Path, last: u8, change: impl FnOnce(&mut FrontendConfig)) -> Self {
+        let mut config = FrontendConfig::new(socket, Side::Listen);
+        config.ring_size = SIZE;
+        config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Memfd);
+        change(&mut config);
+        let mut frontend = Frontend::new(config).unwrap();
+        wait("the switch to connect", || frontend.try_connect().unwrap());
+        let agreed = frontend.session().unwrap().features();
+        let event_idx = agreed & features::EVENT_IDX != 0;
+        let mut drivers = Vec::new();
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            let place = RingPlace::alloc(frontend.ram_mut(), 0, SIZE).unwrap();
+            let mut driver = SplitDriver::new(frontend.ram(), place, SIZE, event_idx).unwrap();
+            driver.ring_mut().want_calls(false);
+            places.push(place);
+            drivers.push(driver);
+        }
+        let (tx, mut rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
+        let mut receive_buffers = HashMap::new();
+        for _ in 0..SIZE {
+            let gpa = frontend.ram_mut().alloc(BUFFERS, RECEIVE as usize, 64).unwrap();
+            receive_buffers.insert(rx.add(&[receive(gpa)]).unwrap(), gpa);
+        }
+        rx.publish();
+        let send_slots = (0..32).map(|_| frontend.ram_mut().alloc(BUFFERS, SEND, 64).unwrap()).collect();
+        let bases = vec![0; places.len()];
+        frontend.start(&places, &bases, 1).unwrap();
+        Self {
+            frontend,
+            rx,
+            tx,
+            mac: [2, 0, 0, 0, 0, last],
+            places,
+            header: vnet_header_size(agreed),
+            receive_buffers,
+            send_slots,
+            in_flight: HashMap::new(),
+        }
+    }
+
+    /// A frame of `len` bytes from this station to `to`.
+    pub fn frame(&self, to: [u8; 6], len: usize) -> Vec<u8> {
+        let mut frame = [to, self.mac].concat();
+        frame.extend([0x88, 0xb5]);
+        frame.extend((0..len.saturating_sub(14)).map(|at| (at % 251) as u8));
+        frame.truncate(len);
+        frame
+    }
+
+    /// Sends a frame without any offload.
+    pub fn send(&mut self, frame: &[u8]) {
+        self.send_with(&[0; 12], frame);
+    }
+
+    /// Sends a frame behind this header.
+    pub fn send_with(&mut self, header: &[u8; 12], frame: &[u8]) {
+        self.reclaim();
+        let gpa = self.send_slots.pop().expect("the switch gives transmit buffers back");
+        let bytes = [&header[..self.header], frame].concat();
+        self.frontend.ram().window(gpa, bytes.len()).unwrap().write(0, &bytes);
+        let segment = Segment { gpa, len: bytes.len() as u32, writable: false };
+        self.in_flight.insert(self.tx.add(&[segment]).unwrap(), gpa);
+        if self.tx.publish() {
+            self.kick(1);
+        }
+    }
+
+    /// Takes back what was sent.
+    fn reclaim(&mut self) {
+        while let Some(used) = self.tx.poll_used() {
+            self.send_slots.push(self.in_flight.remove(&used.head).unwrap());
+        }
+    }
+
+    /// Waits until the switch has taken everything that was sent.
+    #[track_caller]
+    pub fn wait_sent(&mut self) {
+        wait("the switch to take every frame", || {
+            self.reclaim();
+            self.in_flight.is_empty()
+        });
+    }
+
+    /// Takes one frame that arrived, header first.
+    pub fn receive(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let mut bytes = self.take_buffer()?;
+        if self.header == 12 {
+            for _ in 1..u16::from_le_bytes([bytes[10], bytes[11]]) {
+                bytes.extend(self.take_buffer().expect("the buffers of a frame are given back together"));
+            }
+        }
+        if self.rx.publish() {
+            self.kick(0);
+        }
+        let frame = bytes.split_off(self.header);
+        Some((bytes, frame))
+    }
+
+    /// Waits for the next frame.
+    #[track_caller]
+    pub fn next(&mut self) -> Vec<u8> {
+        let mut frame = None;
+        wait("a frame", || {
+            frame = self.receive();
+            frame.is_some()
+        });
+        frame.unwrap().1
+    }
+
+    fn take_buffer(&mut self) -> Option<Vec<u8>> {
+        let used = self.rx.poll_used()?;
+        let gpa = self.receive_buffers.remove(&used.head).unwrap();
+        let mut bytes = vec![0; used.len as usize];
+        self.frontend.ram().window(gpa, bytes.len()).unwrap().read(0, &mut bytes);
+        self.receive_buffers.insert(self.rx.add(&[receive(gpa)]).unwrap(), gpa);
+        Some(bytes)
+    }
+
+    pub fn kick(&self, vring: usize) {
+        // A full counter has woken the switch already.
+        let _ = self.frontend.kick(vring).unwrap().write(1);
+    }
+
+    /// Takes the buffers of the ring out of guest memory: the pages are gone for everybody.
+    pub fn cut_buffers(&self) {
+        self.frontend.ram().regions()[BUFFERS].file().set_len(0).unwrap();
+    }
+
+    /// Sets rings and memory up anew with the switch, as a driver that was reset does; the rings are those there are.
+    pub fn restart(&mut self) {
+        wait("the switch to connect", || self.frontend.try_connect().unwrap());
+        let bases = [self.rx.ring().used_index(), self.tx.ring().used_index()];
+        self.frontend.start(&self.places, &bases, 1).unwrap();
+    }
+}
+
+fn receive(gpa: Gpa) -> Segment {
+    Segment { gpa, len: RECEIVE, writable: true }
+}

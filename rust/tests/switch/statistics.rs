@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The numbers of a port: exact, cumulative over reconnects, and the sum of its queues'.
+
+use std::collections::BTreeMap;
+
+use ovsvhost::testing::traffic::LinkState;
+use ovsvhost::vhost::EndpointKind;
+
+use super::rig::{Switch, wait};
+use super::station::Station;
+use super::traffic::Crew;
+
+/// Every number of the port is the sum of that number over its queues, where queues have it.
+fn assert_sums(all: &BTreeMap<String, u64>) {
+    for side in ["rx", "tx"] {
+        for (port, queue) in [("packets", "good_packets"), ("bytes", "good_bytes"), ("dropped", "dropped")] {
+            let sum: u64 = (0..128).filter_map(|n| all.get(&format!("{side}_q{n}_{queue}"))).sum();
+            assert_eq!(all[&format!("{side}_{port}")], sum, "{side}_{port}");
+        }
+        let classes: u64 =
+            ["1_to_64", "65_to_127", "128_to_255", "256_to_511", "512_to_1023", "1024_to_1522", "1523_to_max"]
+                .iter()
+                .filter_map(|class| all.get(&format!("{side}_{class}_packets")))
+                .sum();
+        assert_eq!(all[&format!("{side}_packets")], classes, "size classes of {side}");
+        let reasons = all.iter().filter(|(name, _)| name.starts_with(&format!("{side}_drop_")));
+        assert_eq!(all[&format!("{side}_dropped")], reasons.map(|(_, n)| n).sum::<u64>(), "reasons of {side}");
+    }
+}
+
+#[test]
+fn what_was_sent_was_counted_and_queues_sum_up() {
+    let mut switch = Switch::new();
+    let settings = [("pairs", "2"), ("sizes", "mix")];
+    let mut crew = Crew::pair(&mut switch, EndpointKind::Client, &settings);
+    let before = [switch.statistics("a"), switch.statistics("b")];
+    crew.send(0, 1, 100);
+    crew.send(1, 0, 40);
+    let arrived = |switch: &Switch| switch.count("a", "tx_packets") + switch.count("b", "tx_packets");
+    let announced = before[0]["tx_packets"] + before[1]["tx_packets"];
+    wait("the counts", || arrived(&switch) - announced == 200 + 80);
+    let after = [switch.statistics("a"), switch.statistics("b")];
+    after.iter().for_each(assert_sums);
+    let grown = |port: usize, key: &str| after[port][key] - before[port][key];
+    for (port, other, frames) in [(0, 1, 200), (1, 0, 80)] {
+        let bytes: u64 = crew.ends[port].senders().iter().map(|sender| sender.counters().bytes).sum();
+        assert_eq!((grown(port, "rx_packets"), grown(port, "rx_bytes")), (frames, bytes));
+        assert_eq!((grown(other, "tx_packets"), grown(other, "tx_bytes")), (frames, bytes));
+        assert_eq!((after[port]["rx_dropped"], after[port]["tx_dropped"]), (0, 0));
+    }
+}
+
+#[test]
+fn frames_without_a_buffer_are_counted_and_the_count_is_what_is_lost() {
+    let mut switch = Switch::new();
+    let mut a = Station::join(&mut switch, "a", 1);
+    let mut b = Station::join(&mut switch, "b", 2);
+    b.send(&b.frame([0xff; 6], 64));
+    a.next();
+    // The receiver has 64 buffers and takes nothing back meanwhile.
+    for _ in 0..200 {
+        a.wait_sent();
+        a.send(&a.frame(b.mac, 300));
+    }
+    a.wait_sent();
+    let mut arrived = 0;
+    while b.receive().is_some() {
+        arrived += 1;
+    }
+    assert_eq!(arrived, 64);
+    wait("the counts", || switch.count("b", "tx_dropped") == 200 - arrived);
+    let all = switch.statistics("b");
+    assert_sums(&all);
+    assert_eq!((all["tx_drop_no_buffer"], all["ovs_tx_failure_drops"]), (136, 136));
+    assert_eq!(switch.count("a", "rx_packets"), 200);
+}
+
+#[test]
+fn numbers_go_on_over_a_reconnect() {
+    let mut switch = Switch::new();
+    let mut crew = Crew::pair(&mut switch, EndpointKind::Client, &[("sizes", "64+700")]);
+    let announced = switch.count("b", "tx_packets");
+    crew.send(0, 1, 50);
+    wait("the counts", || switch.count("b", "tx_packets") == announced + 50);
+    let before = (switch.statistics("a"), switch.statistics("b"));
+    let resets = switch.port("b").link_resets;
+    crew.ends[1].hang_up();
+    switch.wait_link("b", false);
+    let away = switch.statistics("b");
+    assert_eq!(away, before.1, "nothing vanishes with the guest");
+    crew.until("the guest to come back", |crew| crew.ends[1].link() == LinkState::Up);
+    switch.wait_link("b", true);
+    assert!(switch.port("b").link_resets >= resets + 2);
+    crew.send(0, 1, 50);
+    crew.assert_exact(0, 1);
+    wait("the counts", || switch.count("b", "tx_packets") == announced + 100);
+    for (name, was) in &before.0 {
+        assert!(switch.count("a", name) >= *was, "{name} went back");
+    }
+    assert_sums(&switch.statistics("b"));
+}
