@@ -71,6 +71,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// `Pipe` lays the receiver's buffers anywhere, split anywhere, and compares every byte of its memory.
+    /// Rows: B6.
     #[test]
     fn a_receiver_without_guest_csum_gets_whole_checksums(
         v6: bool, tcp: bool, mergeable: bool, indirect: bool, seed: u64,

@@ -74,6 +74,7 @@ fn fill(driver: &mut Driver, guest: &Guest, dice: &mut Dice) -> Vec<Range<u64>> 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Rows: C13.
     #[test]
     fn garbage_in_a_transmitq_writes_nothing_but_its_used_ring(seed: u64, bits in 0_u64..16, base: u16) {
         let mut dice = Dice(seed);
@@ -97,6 +98,7 @@ proptest! {
         }
     }
 
+    /// Rows: C13.
     #[test]
     fn garbage_in_a_receiveq_is_written_only_where_it_is_writable(seed: u64, bits in 0_u64..16, base: u16) {
         let mut dice = Dice(seed);

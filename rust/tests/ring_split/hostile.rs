@@ -255,6 +255,7 @@ const LIES: &[Lie] = &[
     },
 ];
 
+/// Rows: C13.
 #[test]
 fn each_lie_of_a_sender_stops_its_queue_by_name_and_touches_nothing() {
     for lie in LIES {
@@ -272,6 +273,7 @@ fn each_lie_of_a_sender_stops_its_queue_by_name_and_touches_nothing() {
     }
 }
 
+/// Rows: C13.
 #[test]
 fn each_lie_of_a_receiver_stops_its_queue_by_name_and_touches_nothing() {
     let mut source = Source::new();

@@ -46,6 +46,7 @@ impl Scribbler {
     }
 }
 
+/// Rows: C13.
 #[test]
 fn the_head_that_was_judged_is_the_head_that_is_delivered() {
     for layout in [vec![12 + 300], vec![12, 300], vec![5, 7 + 20, 30, 250]] {

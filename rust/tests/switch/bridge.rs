@@ -23,6 +23,7 @@ fn nothing_came(station: &mut Station, other: &mut Station) {
     assert_eq!(station.next(), mark, "a frame came that should not have");
 }
 
+/// Rows: B3.
 #[test]
 fn a_frame_to_an_unknown_address_goes_everywhere_and_to_a_known_one_goes_there() {
     let (switch, [mut a, mut b, mut c]) = three();
@@ -56,6 +57,7 @@ fn broadcast_and_multicast_go_everywhere_and_are_counted() {
     assert_eq!(switch.count("a", "tx_packets"), 0, "nobody hears himself");
 }
 
+/// Rows: B3.
 #[test]
 fn link_local_protocols_stay_here_unless_forward_bpdu_is_set() {
     let (switch, [mut a, mut b, mut c]) = three();
@@ -74,6 +76,7 @@ fn link_local_protocols_stay_here_unless_forward_bpdu_is_set() {
     assert_eq!((b.next(), c.next()), (bpdu.clone(), bpdu));
 }
 
+/// Rows: B2.
 #[test]
 fn each_drop_has_its_name() {
     let (switch, [mut a, mut b, _c]) = three();
@@ -102,6 +105,7 @@ fn each_drop_has_its_name() {
     assert_eq!(switch.count("a", "rx_errors"), 5);
 }
 
+/// Rows: A18, B2.
 #[test]
 fn frames_over_the_receivers_mtu_are_dropped_and_counted() {
     let (switch, [mut a, mut b, _c]) = three();
@@ -129,6 +133,7 @@ fn frames_over_the_receivers_mtu_are_dropped_and_counted() {
     assert_eq!(b.next(), jumbo, "the change is live");
 }
 
+/// Rows: A18, B2.
 #[test]
 fn a_frame_larger_than_buffers_that_cannot_merge_is_dropped_by_that_name() {
     let mut switch = Switch::new();
@@ -162,6 +167,7 @@ fn a_port_that_is_down_neither_sends_nor_receives() {
     assert_eq!((b.next(), c.next()), (frame.clone(), frame));
 }
 
+/// Rows: B3.
 #[test]
 fn send_rarp_moves_an_address_and_tells_everybody() {
     let (switch, [mut a, mut b, mut c]) = three();

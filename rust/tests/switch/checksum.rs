@@ -35,21 +35,25 @@ fn to_both(network: &str, transport: &str) {
     crew.assert_exact(0, 2);
 }
 
+/// Rows: B6.
 #[test]
 fn udp_over_ipv4_reaches_guests_unequal_in_checksums() {
     to_both("ipv4", "udp");
 }
 
+/// Rows: B6.
 #[test]
 fn tcp_over_ipv4_reaches_guests_unequal_in_checksums() {
     to_both("ipv4", "tcp");
 }
 
+/// Rows: B6.
 #[test]
 fn udp_over_ipv6_reaches_guests_unequal_in_checksums() {
     to_both("ipv6", "udp");
 }
 
+/// Rows: B6.
 #[test]
 fn tcp_over_ipv6_reaches_guests_unequal_in_checksums() {
     to_both("ipv6", "tcp");

@@ -120,6 +120,7 @@ fn honest(switch: &mut Switch) -> Crew {
     Crew::pair(switch, EndpointKind::Client, &settings)
 }
 
+/// Rows: C8, C13.
 #[test]
 fn a_sender_that_misbehaves_stops_only_itself() {
     let mut switch = Switch::new();
@@ -186,6 +187,7 @@ fn every_buffer(station: &mut Station, change: impl Fn(Descriptor) -> Descriptor
     }
 }
 
+/// Rows: C8, C13.
 #[test]
 fn a_receiver_that_misbehaves_stops_only_itself() {
     let mut switch = Switch::new();
@@ -216,6 +218,7 @@ fn a_receiver_that_misbehaves_stops_only_itself() {
     crew.assert_exact(1, 0);
 }
 
+/// Rows: C8, C13.
 #[test]
 fn no_attack_costs_a_frame_that_is_on_its_way_meanwhile() {
     let mut switch = Switch::new();
@@ -260,6 +263,7 @@ fn a_guest_that_breaks_its_ring_comes_back_by_setting_it_up_anew() {
     assert_eq!(good.next(), frame);
 }
 
+/// Rows: C8.
 #[test]
 fn a_guest_that_never_takes_a_frame_back_costs_nobody_else_one() {
     let mut switch = Switch::new();

@@ -76,6 +76,7 @@ impl Drop for Process {
     }
 }
 
+/// Rows: A13, C4.
 #[test]
 fn a_switch_that_is_killed_under_traffic_loses_nothing_it_took() {
     const DEATHS: u64 = 6;

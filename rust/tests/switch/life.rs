@@ -10,6 +10,7 @@ use super::traffic::{Crew, end};
 
 const BOTH: [EndpointKind; 2] = [EndpointKind::Client, EndpointKind::Server];
 
+/// Rows: A13, C4.
 #[test]
 fn a_switch_made_anew_under_traffic_loses_nothing_and_keeps_the_order() {
     for kind in BOTH {
@@ -46,6 +47,7 @@ fn a_switch_made_anew_under_traffic_loses_nothing_and_keeps_the_order() {
     }
 }
 
+/// Rows: L6.
 #[test]
 fn a_port_deleted_under_traffic_goes_cleanly_and_comes_back() {
     for kind in BOTH {
@@ -76,6 +78,7 @@ fn a_port_deleted_under_traffic_goes_cleanly_and_comes_back() {
     }
 }
 
+/// Rows: L6.
 #[test]
 fn a_port_that_sends_can_be_deleted_as_well() {
     let mut switch = Switch::new();
@@ -96,6 +99,7 @@ fn a_port_that_sends_can_be_deleted_as_well() {
     assert_eq!(crew.account(0, 1).duplicated, 0);
 }
 
+/// Rows: C4.
 #[test]
 fn a_guest_that_stops_gets_the_index_at_which_nothing_is_left() {
     let mut switch = Switch::new();
@@ -144,6 +148,7 @@ fn a_guest_that_stops_in_mid_stream_has_every_frame_delivered_or_still_its_own()
     }
 }
 
+/// Rows: L2.
 #[test]
 fn guest_first_and_port_first_both_work_for_both_kinds() {
     for kind in BOTH {
@@ -157,5 +162,30 @@ fn guest_first_and_port_first_both_work_for_both_kinds() {
         assert_eq!(switch.add("a", kind), socket);
         crew.until("the link", |crew| crew.ends[0].link() == LinkState::Up);
         switch.wait_link("a", true);
+    }
+}
+
+/// Rows: C10.
+#[test]
+fn a_switch_with_nothing_to_do_sleeps_until_a_guest_sends() {
+    let mut switch = Switch::new();
+    let mut a = Station::join(&mut switch, "a", 1);
+    let mut b = Station::join(&mut switch, "b", 2);
+    let stats = std::sync::Arc::clone(&switch.datapath().pmds()[0].stats);
+    let looks = || stats.idle_cycles.read();
+    let mut slept = 0;
+    for _ in 0..5 {
+        // Asleep since the last frame: its clock of idle looks stands still.
+        let (mut last, mut still) = (looks(), 0);
+        wait("the poll thread to sleep", || {
+            let now = looks();
+            still = if now == last { still + 1 } else { 0 };
+            last = now;
+            still >= 20 && stats.sleeps.read() > slept
+        });
+        slept = stats.sleeps.read();
+        let frame = a.frame([0xff; 6], 64);
+        a.send(&frame);
+        assert_eq!(b.next(), frame, "the kick wakes it");
     }
 }

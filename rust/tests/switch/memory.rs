@@ -19,6 +19,7 @@ fn crosses(settings: &[(&str, &str)]) {
     crew.assert_exact(1, 0);
 }
 
+/// Rows: A9.
 #[test]
 fn one_table_or_one_region_at_a_time_is_the_same_memory() {
     for form in ["table", "regions"] {
@@ -42,6 +43,7 @@ fn pages(kib: usize, want: usize) -> usize {
     read("free_hugepages")
 }
 
+/// Rows: A9.
 #[test]
 fn pages_of_two_mebibytes_carry_frames() {
     if pages(2_048, 40) < 40 {
@@ -51,6 +53,7 @@ fn pages_of_two_mebibytes_carry_frames() {
     crosses(&[("memory", "huge2m"), ("regions", "2")]);
 }
 
+/// Rows: A9.
 #[test]
 fn pages_of_one_gibibyte_carry_frames() {
     if pages(1_048_576, 2) < 2 {
@@ -60,6 +63,7 @@ fn pages_of_one_gibibyte_carry_frames() {
     crosses(&[("memory", "huge1g")]);
 }
 
+/// Rows: A9, C1.
 #[test]
 fn private_memory_is_named_and_the_cure_too() {
     let mut switch = Switch::new();

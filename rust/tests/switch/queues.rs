@@ -18,6 +18,7 @@ fn wait_count(switch: &Switch, name: &str, count: &str) {
     }
 }
 
+/// Rows: A10, L3.
 #[test]
 fn queue_counts_follow_the_guest() {
     let mut switch = Switch::new();
@@ -42,6 +43,7 @@ fn foreign_of(crew: &Crew, pair: usize) -> u64 {
     crew.ends[1].receivers()[pair].counters().foreign
 }
 
+/// Rows: A10, L3.
 #[test]
 fn frames_on_a_disabled_queue_wait_until_it_is_enabled() {
     let mut switch = Switch::new();
@@ -56,6 +58,7 @@ fn frames_on_a_disabled_queue_wait_until_it_is_enabled() {
     crew.assert_exact(0, 1);
 }
 
+/// Rows: A10, L3.
 #[test]
 fn pairs_flap_under_traffic_and_lose_nothing() {
     let mut switch = Switch::new();

@@ -102,14 +102,30 @@ impl Station {
         self.send_with(&[0; 12], frame);
     }
 
+    /// Sends frames that become visible to the switch all at once.
+    pub fn send_together(&mut self, frames: &[Vec<u8>]) {
+        for frame in frames {
+            self.post(&[0; 12], frame);
+        }
+        self.publish();
+    }
+
     /// Sends a frame behind this header.
     pub fn send_with(&mut self, header: &[u8; 12], frame: &[u8]) {
+        self.post(header, frame);
+        self.publish();
+    }
+
+    fn post(&mut self, header: &[u8; 12], frame: &[u8]) {
         self.reclaim();
         let gpa = self.send_slots.pop().expect("the switch gives transmit buffers back");
         let bytes = [&header[..self.header], frame].concat();
         self.frontend.ram().window(gpa, bytes.len()).unwrap().write(0, &bytes);
         let segment = Segment { gpa, len: bytes.len() as u32, writable: false };
         self.in_flight.insert(self.tx.add(&[segment]).unwrap(), gpa);
+    }
+
+    fn publish(&mut self) {
         if self.tx.publish() {
             self.kick(1);
         }

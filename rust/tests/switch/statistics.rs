@@ -28,6 +28,7 @@ fn assert_sums(all: &BTreeMap<String, u64>) {
     }
 }
 
+/// Rows: B2.
 #[test]
 fn what_was_sent_was_counted_and_queues_sum_up() {
     let mut switch = Switch::new();
@@ -50,6 +51,7 @@ fn what_was_sent_was_counted_and_queues_sum_up() {
     }
 }
 
+/// Rows: B2.
 #[test]
 fn frames_without_a_buffer_are_counted_and_the_count_is_what_is_lost() {
     let mut switch = Switch::new();
@@ -75,6 +77,7 @@ fn frames_without_a_buffer_are_counted_and_the_count_is_what_is_lost() {
     assert_eq!(switch.count("a", "rx_packets"), 200);
 }
 
+/// Rows: C11.
 #[test]
 fn numbers_go_on_over_a_reconnect() {
     let mut switch = Switch::new();
@@ -98,4 +101,29 @@ fn numbers_go_on_over_a_reconnect() {
         assert!(switch.count("a", name) >= *was, "{name} went back");
     }
     assert_sums(&switch.statistics("b"));
+}
+
+/// Rows: B4.
+#[test]
+fn a_receiver_that_is_short_of_buffers_is_tried_again_as_often_as_is_set() {
+    for (retries, tried) in [(8, 1), (0, 0)] {
+        let mut switch = Switch::new();
+        let mut a = Station::join(&mut switch, "a", 1);
+        let mut b = Station::join(&mut switch, "b", 2);
+        switch.datapath().set_port("b", None, None, Some(retries)).unwrap();
+        b.send(&b.frame([0xff; 6], 64));
+        a.next();
+        // All but 20 of its 64 buffers are full; then 30 frames come at once. The first attempt fills what is left, and
+        // one more shows that the guest makes no progress.
+        for _ in 0..44 {
+            a.send(&a.frame(b.mac, 64));
+            a.wait_sent();
+        }
+        let frame = a.frame(b.mac, 64);
+        a.send_together(&vec![frame; 30]);
+        a.wait_sent();
+        wait("the counts", || switch.count("b", "tx_packets") + switch.count("b", "tx_dropped") == 74);
+        assert_eq!((switch.count("b", "tx_packets"), switch.count("b", "tx_drop_no_buffer")), (64, 10));
+        assert_eq!(switch.count("b", "ovs_tx_retries"), tried);
+    }
 }
