@@ -132,7 +132,8 @@ class VirtioUser(Generator):
     def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
         hugepages.reserve(_MEMORY_MIB // 2)
         eal = [f"--lcores=0@{self.cpu}", "--no-pci", "--iova-mode=va", "--in-memory", "--single-file-segments"]
-        eal += ["-m", str(_MEMORY_MIB), "--log-level=lib.eal:error"]
+        # Its socket is one for all DPDK processes; connecting to it waits for ever when its owner is held.
+        eal += ["--no-telemetry", "-m", str(_MEMORY_MIB), "--log-level=lib.eal:error"]
         devices = [virtio_user(socket, queue_size=RING_SIZE) for socket in sockets]
         eal += [f"--vdev={device.format(index)}" for index, device in enumerate(devices)]
         settings = [f"size={case.size}", f"both={int(case.both)}", f"backoff-us={self._backoff_us:g}"]
@@ -193,8 +194,8 @@ class Run:
         senders = [end for end in measured["ends"] if end["sent_pps"] > 0]
         sent = sum(end["sent_pps"] for end in senders)
         received = sum(end["received_pps"] for end in measured["ends"])
-        if not senders or not sent:
-            raise self._error("sent nothing")
+        if not sent or not received:
+            raise self._error("sent nothing" if not sent else "sent frames, and none arrived at the far end")
         return Load(
             pps=received,
             ring_full_share=sum(end["ring_full_share"] for end in senders) / len(senders),

@@ -188,10 +188,17 @@ class Ovs(Switch):
 
     def __init__(self, folder: Path, cpu: int) -> None:
         super().__init__(folder, cpu)
+        self._mtu: int | None = None
         self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False)
         self._ovs.start()
 
     def plug(self, case: Case) -> None:
+        if self._mtu not in {None, case.mtu}:
+            # Buffers of the size before stay allocated as long as it lives, and there is no memory for both.
+            self.unplug()
+            self._ovs.stop()
+            self._ovs.start()
+        self._mtu = case.mtu
         self._ovs.vsctl(*_bridge(self.sockets, case))
 
     def unplug(self) -> None:

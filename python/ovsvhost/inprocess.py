@@ -8,7 +8,6 @@ After a fork the child's is closed: the poll threads are the parent's, and so ar
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import threading
@@ -232,9 +231,6 @@ class InProcess:
 
     def leave_to_parent(self) -> None:
         """In a forked child: this object is closed, and the parent's datapath is left alone."""
-        if self._datapath is not None:
-            # Its threads are not here, so ending it would wait for ever: this reference outlives the interpreter.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._datapath))
         self._lock = threading.RLock()  # the thread that may have held the old one is not here
         self._datapath, self._desired, self._ledger = None, Desired(), observed.Ledger()
 

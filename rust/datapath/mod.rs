@@ -86,6 +86,8 @@ pub struct PmdView {
 /// The switch itself.
 pub struct Datapath {
     shared: Arc<Shared>,
+    /// The process that made it: the threads are there, not in a child forked from it.
+    owner: u32,
 }
 
 impl Datapath {
@@ -117,7 +119,7 @@ impl Datapath {
             .name("housekeeping".into())
             .spawn(move || keep_house(&keeper, &broken))
             .map_err(|e| Error::kernel("no housekeeping thread", e))?;
-        Ok(Self { shared })
+        Ok(Self { shared, owner: std::process::id() })
     }
 
     /// Readable while [`Self::events`] has something or a port's state changed.

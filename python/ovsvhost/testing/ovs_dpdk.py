@@ -43,7 +43,8 @@ class OvsDpdk:
         self._memory_mib = memory_mib
         self._settings = {
             "dpdk-init": "true",
-            "dpdk-extra": '"--no-pci --iova-mode=va --in-memory"',
+            # All DPDK processes share one telemetry socket, and each start asks its owner: a stopped one never answers.
+            "dpdk-extra": '"--no-pci --iova-mode=va --in-memory --no-telemetry"',
             "dpdk-socket-mem": str(memory_mib),
             "pmd-cpu-mask": hex(1 << pmd_cpu),
             "userspace-tso-enable": str(offloads).lower(),

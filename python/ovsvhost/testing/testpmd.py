@@ -118,6 +118,8 @@ class Testpmd:
         threads = ",".join(f"{index}@{core}" for index, core in enumerate(self._cores))
         # Files of hugepages in memory only: nothing to mount, nothing left behind.
         memory = ["--no-pci", "--iova-mode=va", "--in-memory", "--single-file-segments", "-m", str(self._memory_mib)]
+        # All DPDK processes share one telemetry socket, and each start asks its owner: a stopped one never answers.
+        memory.append("--no-telemetry")
         devices = [f"--vdev={device}" for device in self._devices]
         mode = ["--interactive", f"--forward-mode={self._forward}", f"--nb-cores={len(self._cores) - 1}"]
         mode += [f"--total-num-mbufs={_BUFFERS}"]

@@ -221,7 +221,11 @@ impl SlotRing {
         if self.rewrite || state.len as usize != total {
             state.len = total as u32;
             let state = *state;
-            self.describe(slot, state, total);
+            if let Layout::One = self.shape.layout {
+                self.describe_one(slot, state);
+            } else {
+                self.describe(slot, state, total);
+            }
         }
         self.ring.put_available(slot * self.descriptors_per_slot);
     }
@@ -347,6 +351,14 @@ impl SlotRing {
     }
 
     #[inline]
+    fn describe_one(&self, slot: u16, state: Slot) {
+        let flags = if self.writable { DESC_WRITE } else { 0 };
+        let base = self.areas[usize::from(state.area)].gpa.plus(u64::from(state.offset));
+        self.ring.write_descriptor(slot, Descriptor { address: base.0, len: state.len, flags, next: 0 });
+    }
+
+    /// Any layout but the simplest, which has its own way for speed.
+    #[inline(never)]
     fn describe(&self, slot: u16, state: Slot, total: usize) {
         let flags = if self.writable { DESC_WRITE } else { 0 };
         if self.tables.is_some() {
@@ -355,11 +367,6 @@ impl SlotRing {
         }
         let base = self.areas[usize::from(state.area)].gpa.plus(u64::from(state.offset));
         let mut index = slot * self.descriptors_per_slot;
-        if let Layout::One = self.shape.layout {
-            let one = Descriptor { address: base.0, len: total as u32, flags, next: 0 };
-            self.ring.write_descriptor(index, one);
-            return;
-        }
         let mut pieces = self.shape.pieces(total).peekable();
         while let Some((at, size)) = pieces.next() {
             let more = if pieces.peek().is_some() { DESC_NEXT } else { 0 };

@@ -196,10 +196,10 @@ impl Window {
     pub fn prefetch_for_write(&self, at: usize) {
         #[cfg(target_arch = "x86_64")]
         if at < self.size {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            let line = self.base.wrapping_add(at).cast_const().cast::<i8>();
-            // SAFETY: a prefetch reads nothing into the program and cannot fault.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line) };
+            let line = self.base.wrapping_add(at);
+            // SAFETY: a prefetch reads nothing into the program and cannot fault. The intrinsic would give a prefetch for
+            // reading: it knows no other for processors of unknown make, where this one does nothing at worst.
+            unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = at;

@@ -152,6 +152,7 @@ impl Runner {
         while Instant::now() < warm && !self.stopping {
             self.step(true);
         }
+        self.event("measuring", &[]);
         let before: Vec<Snapshot> = self.ends.iter().map(Snapshot::of).collect();
         let clock_before = scheduler_clock();
         let start = Instant::now();

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Guests that misbehave stop themselves and nobody else: an honest pair's frames are all counted meanwhile.
 
+use std::thread;
+use std::time::Duration;
+
 use ovsvhost::testing::driver::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
+use ovsvhost::testing::hostile::Case;
+use ovsvhost::testing::traffic::EndSettings;
 use ovsvhost::testing::wire::features;
 use ovsvhost::vhost::EndpointKind;
 
@@ -209,6 +214,30 @@ fn a_receiver_that_misbehaves_stops_only_itself() {
     }
     crew.assert_exact(0, 1);
     crew.assert_exact(1, 0);
+}
+
+#[test]
+fn no_attack_costs_a_frame_that_is_on_its_way_meanwhile() {
+    let mut switch = Switch::new();
+    let mut crew = honest(&mut switch);
+    let socket = switch.add("bad", EndpointKind::Server);
+    let mut settings = EndSettings::default();
+    settings.set("side", "connect").unwrap();
+    settings.set("socket", socket.to_str().unwrap()).unwrap();
+    settings.set("mac", "02:00:00:00:00:99").unwrap();
+    let attacks = thread::spawn(move || {
+        for case in Case::all() {
+            case.run(&settings, Duration::from_millis(10)).unwrap_or_else(|error| panic!("{}: {error}", case.name()));
+        }
+    });
+    while !attacks.is_finished() {
+        crew.send(0, 1, 20);
+        crew.send(1, 0, 20);
+    }
+    attacks.join().expect("every attack was made");
+    crew.assert_exact(0, 1);
+    crew.assert_exact(1, 0);
+    assert!(["a", "b"].iter().all(|name| switch.port(name).error.is_none()));
 }
 
 #[test]

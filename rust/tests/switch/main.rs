@@ -17,9 +17,11 @@
 mod bridge;
 mod checksum;
 mod hostile;
+mod killed;
 mod life;
 mod matrix;
 mod memory;
+mod poll;
 mod queues;
 mod rig;
 mod station;

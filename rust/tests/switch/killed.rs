@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The switch as a process of its own that is killed without a word, again and again, under traffic.
+//!
+//! What a sender has back was delivered before: no frame is lost and none overtakes another. A burst that was delivered
+//! and not yet given back may come twice; it is never more than one burst a death.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use ovsvhost::burst::MAX_BURST;
+use ovsvhost::datapath::{Datapath, PortConfig};
+use ovsvhost::testing::traffic::LinkState;
+use ovsvhost::vhost::EndpointKind;
+use vmm_sys_util::tempdir::TempDir;
+
+use super::rig::wait;
+use super::traffic::{Crew, end};
+
+const FOLDER: &str = "OVSVHOST_TEST_FOLDER";
+
+fn socket(folder: &Path, port: &str) -> PathBuf {
+    folder.join(port)
+}
+
+#[test]
+#[ignore = "it is the switch that the other test of this file starts and kills"]
+fn the_switch() {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by its test"));
+    let datapath = Datapath::new(&[], None).unwrap();
+    datapath.add_bridge("br0").unwrap();
+    for (name, ofport) in [("a", 1), ("b", 2)] {
+        let config = PortConfig {
+            name: name.to_owned(),
+            kind: EndpointKind::Client,
+            ofport,
+            socket: socket(&folder, name),
+            mtu: 9_000,
+            retries: 8,
+            socket_mode: 0o600,
+            socket_owner: None,
+            socket_group: None,
+            allow_file_memory: false,
+        };
+        datapath.add_port("br0", config).unwrap();
+    }
+    println!("\nready");
+    std::io::stdout().flush().unwrap();
+    // Until it is killed, or its test is gone.
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+/// The switch while it lives; killed when it is dropped.
+struct Process(Child);
+
+impl Process {
+    fn start(folder: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "killed::the_switch", "--ignored", "--nocapture"])
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "ready"), "the switch started");
+        Self(child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_switch_that_is_killed_under_traffic_loses_nothing_it_took() {
+    const DEATHS: u64 = 6;
+    for order in ["qemu", "virtio-user"] {
+        let folder = TempDir::new_with_prefix("/tmp/ovsvhost-killed-").unwrap();
+        let settings = [("order", order), ("sizes", "64+1500+9000"), ("layout", "two")];
+        let ends = (0..).zip(["a", "b"]);
+        let ends =
+            ends.map(|(index, port)| end(index, &socket(folder.as_path(), port), EndpointKind::Client, &settings));
+        let mut crew = Crew { ends: ends.collect() };
+        for death in 0..=DEATHS {
+            let process = Process::start(folder.as_path());
+            // The receiver first: a frame for a guest that is away would rightly be dropped.
+            for index in [1, 0] {
+                let end = &mut crew.ends[index];
+                wait("an end to come back", || {
+                    end.look_after(Instant::now());
+                    end.link() == LinkState::Up
+                });
+            }
+            let limit = crew.ends[0].sent() + 200 + 30 * death;
+            crew.until("every number to arrive", |crew| {
+                let (sent, arrived) = (crew.ends[0].sent(), crew.account(0, 1).received);
+                crew.ends[0].send(16, 24_u64.saturating_sub(sent - arrived), limit);
+                sent == limit && arrived == sent
+            });
+            if death < DEATHS {
+                // Killed with frames in every stage of their way.
+                crew.ends[0].send(20, 20, u64::MAX);
+                drop(process);
+                crew.until("both ends to notice", |crew| crew.ends.iter().all(|end| end.link() == LinkState::Down));
+            }
+        }
+        let (sent, account) = (crew.ends[0].sent(), crew.account(0, 1));
+        assert_eq!((account.received, account.lost, account.reordered), (sent, 0, 0), "{order}: {account:?}");
+        assert!(account.duplicated <= DEATHS * MAX_BURST as u64, "{order}: {account:?}");
+        crew.assert_clean(1);
+    }
+}
