@@ -280,6 +280,11 @@ impl Datapath {
 /// guest whose receiver left a moment before.
 impl Drop for Datapath {
     fn drop(&mut self) {
+        if self.owner != std::process::id() {
+            // A forked child has none of the threads that would answer: what it holds goes when it ends.
+            std::mem::forget(Arc::clone(&self.shared));
+            return;
+        }
         for pmd in &self.shared.pmds {
             let (done, rests) = channel();
             pmd.post(crate::pmd::Message::Rest(done));

@@ -75,6 +75,6 @@ def pytest_runtest_makereport(
         kept.mkdir(parents=True, exist_ok=True)
         for name, log in Program.logs.items():
             if log.is_file():
-                shutil.copy(log, kept / log.name)
+                shutil.copy(log, kept / f"{log.parent.name}-{log.name}")
                 report.sections.append((f"{call.when}: {name}", tail(log, _LOG_LINES)))
     return report
