@@ -140,6 +140,9 @@ def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy
         host: an address of ``source``.
         size_mib: MiB; both guests hold the file in memory.
     """
+    # The guests' root is a tmpfs of half their memory: what earlier copies left would fill it.
+    for guest in (source, target):
+        guest.run("rm -f /var/www/* /tmp/fetched")
     source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S)
     source.run("pidof httpd || httpd -h /var/www")
     sent = source.run("sha256sum </var/www/file", timeout_s=_COPY_TIMEOUT_S).split()[0]
@@ -148,8 +151,6 @@ def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy
     seconds = time.monotonic() - began
     received = _body(target, "sha256sum").split()[0]
     size = int(_body(target, "wc -c"))
-    target.run("rm /tmp/fetched")
-    source.run("rm /var/www/file")
     return Copy(size_mib * _MIB, size, sent, received, seconds)
 
 

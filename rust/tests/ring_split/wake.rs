@@ -3,18 +3,20 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-/// An eventfd as a file, which is how sessions hand kicks and calls to rings.
-#[allow(unsafe_code, reason = "EventFd gives its descriptor away only as a number")]
+/// An eventfd as a file, come the way a front-end's come: over a socket.
 pub fn eventfd() -> File {
-    let fd = EventFd::new(EFD_NONBLOCK).unwrap().into_raw_fd();
-    // SAFETY: `into_raw_fd` gave up the only owner of this open descriptor.
-    unsafe { File::from_raw_fd(fd) }
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.send_with_fd(&[0_u8][..], EventFd::new(EFD_NONBLOCK).unwrap().as_raw_fd()).unwrap();
+    let (_, file) = theirs.recv_with_fd(&mut [0]).unwrap();
+    file.expect("the descriptor came along")
 }
 
 /// What was written since the last look.
