@@ -59,7 +59,7 @@ impl SendingGuest {
         })
         .unwrap();
         let driver = slots(&mut ram, place, layout, size, false);
-        let mut sender = Sender::new(driver, plan, false);
+        let mut sender = Sender::new(driver, plan, true);
         // Memory that nobody ever wrote is taken for private.
         sender.pass(1);
         let mut queue = Transmitq::new(device(&ram, place));
