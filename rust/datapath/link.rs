@@ -35,20 +35,27 @@ impl Link {
     }
 }
 
+/// The port's id lives as long as its session can use it, and no longer names anybody then.
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.shared.state().free(self.record.id);
+    }
+}
+
 impl PortLink for Link {
     fn start(&self, vring: usize, ring: Ring) {
         let Ok(vring) = u16::try_from(vring) else { return };
         let (port, counters) = (self.record.id, self.record.counters_of(vring));
-        let mut state = self.shared.state();
+        let run = self.shared.next_run();
         if vring % 2 == 0 {
-            let slot = Arc::new(ReceiveSlot::new(Receiveq::new(ring), port, vring, counters));
+            let slot = Arc::new(ReceiveSlot::new(Receiveq::new(ring), port, vring, counters, run));
+            let mut state = self.shared.state();
             state.receiveqs.insert((port, vring), slot);
             self.shared.publish(&state);
         } else {
-            state.transmitqs.insert((port, vring));
-            drop(state);
-            let queue = TransmitQueue::new(Transmitq::new(ring), port, vring, counters);
-            self.post(Message::Assign(Box::new(queue)));
+            let queue = Box::new(TransmitQueue::new(Transmitq::new(ring), port, vring, counters, run));
+            self.shared.state().transmitqs.insert((port, vring), run);
+            self.post(Message::Assign(queue));
         }
     }
 
@@ -64,7 +71,7 @@ impl PortLink for Link {
             let queue = slot.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()?;
             Some(queue.into_ring())
         } else {
-            state.transmitqs.remove(&(port, vring)).then_some(())?;
+            state.transmitqs.remove(&(port, vring))?;
             drop(state);
             let queue = self.shared.pmds.first()?.release(port, vring, |text| self.late(text))?;
             Some(queue.queue.into_ring())

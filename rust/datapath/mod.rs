@@ -15,6 +15,7 @@ mod port;
 mod state;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -31,8 +32,10 @@ use events::Events;
 use link::Link;
 use state::State;
 
-/// How often housekeeping looks around. A guest that makes a poll thread hang is found out in one to two rounds.
-const HOUSE_ROUND: Duration = Duration::from_millis(500);
+/// How often housekeeping looks around while all poll threads sleep.
+const QUIET_ROUND: Duration = Duration::from_millis(500);
+/// How often while one moves frames: a guest that makes it hang is found out in one to two rounds.
+const BUSY_ROUND: Duration = Duration::from_millis(40);
 
 /// What sessions and control share.
 struct Shared {
@@ -40,9 +43,15 @@ struct Shared {
     pmds: Vec<Pmd>,
     events: Events,
     started: Instant,
+    runs: AtomicU64,
 }
 
 impl Shared {
+    /// A number for one start of one vring.
+    fn next_run(&self) -> u64 {
+        self.runs.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic in between leaves the state whole: it is changed by single assignments and then published.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,7 +121,7 @@ impl Datapath {
         };
         let (faults, broken) = channel();
         let pmds = vec![Pmd::spawn(cpu, sleep, started, faults)?];
-        let shared = Arc::new(Shared { state: Mutex::default(), pmds, events, started });
+        let shared = Arc::new(Shared { state: Mutex::default(), pmds, events, started, runs: AtomicU64::new(0) });
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
         std::thread::Builder::new()
@@ -187,13 +196,13 @@ impl Datapath {
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));
         match Endpoint::spawn(endpoint_config, link) {
             Ok(endpoint) => {
-                self.shared.state().set_endpoint(&name, endpoint);
+                let late = self.shared.state().set_endpoint(&name, record.id, endpoint);
+                drop(late);
                 Ok(())
             }
             Err(error) => {
                 let mut state = self.shared.state();
                 state.remove_port(&name);
-                state.free(record.id);
                 self.shared.publish(&state);
                 Err(error)
             }
@@ -226,8 +235,13 @@ impl Datapath {
             endpoint.shutdown();
         }
         let mut state = self.shared.state();
-        state.free(record.id);
+        let left = state.take_vrings(record.id);
+        state.forget(record.id);
         self.shared.publish(&state);
+        drop(state);
+        for (pmd, vring) in self.shared.pmds.iter().flat_map(|pmd| left.iter().map(move |vring| (pmd, *vring))) {
+            drop(pmd.release(record.id, vring, |_| {}));
+        }
         Ok(())
     }
 
@@ -277,11 +291,10 @@ impl Datapath {
 }
 
 /// Ends every session first: those hold the rest. Nobody is polled from the start of it, so no frame is taken from a
-/// guest whose receiver left a moment before.
+/// guest whose receiver left a moment before. In a forked child there is nobody to end or to wait for.
 impl Drop for Datapath {
     fn drop(&mut self) {
-        if self.owner != std::process::id() {
-            // A forked child has none of the threads that would answer: what it holds goes when it ends.
+        if std::process::id() != self.owner {
             std::mem::forget(Arc::clone(&self.shared));
             return;
         }
@@ -302,32 +315,33 @@ impl Drop for Datapath {
 ///
 /// Never waits for the state: whoever holds it may be waiting for the very thread that hangs.
 fn keep_house(shared: &Weak<Shared>, faults: &Receiver<Fault>) {
-    let (mut next_round, mut seen, mut reports) = (Instant::now() + HOUSE_ROUND, Vec::new(), Vec::new());
+    let (mut next_look, mut next_sweep) = (Instant::now(), Instant::now());
+    let (mut seen, mut moved, mut reports) = (Vec::new(), 0, Vec::new());
     loop {
-        let fault = faults.recv_timeout(next_round.saturating_duration_since(Instant::now()));
+        let fault = faults.recv_timeout(next_look.saturating_duration_since(Instant::now()));
         let Some(shared) = shared.upgrade() else { return };
-        let is_round = match fault {
-            Ok(fault) => {
-                reports.push(fault);
-                false
-            }
+        match fault {
+            Ok(fault) => reports.push(fault),
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => true,
-        };
-        if is_round {
-            next_round += HOUSE_ROUND;
-            seen.resize(shared.pmds.len(), None);
-            for (pmd, last) in shared.pmds.iter().zip(&mut seen) {
-                pmd.desk.watch(last);
+            Err(RecvTimeoutError::Timeout) => {
+                seen.resize(shared.pmds.len(), None);
+                for (pmd, last) in shared.pmds.iter().zip(&mut seen) {
+                    pmd.desk.watch(last);
+                }
+                let packets = shared.pmds.iter().map(|pmd| pmd.stats.packets.read()).sum::<u64>();
+                let is_busy = std::mem::replace(&mut moved, packets) != packets || seen.iter().any(Option::is_some);
+                // From now, not from the last look: after a long stop, looks in a row would see one call twice.
+                next_look = Instant::now() + if is_busy { BUSY_ROUND } else { QUIET_ROUND };
             }
         }
         if let Ok(state) = shared.state.try_lock() {
             for fault in reports.drain(..) {
-                state.fail_vring(fault.port, fault.vring, &describe(&fault.cause));
+                state.fail_vring(fault.port, fault.vring, fault.run, &describe(&fault.cause));
                 shared.events.poke();
             }
-            if is_round {
+            if Instant::now() >= next_sweep {
                 state.sweep(shared.now_s());
+                next_sweep = Instant::now() + Duration::from_secs(1);
             }
         }
     }

@@ -38,8 +38,8 @@ pub(super) struct State {
     ids: BTreeSet<PortId>,
     /// Live receiveqs; outlive their port's entry until its session has ended.
     pub receiveqs: BTreeMap<(PortId, u16), Arc<ReceiveSlot>>,
-    /// Transmitqs that are with a poll thread.
-    pub transmitqs: BTreeSet<(PortId, u16)>,
+    /// Transmitqs that are with a poll thread, and which start of the vring each is.
+    pub transmitqs: BTreeMap<(PortId, u16), u64>,
 }
 
 impl State {
@@ -150,10 +150,23 @@ impl State {
         Ok(record)
     }
 
-    pub(super) fn set_endpoint(&mut self, name: &str, endpoint: Endpoint) {
-        if let Some(port) = self.ports.get_mut(name) {
-            port.endpoint = Some(endpoint);
+    /// Keeps a port's endpoint. Gives it back if the port was deleted meanwhile: drop it without the lock.
+    pub(super) fn set_endpoint(&mut self, name: &str, id: PortId, endpoint: Endpoint) -> Option<Endpoint> {
+        match self.ports.get_mut(name) {
+            Some(port) if port.record.id == id => port.endpoint.replace(endpoint),
+            _ => Some(endpoint),
         }
+    }
+
+    /// Takes what a session left behind that did not end in time: its receiveqs out of the topology to come, and the
+    /// numbers of its transmitqs.
+    pub(super) fn take_vrings(&mut self, id: PortId) -> Vec<u16> {
+        self.receiveqs.retain(|(port, _), _| *port != id);
+        let left: Vec<u16> = self.transmitqs.range((id, 0)..=(id, u16::MAX)).map(|((_, vring), _)| *vring).collect();
+        for vring in &left {
+            self.transmitqs.remove(&(id, *vring));
+        }
+        left
     }
 
     pub(super) fn set_port(
@@ -184,12 +197,17 @@ impl State {
         Some((port.record, port.endpoint))
     }
 
-    /// The port's session is over: its id may be used again, and nothing learned meanwhile stays.
-    pub(super) fn free(&mut self, id: PortId) {
-        self.ids.remove(&id);
+    /// Nothing learned behind a port that is gone stays.
+    pub(super) fn forget(&self, id: PortId) {
         for bridge in self.bridges.values() {
             bridge.fdb.flush_port(id);
         }
+    }
+
+    /// The port's session is over: its id may be used again.
+    pub(super) fn free(&mut self, id: PortId) {
+        self.forget(id);
+        self.ids.remove(&id);
     }
 
     pub(super) fn port_state(&self, name: &str) -> Option<PortState> {
@@ -251,11 +269,16 @@ impl State {
     /// `(port, queue)` of every transmitq that is polled.
     pub(super) fn polled(&self) -> Vec<(String, u16)> {
         let names: BTreeMap<PortId, &String> = self.ports.iter().map(|(name, p)| (p.record.id, name)).collect();
-        self.transmitqs.iter().filter_map(|(id, vring)| Some(((*names.get(id)?).clone(), vring / 2))).collect()
+        self.transmitqs.keys().filter_map(|(id, vring)| Some(((*names.get(id)?).clone(), vring / 2))).collect()
     }
 
     /// Passes a poll thread's report to the session whose queue it is.
-    pub(super) fn fail_vring(&self, port: PortId, vring: u16, reason: &str) {
+    pub(super) fn fail_vring(&self, port: PortId, vring: u16, run: u64, reason: &str) {
+        let started = self.receiveqs.get(&(port, vring)).map(|slot| slot.run);
+        if started.or_else(|| self.transmitqs.get(&(port, vring)).copied()) != Some(run) {
+            // The vring was started anew since: its former self's trouble is over.
+            return;
+        }
         let endpoint = self.ports.values().find(|p| p.record.id == port).and_then(|p| p.endpoint.as_ref());
         if let Some(endpoint) = endpoint {
             endpoint.fail_vring(usize::from(vring), reason.to_owned());

@@ -26,19 +26,18 @@ pub unsafe fn store_release(at: *mut u8, value: u16) {
     unsafe { AtomicU16::from_ptr(at.cast()) }.store(value, Ordering::Release);
 }
 
+/// A value at any address: guests align as they like, and only a volatile access is never split or repeated.
+#[repr(C, packed)]
+struct Anywhere<T>(T);
+
 /// Loads a plain value once.
 ///
 /// # Safety
 /// `at` has room for a `T` inside a live guest mapping; any bits make a `T`.
 #[inline]
 pub unsafe fn load<T: Copy>(at: *const u8) -> T {
-    if at.cast::<T>().is_aligned() {
-        // SAFETY: live by the caller, aligned by the test.
-        unsafe { at.cast::<T>().read_volatile() }
-    } else {
-        // SAFETY: live by the caller.
-        unsafe { at.cast::<T>().read_unaligned() }
-    }
+    // SAFETY: live by the caller; a packed type needs no alignment.
+    unsafe { at.cast::<Anywhere<T>>().read_volatile() }.0
 }
 
 /// Stores a plain value once.
@@ -47,13 +46,8 @@ pub unsafe fn load<T: Copy>(at: *const u8) -> T {
 /// As [`load`].
 #[inline]
 pub unsafe fn store<T: Copy>(at: *mut u8, value: T) {
-    if at.cast::<T>().is_aligned() {
-        // SAFETY: live by the caller, aligned by the test.
-        unsafe { at.cast::<T>().write_volatile(value) }
-    } else {
-        // SAFETY: live by the caller.
-        unsafe { at.cast::<T>().write_unaligned(value) }
-    }
+    // SAFETY: live by the caller; a packed type needs no alignment.
+    unsafe { at.cast::<Anywhere<T>>().write_volatile(Anywhere(value)) };
 }
 
 /// Stores a value only if the memory holds another one: an unchanged cache line stays shared with the other core.

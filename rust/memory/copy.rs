@@ -97,6 +97,9 @@ unsafe fn copy_avx512(dst: *mut u8, src: *const u8, len: usize) {
     }
 }
 
+#[cfg(target_feature = "avx512f")]
+compile_error!("build for the x86-64 baseline: the copies choose AVX-512 by themselves, and use registers it hides");
+
 #[inline]
 unsafe fn copy_avx2(dst: *mut u8, src: *const u8, len: usize) {
     let blocks = len / 64 * 64;

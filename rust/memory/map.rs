@@ -3,8 +3,10 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::region::Region;
+use super::sigbus;
 use super::{Gpa, Uva};
 use crate::error::{Error, Result};
 use crate::sys::numa;
@@ -56,6 +58,8 @@ struct Entry {
 pub struct GuestMap {
     /// Sorted by gpa; no two overlap.
     entries: Box<[Entry]>,
+    /// `sigbus::losses` when all regions were last found whole.
+    losses: AtomicUsize,
 }
 
 // SAFETY: the raw pointers are into mappings owned by the `Arc<Region>` beside them; mappings may be used by any thread.
@@ -102,7 +106,7 @@ impl GuestMap {
                 return Err(Error::Peer(format!("guest memory: regions at {:#x} and {:#x} overlap", a.gpa, b.gpa)));
             }
         }
-        Ok(Self { entries: entries.into() })
+        Ok(Self { entries: entries.into(), losses: AtomicUsize::new(0) })
     }
 
     /// True if `specs` describes exactly what is mapped, same files included: then nothing needs remapping.
@@ -130,7 +134,18 @@ impl GuestMap {
     /// True once a page of any region was lost to a truncated or punched file.
     #[inline]
     pub fn is_broken(&self) -> bool {
-        self.entries.iter().any(|e| e.region.is_broken())
+        // A glance for each burst; a walk over the regions only after somebody, somewhere, lost a page.
+        self.losses.load(Ordering::Relaxed) != sigbus::losses() && self.look_for_losses()
+    }
+
+    #[cold]
+    fn look_for_losses(&self) -> bool {
+        let losses = sigbus::losses();
+        let broken = self.entries.iter().any(|e| e.region.is_broken());
+        if !broken {
+            self.losses.store(losses, Ordering::Relaxed);
+        }
+        broken
     }
 
     /// `len` bytes at `gpa`, if one region holds them all. `hint` is the region that held the last answer.
@@ -146,17 +161,17 @@ impl GuestMap {
 
     #[cold]
     fn translate_cold(&self, gpa: Gpa, len: u32, hint: &mut usize) -> Option<Span> {
-        let (at, span) = self.entries.iter().enumerate().find_map(|(i, e)| Some((i, e.span(gpa.0, len)?)))?;
+        let at = self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?;
+        let span = self.entries.get(at)?.span(gpa.0, len)?;
         *hint = at;
         Some(span)
     }
 
     /// As many of `len` bytes at `gpa` as the region that holds the first one has: for buffers across regions.
     pub fn translate_prefix(&self, gpa: Gpa, len: u32) -> Option<Span> {
-        self.entries.iter().find_map(|e| {
-            let left = e.size.checked_sub(gpa.0.checked_sub(e.gpa)?).filter(|&left| left > 0)?;
-            e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)))
-        })
+        let e = self.entries.get(self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?)?;
+        let left = e.size.checked_sub(gpa.0.checked_sub(e.gpa)?).filter(|&left| left > 0)?;
+        e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)))
     }
 
     /// `len` bytes at the front-end's own address `uva`: where rings are.

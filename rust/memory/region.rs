@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -17,7 +16,6 @@ pub(super) struct Region {
     // Dropped in this order: out of the SIGBUS table first, then unmapped.
     guard: sigbus::Guard,
     mapping: MmapRegion<()>,
-    file: Arc<File>,
     offset: usize,
     /// Device and inode: two descriptors of one file are one memory.
     pub(super) identity: (u64, u64),
@@ -52,10 +50,8 @@ impl Region {
         let page = if kind == Backing::Hugetlb { page } else { 4096 };
         let length = usize::try_from(end.next_multiple_of(page))
             .map_err(|_| Error::Peer(format!("guest memory: {end} bytes do not fit this address space")))?;
-        let (Ok(offset), Ok(page)) = (usize::try_from(offset), usize::try_from(page)) else {
-            return Err(Error::Bug("guest memory: page size past the address space".into()));
-        };
-        let shared = file.try_clone().map_err(|e| kernel("cannot duplicate its descriptor", e))?;
+        let offset = usize::try_from(offset)
+            .map_err(|_| Error::Bug("guest memory: an offset inside a mapping is past the address space".into()))?;
         let mapping = MmapRegion::build(
             Some(FileOffset::new(file, 0)),
             length,
@@ -66,9 +62,9 @@ impl Region {
             Error::Peer(format!("guest memory: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count"))
         })?;
         file::keep_private(mapping.as_ptr(), length);
-        let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length, page)
+        let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length)
             .map_err(|e| kernel("cannot guard its mapping", e))?;
-        Ok(Self { guard, mapping, file: Arc::new(shared), offset, identity: (meta.dev(), meta.ino()) })
+        Ok(Self { guard, mapping, offset, identity: (meta.dev(), meta.ino()) })
     }
 
     /// Where the region's first byte is mapped here.
@@ -85,6 +81,6 @@ impl Region {
     /// True if the file holds no page at all: whoever owns this memory writes somewhere else, which is what QEMU does
     /// without `share=on`.
     pub(super) fn is_untouched(&self) -> bool {
-        self.file.metadata().is_ok_and(|meta| meta.blocks() == 0)
+        self.mapping.file_offset().is_some_and(|at| at.file().metadata().is_ok_and(|meta| meta.blocks() == 0))
     }
 }

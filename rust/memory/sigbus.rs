@@ -1,8 +1,8 @@
 //! When a guest's memory file is truncated or punched, touching it raises SIGBUS on whatever thread touched it.
 //!
 //! One process-wide handler looks the address up in a fixed, lock-free table of guest mappings. A hit maps zeroed
-//! anonymous memory over the whole (huge) page, marks the mapping broken and returns: the interrupted copy goes on
-//! over zeroes and the queue stops at its next burst. A miss goes to whoever handled SIGBUS before. The handler
+//! anonymous memory over the whole mapping (one fault, however many pages went), marks it broken and returns: the
+//! interrupted copy goes on over zeroes and the queue stops at its next burst. A miss goes to whoever handled SIGBUS before. The handler
 //! allocates nothing, locks nothing and logs nothing.
 #![allow(unsafe_code, reason = "a signal handler and MAP_FIXED are raw by nature")]
 
@@ -16,7 +16,6 @@ struct Slot {
     /// 0 = free. Written last when a slot is taken, first when it is given back.
     start: AtomicUsize,
     end: AtomicUsize,
-    page: AtomicUsize,
     taken: AtomicBool,
     broken: AtomicBool,
 }
@@ -25,30 +24,36 @@ static TABLE: [Slot; SLOTS] = [const {
     Slot {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
-        page: AtomicUsize::new(0),
         taken: AtomicBool::new(false),
         broken: AtomicBool::new(false),
     }
 }; SLOTS];
 static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+/// Mappings lost so far.
+static LOSSES: AtomicUsize = AtomicUsize::new(0);
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// How many mappings were lost since the process began: while it stands still, none was.
+#[inline]
+pub fn losses() -> usize {
+    LOSSES.load(Ordering::Relaxed)
+}
 
 /// A mapping's place in the table; gives it back when dropped.
 #[derive(Debug)]
 pub struct Guard(usize);
 
 impl Guard {
-    /// Registers `[start, start + size)` whose pages are `page` bytes each.
+    /// Registers the mapping `[start, start + size)`.
     ///
     /// # Errors
     /// The handler cannot be installed, or all 8192 places are taken.
-    pub fn register(start: usize, size: usize, page: usize) -> io::Result<Self> {
+    pub fn register(start: usize, size: usize) -> io::Result<Self> {
         install()?;
         for (i, slot) in TABLE.iter().enumerate() {
             if slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 slot.broken.store(false, Ordering::Relaxed);
                 slot.end.store(start + size, Ordering::Relaxed);
-                slot.page.store(page, Ordering::Relaxed);
                 slot.start.store(start, Ordering::Release);
                 HIGH_WATER.fetch_max(i + 1, Ordering::Release);
                 return Ok(Self(i));
@@ -104,17 +109,16 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let address = unsafe { details.si_addr() } as usize;
     for slot in TABLE.iter().take(HIGH_WATER.load(Ordering::Acquire)) {
         let start = slot.start.load(Ordering::Acquire);
-        if start == 0 || address < start || address >= slot.end.load(Ordering::Relaxed) {
+        let end = slot.end.load(Ordering::Relaxed);
+        if start == 0 || address < start || address >= end {
             continue;
         }
-        let page = slot.page.load(Ordering::Relaxed);
-        let at = address & !(page - 1);
-        // SAFETY: [at, at + page) lies in a mapping that is registered, hence ours and live: a guard is dropped before
+        // SAFETY: [start, end) is one whole mapping that is registered, hence ours and live: a guard is dropped before
         // its mapping is, and the faulting thread is in the middle of using it.
         let mapped = unsafe {
             libc::mmap(
-                at as *mut libc::c_void,
-                page,
+                start as *mut libc::c_void,
+                end - start,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
@@ -123,6 +127,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
         };
         if mapped != libc::MAP_FAILED {
             slot.broken.store(true, Ordering::Release);
+            LOSSES.fetch_add(1, Ordering::Release);
             return;
         }
     }
@@ -170,7 +175,7 @@ mod tests {
             libc::MAP_SHARED,
         )
         .unwrap();
-        let guard = Guard::register(map.as_ptr() as usize, 8192, 4096).unwrap();
+        let guard = Guard::register(map.as_ptr() as usize, 8192).unwrap();
         let byte = map.as_ptr().wrapping_add(5000);
         // SAFETY: inside the mapping.
         unsafe { byte.write_volatile(7) };

@@ -33,6 +33,8 @@ pub struct Fault {
     pub port: PortId,
     /// Vring index: even = receiveq, odd = transmitq.
     pub vring: u16,
+    /// Which start of the vring broke.
+    pub run: u64,
     /// What was wrong.
     pub cause: FaultCause,
 }

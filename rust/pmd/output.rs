@@ -112,6 +112,12 @@ impl Groups {
         for &port in members.iter().filter(|&&port| port != source.port) {
             let own = self.list_of.get(usize::from(port)).and_then(|&place| self.lists.get(usize::from(place)));
             let own = own.map(List::as_slice).unwrap_or_default();
+            if source.topology.ports.get(usize::from(port)).is_none_or(|p| !is_up(p.as_ref())) {
+                if !own.is_empty() {
+                    source.deliver(port, own);
+                }
+                continue;
+            }
             let mut both = List::EMPTY;
             let (mut a, mut b) = (own.iter().peekable(), self.flood.as_slice().iter().peekable());
             while let Some(&next) = match (a.peek(), b.peek()) {
@@ -120,9 +126,6 @@ impl Groups {
                 _ => b.next(),
             } {
                 both.push(next);
-            }
-            if own.is_empty() && source.topology.ports.get(usize::from(port)).is_none_or(|p| !is_up(p.as_ref())) {
-                continue;
             }
             receivers += 1;
             source.deliver(port, both.as_slice());
@@ -141,6 +144,8 @@ fn is_up(port: Option<&PortView>) -> bool {
 pub(super) struct Source<'a> {
     pub burst: &'a Burst,
     pub port: PortId,
+    /// Its bridge: whatever the verdict, no frame leaves it.
+    pub bridge: usize,
     /// Index of the transmitq among the port's: chooses the receiveq, so that order per flow holds.
     pub queue: usize,
     pub counters: &'a QueueCounters,
@@ -157,6 +162,9 @@ impl Source<'_> {
         else {
             return self.counters.dropped(DropReason::NoReceiver, list.len() as u64);
         };
+        if port.bridge != self.bridge {
+            return self.counters.dropped(DropReason::NoReceiver, list.len() as u64);
+        }
         if !port.admin_up {
             return self.counters.dropped(DropReason::AdminDown, list.len() as u64);
         }
@@ -220,7 +228,7 @@ impl Source<'_> {
                 if slot.mark_broken() {
                     let cause = FaultCause::Ring(fault);
                     // The receiver of faults lives as long as the datapath.
-                    let _ = self.faults.send(Fault { port: slot.port, vring: slot.vring, cause });
+                    let _ = self.faults.send(Fault { port: slot.port, vring: slot.vring, run: slot.run, cause });
                 }
                 break;
             }

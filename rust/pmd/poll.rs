@@ -24,13 +24,15 @@ pub struct TransmitQueue {
     pub queue: Transmitq,
     /// Written by the thread that has the queue.
     pub counters: Arc<QueueCounters>,
+    /// Which start of the vring this is: a report about an earlier one is nothing to it.
+    pub run: u64,
     cache: Cache,
 }
 
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
-    pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>) -> Self {
-        Self { port, vring, queue, counters, cache: Cache::default() }
+    pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
+        Self { port, vring, queue, counters, run, cache: Cache::default() }
     }
 }
 
@@ -101,6 +103,7 @@ impl Forwarder {
         let source = Source {
             burst,
             port,
+            bridge: view.bridge,
             queue: usize::from(vring / 2),
             counters,
             topology: &self.topology,

@@ -154,11 +154,11 @@ impl Body {
     fn run(&mut self) {
         let mut before = tsc::now();
         loop {
-            if self.mailbox.has_mail() && !self.read_mail() {
-                return;
-            }
             if before >= self.next_second {
                 self.count_seconds(before);
+            }
+            if self.mailbox.has_mail() && !self.read_mail() {
+                return;
             }
             let moved = self.poll_all();
             let now = tsc::now();
@@ -217,7 +217,7 @@ impl Body {
         let queue = self.queues.remove(at);
         self.sleeper.unwatch(queue.queue.kick());
         // The receiver of faults lives as long as the datapath.
-        let _ = self.faults.send(Fault { port: queue.port, vring: queue.vring, cause });
+        let _ = self.faults.send(Fault { port: queue.port, vring: queue.vring, run: queue.run, cause });
         self.stopped.push(queue);
     }
 
@@ -242,11 +242,16 @@ impl Body {
         for message in self.mailbox.take() {
             match message {
                 Message::Topology(topology, done) => {
-                    self.forwarder.adopt(topology);
+                    self.forwarder.adopt(Arc::clone(&topology));
+                    // Nobody need wait for the calls: they are made at this thread's desk.
                     let _ = done.send(());
+                    for slot in topology.ports.iter().flatten().flat_map(|port| &port.receiveqs) {
+                        slot.greet();
+                    }
                 }
                 Message::Assign(queue) if self.resting => self.stopped.push(*queue),
-                Message::Assign(queue) => {
+                Message::Assign(mut queue) => {
+                    queue.queue.ring_mut().greet();
                     self.sleeper.watch(queue.queue.kick());
                     self.queues.push(*queue);
                 }

@@ -54,13 +54,27 @@ pub struct ReceiveSlot {
     pub vring: u16,
     /// Written by whoever holds the lock.
     pub counters: Arc<QueueCounters>,
+    /// Which start of the vring this is.
+    pub run: u64,
     broken: AtomicBool,
+    greeted: AtomicBool,
 }
 
 impl ReceiveSlot {
     /// Makes a queue reachable.
-    pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>) -> Self {
-        Self { queue: Mutex::new(Some(queue)), port, vring, counters, broken: AtomicBool::new(false) }
+    pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
+        let (broken, greeted) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { queue: Mutex::new(Some(queue)), port, vring, counters, run, broken, greeted }
+    }
+
+    /// The first call, made once, by a poll thread.
+    pub(super) fn greet(&self) {
+        if !self.greeted.swap(true, Ordering::Relaxed)
+            && let Ok(mut guard) = self.queue.lock()
+            && let Some(queue) = guard.as_mut()
+        {
+            queue.ring_mut().greet();
+        }
     }
 
     /// True once its ring was found broken.

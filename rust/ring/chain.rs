@@ -5,7 +5,7 @@ use super::feature;
 use super::split::{Desc, INDIRECT, NEXT, SplitRing, WRITE};
 use crate::memory::{Gpa, GuestMap, Span};
 
-/// Most descriptors in one chain, the ring's and its indirect table's together.
+/// Most descriptors for one frame: the ring's, those of indirect tables, and those of all buffers merged.
 pub(super) const MAX_CHAIN: usize = 1024;
 
 /// Which side writes the buffers of a queue.
@@ -22,12 +22,20 @@ pub(super) enum Direction {
 pub(super) struct Scratch {
     /// The chain's buffers in order, translated; never empty ones.
     pub spans: Vec<Span>,
+    /// Descriptors read so far, empty ones included: what bounds the time one frame can take.
+    descs: usize,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
         // A buffer across regions makes two spans; regions are few.
-        Self { spans: Vec::with_capacity(2 * MAX_CHAIN) }
+        Self { spans: Vec::with_capacity(2 * MAX_CHAIN), descs: 0 }
+    }
+
+    /// Forgets the last frame's buffers.
+    pub(super) fn clear(&mut self) {
+        self.spans.clear();
+        self.descs = 0;
     }
 
     /// Appends every buffer of the chain that starts at `head`; gives the bytes added.
@@ -103,6 +111,10 @@ impl Scratch {
     ) -> Result<u32, RingFault> {
         if (desc.flags & WRITE != 0) != (direction == Direction::Writable) {
             return Err(RingFault::WrongDirection);
+        }
+        self.descs += 1;
+        if self.descs > MAX_CHAIN {
+            return Err(RingFault::LongChain);
         }
         let total = bytes.checked_add(desc.len).ok_or(RingFault::LongChain)?;
         let (mut at, mut left) = (desc.addr, desc.len);

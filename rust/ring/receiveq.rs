@@ -48,7 +48,6 @@ impl Receiveq {
     /// Takes a ring over. Its kicks stay off: nobody waits for buffers.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        ring.call();
         let features = ring.features;
         Self {
             header_size: header_size(features),
@@ -193,7 +192,7 @@ impl Receiveq {
         taken: u16,
     ) -> Result<Option<u16>, Option<RingFault>> {
         let need = self.header_size + packet.len;
-        self.scratch.spans.clear();
+        self.scratch.clear();
         let (mut room, mut chains) = (0_u32, 0_u16);
         // The chains' ids and sizes go into the used ring as they are found: the index is not published before `deliver`
         // says so, and a place given up is overwritten by the next.

@@ -115,7 +115,14 @@ impl SplitRing {
                 return Err(Error::Peer(format!("{name} at {uva:#x} is not aligned to {align} bytes")));
             }
             let span = memory.translate_uva(Uva(uva), bytes);
-            span.ok_or_else(|| Error::Peer(format!("{name} at {uva:#x} ({bytes} bytes) is outside the memory table")))
+            let span = span.ok_or_else(|| {
+                Error::Peer(format!("{name} at {uva:#x} ({bytes} bytes) is outside the memory table"))
+            })?;
+            // A region may be mapped at an odd place, by its address or its offset: indices are atomics here.
+            if !(span.start.addr() as u64).is_multiple_of(align) {
+                return Err(Error::Peer(format!("{name} at {uva:#x} lies in a region that is not page-aligned")));
+            }
+            Ok(span)
         };
         let desc = area("descriptor table", config.desc_uva, DESC_SIZE * size, 16)?;
         let avail = area("available ring", config.avail_uva, 6 + 2 * size, 2)?;
@@ -157,7 +164,14 @@ impl SplitRing {
     /// Replaces the call descriptor (`vhost-user: SET_VRING_CALL`) and calls once: a call to the old one may be lost.
     pub fn set_call(&mut self, call: Option<Notifier>) {
         self.call = call;
-        self.call();
+        self.greet();
+    }
+
+    /// The first call, which needs no reason: one before may be lost. A descriptor that would make it hang is spared.
+    pub fn greet(&mut self) {
+        if self.call.as_ref().is_some_and(Notifier::is_ready) {
+            self.call();
+        }
     }
 
     /// What makes every further use of this ring pointless, if anything.
@@ -167,6 +181,12 @@ impl SplitRing {
             return Err(RingFault::CallJammed);
         }
         if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
+    }
+
+    /// What lies behind a fault: memory that was taken away reads as zeroes, and those as nonsense.
+    #[cold]
+    pub(super) fn cause_of(&self, fault: RingFault) -> RingFault {
+        self.check().err().unwrap_or(fault)
     }
 
     /// Available entries not yet taken. One acquire load.
@@ -251,6 +271,7 @@ impl SplitRing {
     /// Calls the driver unconditionally; a spurious call is allowed and cures a lost one after a restart.
     pub(super) fn call(&mut self) {
         if let Some(call) = &self.call
+            && !self.jammed
             && !call.notify()
         {
             (self.call, self.jammed) = (None, true);

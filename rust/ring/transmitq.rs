@@ -54,7 +54,6 @@ impl Transmitq {
     /// Takes a ring over.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        ring.call();
         let features = ring.features;
         let empty = Ahead { id: 0, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
         Self {
@@ -105,7 +104,7 @@ impl Transmitq {
     /// The ring is broken at its next entry. What came before it was gathered by earlier calls.
     pub fn gather(&mut self) -> Result<usize, RingFault> {
         self.burst.clear();
-        let ready = self.ring.ready()?;
+        let ready = self.ring.ready().map_err(|fault| self.ring.cause_of(fault))?;
         if ready == 0 {
             return Ok(0);
         }
@@ -218,7 +217,7 @@ impl Transmitq {
 
     #[cold]
     fn take_chain(&mut self, id: u16) -> Result<(), Option<RingFault>> {
-        self.scratch.spans.clear();
+        self.scratch.clear();
         let bytes = self.scratch.append_chain(&self.ring, &self.ring.memory, id, Direction::Readable).map_err(Some)?;
         if bytes < self.header_size {
             return Err(Some(RingFault::ShortChain));

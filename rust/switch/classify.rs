@@ -120,6 +120,13 @@ mod tests {
     }
 
     #[test]
+    fn address_of_zeroes_is_unknown_like_any_other() {
+        let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
+        assert_eq!(ask(&mut a, &fdb, 1, 0, 0x0201), Output::Flood);
+        assert_eq!(ask(&mut a, &fdb, 1, 0x0201, 0), Output::Drop(DropReason::BadSource));
+    }
+
+    #[test]
     fn cached_answer_follows_a_move() {
         let (fdb, mut a, mut c) = (Fdb::new(64, 300), Cache::default(), Cache::default());
         fdb.learn(Key::new(0, Mac(0x0202)), 2, 1);

@@ -21,6 +21,9 @@ const WAYS: usize = 4;
 /// Buckets looked at for somebody to evict.
 const SAMPLE: usize = 8;
 
+/// Set in every key, so that not even VLAN 0 with an address of zeroes looks like an empty place.
+const REAL: u64 = 1 << 63;
+
 /// A (VLAN, MAC) pair; 0 is nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key(u64);
@@ -32,7 +35,7 @@ impl Key {
     /// VLAN in bits 48..60, address below.
     #[inline]
     pub fn new(vlan: u16, mac: Mac) -> Self {
-        Self(u64::from(vlan) << 48 | mac.0)
+        Self(REAL | u64::from(vlan) << 48 | mac.0)
     }
 
     /// The address.
@@ -42,7 +45,7 @@ impl Key {
 
     /// The VLAN id.
     pub fn vlan(self) -> u16 {
-        u16::try_from(self.0 >> 48).unwrap_or_default()
+        u16::try_from(self.0 >> 48 & 0xfff).unwrap_or_default()
     }
 
     /// Bits to choose a place in a small cache.
@@ -143,7 +146,9 @@ impl Fdb {
         }
     }
 
-    /// Changes whenever an answer of [`Self::lookup`] may: caches of answers compare it once a burst.
+    /// Changes whenever an address moved or was flushed: caches of answers compare it once a burst. Not when one is
+    /// learned or given up, or a flood of addresses would cost every neighbour its cache; nobody caches "unknown", and
+    /// caches keep an answer for a second at most.
     #[inline]
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
@@ -249,7 +254,6 @@ impl Fdb {
             writer.count(port, true);
             self.len.fetch_add(1, Ordering::Relaxed);
             self.stats.learned.fetch_add(1, Ordering::Relaxed);
-            self.changed();
         }
         true
     }
@@ -315,7 +319,6 @@ impl Fdb {
         Self::write(entry, 0, 0, 0);
         writer.count(port, false);
         self.len.fetch_sub(1, Ordering::Relaxed);
-        self.changed();
     }
 
     fn changed(&self) {
@@ -352,11 +355,13 @@ impl Fdb {
     /// Forgets everything.
     pub fn flush(&self) {
         self.remove_where(|_, _| true);
+        self.changed();
     }
 
     /// Forgets what is behind one port.
     pub fn flush_port(&self, gone: PortId) {
         self.remove_where(|port, _| port == gone);
+        self.changed();
     }
 
     /// One entry whole, however often it is written meanwhile.

@@ -6,29 +6,24 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::sys::file;
+use crate::sys::{file, process};
 
 /// Where one thread says which descriptor it is calling, for a watcher to see.
 #[derive(Debug)]
 pub struct Desk {
+    /// The thread.
+    tid: i32,
     /// The descriptor, or -1.
     calling: AtomicI32,
     /// Calls begun; tells one long call from many short ones.
     calls: AtomicU64,
     /// The call that the watcher had to end.
     ended: AtomicU64,
-}
-
-impl Default for Desk {
-    fn default() -> Self {
-        Self { calling: AtomicI32::new(-1), calls: AtomicU64::new(0), ended: AtomicU64::new(0) }
-    }
 }
 
 thread_local! {
@@ -39,32 +34,41 @@ impl Desk {
     /// A desk for the calling thread, for as long as the process lives: poll threads are few.
     pub fn of_this_thread() -> &'static Self {
         DESK.get().unwrap_or_else(|| {
-            let desk: &'static Self = Box::leak(Box::default());
+            let desk: &'static Self = Box::leak(Box::new(Self {
+                tid: process::thread_id(),
+                calling: AtomicI32::new(-1),
+                calls: AtomicU64::new(0),
+                ended: AtomicU64::new(0),
+            }));
             DESK.set(Some(desk));
             desk
         })
     }
 
-    /// Looks at the desk; if it shows the very call that `last` saw, that call hangs: empties its counter. Look at
-    /// intervals longer than any honest call takes on a busy machine.
-    pub fn watch(&self, last: &mut Option<u64>) {
+    /// The call under way: its descriptor and number.
+    fn call(&self) -> Option<(i32, u64)> {
         let (fd, call) = (self.calling.load(Ordering::Acquire), self.calls.load(Ordering::Acquire));
-        if fd < 0 {
+        (fd >= 0).then_some((fd, call))
+    }
+
+    /// Looks at the desk; if it shows the very call that `last` saw, and its thread sleeps in the kernel instead of
+    /// waiting for a core, that call hangs: empties its counter. Look at intervals of some milliseconds or more.
+    pub fn watch(&self, last: &mut Option<u64>) {
+        let Some((fd, call)) = self.call() else {
             *last = None;
-        } else if last.replace(call) == Some(call) {
+            return;
+        };
+        if last.replace(call) != Some(call) || !process::is_asleep(self.tid) {
+            return;
+        }
+        // The descriptor may be closed and its number taken anew at any moment. A duplicate stays what it is; if the same
+        // call still shows after it was made, it is the one that hangs.
+        let Ok(counter) = file::duplicate(fd) else { return };
+        if self.call() == Some((fd, call)) {
             self.ended.store(call, Ordering::Release);
-            empty(fd);
+            file::read_if_ready(&counter);
         }
     }
-}
-
-/// Reads an eventfd that a thread of ours hangs on: that thread keeps it open.
-#[allow(unsafe_code, reason = "borrows a descriptor by number")]
-fn empty(fd: i32) {
-    // SAFETY: the descriptor is open while the thread hangs in its write, and `ManuallyDrop` never closes it. Should the
-    // write end in between, the read takes a count from an eventfd whose owner is being named for it anyway.
-    let mut file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
-    let _ = file.read(&mut [0; 8]);
 }
 
 /// The write side of an eventfd that a stranger sent: a call, or an error.
@@ -78,6 +82,11 @@ impl Notifier {
     /// `Peer` if it is anything else: a write to it could block or have other effects.
     pub fn new(file: File) -> Result<Self> {
         checked(file).map(Self)
+    }
+
+    /// True if a call now would find room in the counter, so that it cannot hang unless somebody fills it at once.
+    pub fn is_ready(&self) -> bool {
+        file::is_writable(&self.0)
     }
 
     /// Adds one. A full counter already wakes the other side, so its refusal is no loss. False if the call was jammed:
@@ -111,7 +120,7 @@ pub fn checked(file: File) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::IntoRawFd;
+    use std::os::fd::{FromRawFd, IntoRawFd};
     use std::time::Duration;
     use vmm_sys_util::eventfd::EventFd;
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 /// The file system a memory file lives on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,33 @@ pub fn backing(file: &File) -> io::Result<Backing> {
 pub fn is_eventfd(file: &File) -> bool {
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
+}
+
+/// A second descriptor of whatever `fd` is now.
+pub fn duplicate(fd: RawFd) -> io::Result<File> {
+    // SAFETY: fcntl copies a descriptor number or fails; no memory is involved.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `copy` is fresh and owned by nobody else.
+    Ok(unsafe { File::from_raw_fd(copy) })
+}
+
+/// Takes the count of an eventfd if there is one, and never waits for it.
+pub fn read_if_ready(file: &File) {
+    let mut count = [0_u8; 8];
+    let part = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: one live buffer of eight bytes; RWF_NOWAIT returns at once. A refusal leaves things as they are.
+    let _ = unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+}
+
+/// True if a write to `file` would not block now.
+pub fn is_writable(file: &File) -> bool {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one live pollfd; a timeout of zero never waits.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready == 1 && poll.revents & libc::POLLOUT != 0
 }
 
 /// Keeps a guest mapping out of forks and core dumps. Advice only: a refusal changes nothing that matters.

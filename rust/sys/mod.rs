@@ -5,5 +5,6 @@ pub mod eventfd;
 pub mod file;
 pub mod inotify;
 pub mod numa;
+pub mod process;
 pub mod socket;
 pub mod tsc;

@@ -108,7 +108,7 @@ fn a_guest_that_breaks_its_ring_loses_that_ring_and_nobody_else_notices() {
     a.memory.set_available_index(1, rig::SIZE + 1);
     a.kicks[1].write(1).unwrap();
     let error = eventually("an error", || bench.port("v0").error);
-    assert!(error.starts_with("transmitq 0: ") && error.contains("available index jumped"), "{error}");
+    assert!(error.starts_with("transmitq 0: ") && error.contains("available index went"), "{error}");
     assert!(!bench.port("v0").link_up);
     eventually("the error descriptor", || a.errs[1].read().ok());
     assert_eq!(bench.port("v1").error, None);

@@ -35,6 +35,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// Refusals of one session that the log gets; a front-end could go on for ever.
 const REFUSALS_LOGGED: u32 = 32;
 
+/// How long to leave a listener alone that could not accept.
+const REST: Duration = Duration::from_millis(100);
+
 /// How long a process that dies may keep its pid after its socket closed.
 const LAST_BREATH: Duration = Duration::from_millis(100);
 
@@ -322,7 +325,15 @@ impl<'a> Session<'a> {
     }
 
     fn turn_away(&self, listener: Option<&UnixListener>) {
-        let Some(Ok((rival, _))) = listener.map(UnixListener::accept) else { return };
+        let rival = match listener.map(UnixListener::accept) {
+            Some(Ok((rival, _))) => rival,
+            Some(Err(e)) if e.kind() != std::io::ErrorKind::WouldBlock => {
+                // Out of descriptors, most likely: the listener stays readable, and this must not become a loop.
+                std::thread::sleep(REST);
+                return;
+            }
+            _ => return,
+        };
         let who = Peer::of(&rival).map_or_else(|_| "another process".into(), |peer| peer.to_string());
         let text = format!(
             "{}: {who} is turned away from '{}', which serves {}; a socket serves one front-end at a time",

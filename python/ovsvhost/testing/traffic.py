@@ -140,20 +140,21 @@ def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy
         host: an address of ``source``.
         size_mib: MiB; both guests hold the file in memory.
     """
-    source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null")
+    # The guests' root is a tmpfs of half their memory: what earlier copies left would fill it.
+    for guest in (source, target):
+        guest.run("rm -f /var/www/* /tmp/fetched")
+    source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S)
     source.run("pidof httpd || httpd -h /var/www")
-    sent = source.run("sha256sum </var/www/file").split()[0]
+    sent = source.run("sha256sum </var/www/file", timeout_s=_COPY_TIMEOUT_S).split()[0]
     began = time.monotonic()
     target.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
     seconds = time.monotonic() - began
     received = _body(target, "sha256sum").split()[0]
     size = int(_body(target, "wc -c"))
-    target.run("rm /tmp/fetched")
-    source.run("rm /var/www/file")
     return Copy(size_mib * _MIB, size, sent, received, seconds)
 
 
 def _body(guest: Guest, command: str) -> str:
     # The shell reads the header line by line and leaves the body, byte for byte, to the command after it.
     skip = "while read -r line && [ ${#line} -gt 1 ]; do :; done"
-    return guest.run(f"{{ {skip}; {command}; }} </tmp/fetched")
+    return guest.run(f"{{ {skip}; {command}; }} </tmp/fetched", timeout_s=_COPY_TIMEOUT_S)

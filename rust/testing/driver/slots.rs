@@ -34,13 +34,15 @@ pub struct SlotRingConfig {
     pub rewrite: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// Fields are read one by one: a load over a flag just stored would wait for the store.
+#[derive(Debug)]
 struct Slot {
+    gpa: Gpa,
     offset: u32,
-    area: u16,
-    posted: bool,
     /// Bytes its descriptors describe; 0 before they are written.
     len: u32,
+    area: u32,
+    posted: bool,
 }
 
 #[derive(Debug)]
@@ -90,11 +92,11 @@ impl SlotRing {
             areas.push(Area { window: ram.window(gpa, size)?, gpa });
         }
         let slots = (0..count)
-            .map(|slot| Slot {
-                offset: (slot / regions * stride) as u32,
-                area: (slot % regions) as u16,
-                posted: false,
-                len: 0,
+            .zip(areas.iter().enumerate().cycle())
+            .map(|(slot, (area, place))| {
+                let offset = slot / regions * stride;
+                let gpa = place.gpa.plus(offset as u64);
+                Slot { gpa, offset: offset as u32, len: 0, area: area as u32, posted: false }
             })
             .collect();
         let tables = match shape.layout {
@@ -194,7 +196,9 @@ impl SlotRing {
     /// Asks for the first lines of the next `count` slots that came back, to be read.
     #[inline]
     pub fn prefetch_used(&self, count: usize) {
-        for ahead in 0..count.min(self.slots.len()) {
+        let count = count.min(self.slots.len());
+        self.ring.prefetch_used(count as u16);
+        for ahead in 0..count {
             let (id, _) = self.ring.peek_used(ahead as u16);
             let per_slot = u32::from(self.descriptors_per_slot);
             let index = if per_slot == 1 { id } else { id / per_slot };
@@ -217,15 +221,11 @@ impl SlotRing {
     #[inline]
     pub fn post(&mut self, slot: u16, total: usize) {
         let state = &mut self.slots[usize::from(slot)];
+        let gpa = state.gpa;
+        let described = std::mem::replace(&mut state.len, total as u32);
         state.posted = true;
-        if self.rewrite || state.len as usize != total {
-            state.len = total as u32;
-            let state = *state;
-            if let Layout::One = self.shape.layout {
-                self.describe_one(slot, state);
-            } else {
-                self.describe(slot, state, total);
-            }
+        if self.rewrite || described as usize != total {
+            self.describe(slot, gpa, total);
         }
         self.ring.put_available(slot * self.descriptors_per_slot);
     }
@@ -282,7 +282,9 @@ impl SlotRing {
     #[inline]
     pub fn reclaim(&mut self) -> usize {
         let mut count = 0;
-        if self.used_waiting() > 0 {
+        let waiting = self.used_waiting();
+        if waiting > 0 {
+            self.ring.prefetch_used(waiting as u16);
             while let Some((slot, _)) = self.take_used() {
                 self.put_free(slot);
                 count += 1;
@@ -294,8 +296,8 @@ impl SlotRing {
     /// Window and offset of a slot's first byte.
     #[inline]
     pub fn place(&self, slot: u16) -> (&Window, usize) {
-        let slot = self.slots[usize::from(slot)];
-        (&self.areas[usize::from(slot.area)].window, slot.offset as usize)
+        let slot = &self.slots[usize::from(slot)];
+        (&self.areas[slot.area as usize].window, slot.offset as usize)
     }
 
     /// Writes header and frame into the slot's pieces.
@@ -323,57 +325,51 @@ impl SlotRing {
         }
     }
 
-    #[cold]
-    fn describe_indirect(&self, slot: u16, state: Slot, total: usize, flags: u16) {
-        let Some(tables) = &self.tables else { return };
-        let base = self.areas[usize::from(state.area)].gpa.plus(u64::from(state.offset));
+    #[inline]
+    fn describe(&self, slot: u16, gpa: Gpa, total: usize) {
+        if let Layout::One = self.shape.layout {
+            let flags = self.direction();
+            self.ring.write_descriptor(slot, Descriptor { address: gpa.0, len: total as u32, flags, next: 0 });
+        } else if let Some(tables) = &self.tables {
+            self.describe_indirect(slot, gpa, total, tables);
+        } else {
+            self.describe_chain(slot, gpa, total);
+        }
+    }
+
+    fn direction(&self) -> u16 {
+        if self.writable { DESC_WRITE } else { 0 }
+    }
+
+    #[inline(never)]
+    fn describe_chain(&self, slot: u16, gpa: Gpa, total: usize) {
+        let first = slot * self.descriptors_per_slot;
+        for (index, piece) in (first..).zip(self.piece_descriptors(gpa, total, first)) {
+            self.ring.write_descriptor(index, piece);
+        }
+    }
+
+    #[inline(never)]
+    fn describe_indirect(&self, slot: u16, gpa: Gpa, total: usize, tables: &Area) {
         let first = 16 * self.shape.layout.pieces() * usize::from(slot);
         let mut entries = 0;
-        let mut pieces = self.shape.pieces(total).peekable();
-        while let Some((at, size)) = pieces.next() {
-            let more = if pieces.peek().is_some() { DESC_NEXT } else { 0 };
-            Descriptor {
-                address: base.plus(at as u64).0,
-                len: size as u32,
-                flags: flags | more,
-                next: entries as u16 + 1,
-            }
-            .store(&tables.window, first + 16 * entries);
+        for piece in self.piece_descriptors(gpa, total, 0) {
+            piece.store(&tables.window, first + 16 * entries);
             entries += 1;
         }
-        let table = Descriptor {
-            address: tables.gpa.plus(first as u64).0,
-            len: 16 * entries as u32,
-            flags: DESC_INDIRECT,
-            next: 0,
-        };
+        let address = tables.gpa.plus(first as u64).0;
+        let table = Descriptor { address, len: 16 * entries as u32, flags: DESC_INDIRECT, next: 0 };
         self.ring.write_descriptor(slot, table);
     }
 
-    #[inline]
-    fn describe_one(&self, slot: u16, state: Slot) {
-        let flags = if self.writable { DESC_WRITE } else { 0 };
-        let base = self.areas[usize::from(state.area)].gpa.plus(u64::from(state.offset));
-        self.ring.write_descriptor(slot, Descriptor { address: base.0, len: state.len, flags, next: 0 });
-    }
-
-    /// Any layout but the simplest, which has its own way for speed.
-    #[inline(never)]
-    fn describe(&self, slot: u16, state: Slot, total: usize) {
-        let flags = if self.writable { DESC_WRITE } else { 0 };
-        if self.tables.is_some() {
-            self.describe_indirect(slot, state, total, flags);
-            return;
-        }
-        let base = self.areas[usize::from(state.area)].gpa.plus(u64::from(state.offset));
-        let mut index = slot * self.descriptors_per_slot;
-        let mut pieces = self.shape.pieces(total).peekable();
-        while let Some((at, size)) = pieces.next() {
+    /// The descriptors of a frame's pieces, the first of them at index `first`.
+    fn piece_descriptors(&self, gpa: Gpa, total: usize, first: u16) -> impl Iterator<Item = Descriptor> {
+        let direction = self.direction();
+        let mut pieces = (first + 1..).zip(self.shape.pieces(total)).peekable();
+        std::iter::from_fn(move || {
+            let (next, (at, size)) = pieces.next()?;
             let more = if pieces.peek().is_some() { DESC_NEXT } else { 0 };
-            let piece =
-                Descriptor { address: base.plus(at as u64).0, len: size as u32, flags: flags | more, next: index + 1 };
-            self.ring.write_descriptor(index, piece);
-            index += 1;
-        }
+            Some(Descriptor { address: gpa.plus(at as u64).0, len: size as u32, flags: direction | more, next })
+        })
     }
 }

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::settings::RunSettings;
 
-/// Frames on the way that made no progress for so long are taken for lost.
-const GIVE_UP_AFTER: Duration = Duration::from_millis(200);
+/// Frames on the way that made no progress for so long are taken for lost. A busy machine stands still for a second or
+/// two; giving up then would let more frames out than the receiver has buffers.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
 /// Frames a rate may be behind before what was missed is forgotten.
 const BEHIND_AT_MOST: u64 = 1024;
 

@@ -80,7 +80,7 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let ((sender, sending), (receiver, receiving)) = (Guest::new(), Guest::new());
-        let slot = Arc::new(ReceiveSlot::new(Receiveq::new(receiving), 1, 0, Arc::default()));
+        let slot = Arc::new(ReceiveSlot::new(Receiveq::new(receiving), 1, 0, Arc::default(), 0));
         let port = |receiveqs| Some(PortView { bridge: 0, mtu: 1_500, admin_up: true, retries: 8, receiveqs });
         let fdb = Arc::new(Fdb::new(64, 300));
         let topology = Topology {
@@ -92,7 +92,7 @@ impl Pair {
         let (done, passed) = channel();
         pmd.post(Message::Topology(Arc::new(topology), done));
         passed.recv().unwrap();
-        let queue = TransmitQueue::new(Transmitq::new(sending), 0, 1, Arc::<QueueCounters>::default());
+        let queue = TransmitQueue::new(Transmitq::new(sending), 0, 1, Arc::<QueueCounters>::default(), 0);
         pmd.post(Message::Assign(Box::new(queue)));
         Self { pmd, sender, receiver, slot }
     }

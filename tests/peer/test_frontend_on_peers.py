@@ -1,0 +1,139 @@
+"""Our own front-end on switches that are not ours: what it says of a back-end can be believed.
+
+It judges the switch in other tests. Here it runs against OVS-DPDK and against testpmd, whose word is not in doubt: the
+layouts and sessions that guests use must pass there frame by frame, and the generator must be the faster side.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ovsvhost.testing.frontend import Frontend
+from ovsvhost.testing.ovs_dpdk import OvsDpdk
+from ovsvhost.testing.testpmd import Testpmd, vhost
+from ovsvhost.testing.wait import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
+
+FRAMES = 2000
+# Settings of both ends, and of the receiving end alone. The second named twice overrides the first.
+SESSIONS = {
+    "one descriptor": ("layout=one", ""),
+    "header apart": ("layout=two", ""),
+    "chained": ("layout=chain:5", ""),
+    "indirect": ("layout=indirect:4", ""),
+    "receive buffers chained": ("ring-size=1024", "rx-layout=chain:3"),
+    "receive buffers indirect": ("ring-size=1024", "rx-layout=indirect:2"),
+    "frames in many small buffers": ("ring-size=1024", "buffer=300"),
+    "not mergeable": ("without=mrg_rxbuf", ""),
+    "short header": ("without=mrg_rxbuf+version_1", ""),
+    "no event index": ("without=event_idx", ""),
+    "order of virtio-user": ("order=virtio-user", ""),
+    "three regions": ("regions=3", ""),
+    "2 MiB pages": ("memory=huge2m", ""),
+    "the largest ring": ("ring-size=32768", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def ovs() -> Iterator[OvsDpdk]:
+    with tempfile.TemporaryDirectory(prefix="ov-") as name, OvsDpdk(Path(name, "ovs")) as switch:
+        switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        for port in ("a", "b"):
+            words = ["type=dpdkvhostuserclient", f"options:vhost-server-path={Path(name, port)}"]
+            switch.vsctl("add-port", "br0", port, "--", "set", "Interface", port, *words)
+        yield switch
+
+
+@pytest.fixture(scope="module")
+def testpmd() -> Iterator[Testpmd]:
+    with tempfile.TemporaryDirectory(prefix="ov-") as name:
+        sockets = [vhost(Path(name, port)) for port in ("a", "b")]
+        with Testpmd(sockets, folder=Path(name)) as switch:
+            switch.command("start")
+            yield switch
+
+
+@pytest.fixture(params=["ovs", "testpmd"])
+def sockets(request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """Where a pair of front-ends listens for the peer."""
+    switch = request.getfixturevalue(request.param)
+    folder = switch.folder.parent if isinstance(switch, OvsDpdk) else switch.folder
+    return folder / "a", folder / "b"
+
+
+def run(sockets: tuple[Path, Path], folder: Path, both: str, second: str, *options: str) -> dict[str, Any]:
+    ends = [f"socket={sockets[0]},{both}", f"socket={sockets[1]},{both},{second}"]
+    with Frontend(ends, folder=folder, options=[*options, "--duration=60"]) as frontend:
+        return frontend.event("result", timeout_s=90)
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_every_frame_arrives_once_and_whole(sockets: tuple[Path, Path], session: str, short_folder: Path) -> None:
+    both, second = SESSIONS[session]
+    options = ["--sizes=64+128+590+1500", f"--frames={FRAMES}", "--in-flight=32"]
+    report = run(sockets, short_folder, both, second, *options)
+    (exact,) = report["exact"]
+    assert (exact["sent"], exact["received"]) == (FRAMES, FRAMES)
+    assert (exact["lost"], exact["duplicated"], exact["reordered"]) == (0, 0, 0)
+    for end in report["ends"]:
+        assert not any(end["corrupt"].values()), end["corrupt"]
+        assert end["violations"] == {}
+
+
+def test_the_generator_keeps_the_ring_full(sockets: tuple[Path, Path], short_folder: Path) -> None:
+    options = ["--check=sequence", "--ring-size=1024", "--memory=huge2m", "--warmup=0.3"]
+    ends = [f"socket={socket}" for socket in sockets]
+    with Frontend(ends, folder=short_folder, options=[*options, "--duration=1"]) as frontend:
+        report = frontend.event("result")
+    sender, receiver = report["measured"]["ends"]
+    assert receiver["received"] > 0
+    assert sender["ring_full_share"] >= 0.9
+
+
+def test_a_frame_is_timed_there_and_back(sockets: tuple[Path, Path], short_folder: Path) -> None:
+    measured = run(sockets, short_folder, "", "", "--mode=latency", "--frames=500")["measured"]
+    assert (measured["round_trips"], measured["lost"]) == (500, 0)
+    assert 0 < measured["min_us"] <= measured["p50_us"] <= measured["p99_us"] <= measured["max_us"]
+
+
+@pytest.mark.parametrize("order", ["qemu", "virtio-user"])
+def test_a_session_outlives_the_death_of_its_switch(ovs: OvsDpdk, order: str, short_folder: Path) -> None:
+    ends = [f"socket={ovs.folder.parent / port},order={order}" for port in ("a", "b")]
+    with Frontend(ends, folder=short_folder, options=["--rate=10000", "--ring-size=1024"]) as frontend:
+        frontend.event("ready")
+        ovs.kill()
+        for end in ("a", "b"):
+            frontend.event("link", end=end, state="down")
+        ovs.start()
+        wait_for(
+            lambda: all(
+                len([link for link in frontend.events("link") if (link["end"], link["state"]) == (end, "up")]) > 1
+                for end in ("a", "b")
+            ),
+            timeout_s=30,
+            what="both links to be up again",
+        )
+        before = stats(frontend)
+        wait_for(lambda: stats(frontend) > before + FRAMES, timeout_s=30, what="frames to flow again")
+        report = frontend.finish()
+    (exact,) = report["exact"]
+    assert [end["sessions"] for end in report["ends"]] == [2, 2]
+    assert exact["sent"] == exact["received"] + exact["lost"] + exact["in_ring"]
+    assert exact["duplicated"] == exact["reordered"] == 0
+
+
+def stats(frontend: Frontend) -> int:
+    """Frames that arrived so far."""
+    known = len(frontend.events("stats"))
+    frontend.tell("stats")
+    wait_for(lambda: len(frontend.events("stats")) > known, timeout_s=10, what="the front-end's statistics")
+    received: int = frontend.events("stats")[-1]["exact"][0]["received"]
+    return received
