@@ -202,6 +202,10 @@ impl<'a> Session<'a> {
                 return Ok(end);
             }
             if rival {
+                // The one served may have left after poll looked at it: then this is no rival but who comes next.
+                if let Some(end) = self.read_all() {
+                    return Ok(end);
+                }
                 self.turn_away(listener);
             }
             if let Some(end) = self.look_at_the_clock() {

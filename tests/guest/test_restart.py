@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ovsvhost.testing.traffic import PingStream, bring_up, copy_file, longest_gap_s, ping
+from ovsvhost.testing.traffic import PingStream, address, bring_up, copy_file, longest_gap_s, ping
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ovsvhost.testing.pair import Pair
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
@@ -16,7 +18,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 # From the last answer before the kill to the first one after it, so it includes the start of the new process.
 _RESUME_S = 1.0
 # What else the machine does shall not decide: the best of so many is judged.
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 
 
 def _resume_limit_s(pair: Pair) -> float:
@@ -24,6 +26,22 @@ def _resume_limit_s(pair: Pair) -> float:
     return _RESUME_S if pair.setting.type == "dpdkvhostuserclient" else _RESUME_S + pair.first.nics[0].reconnect_s
 
 
+@pytest.fixture
+def known_neighbours(pair: Pair) -> Iterator[None]:
+    """Each guest knows the other's hardware address for good.
+
+    QEMU takes the guests' links down while the switch is away, and Linux forgets neighbours over that; its next
+    question for one comes on a timer of a second. The gap would be a whole number of those, whatever the switch does.
+    """
+    peers = [(pair.first, address(2).ipv4, pair.second), (pair.second, address(1).ipv4, pair.first)]
+    for guest, host, peer in peers:
+        guest.run(f"arp -s {host} {peer.nics[0].mac}")
+    yield
+    for guest, host, _ in peers:
+        guest.run(f"arp -d {host}")
+
+
+@pytest.mark.usefixtures("known_neighbours")
 def test_A13_C6_traffic_resumes_after_the_switch_was_killed_under_it(pair: Pair) -> None:
     limit_s = _resume_limit_s(pair)
     gaps_s: list[float] = []

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Comings and goings: guests, ports and the switch itself, in any order, under traffic.
 
+use ovsvhost::testing::driver::RingPlace;
+use ovsvhost::testing::frontend::{Frontend, FrontendConfig, Side};
 use ovsvhost::testing::traffic::LinkState;
 use ovsvhost::vhost::EndpointKind;
 
@@ -187,5 +189,25 @@ fn a_switch_with_nothing_to_do_sleeps_until_a_guest_sends() {
         let frame = a.frame([0xff; 6], 64);
         a.send(&frame);
         assert_eq!(b.next(), frame, "the kick wakes it");
+    }
+}
+
+/// Rows: A13, L2.
+#[test]
+fn a_guest_that_comes_the_moment_another_left_is_not_turned_away() {
+    let mut switch = Switch::new();
+    let socket = switch.add("a", EndpointKind::Server);
+    let mut frontend = Frontend::new(FrontendConfig::new(&socket, Side::Connect)).unwrap();
+    let places = [(); 2].map(|()| RingPlace::alloc(frontend.ram_mut(), 0, 256).unwrap());
+    for place in places {
+        // What the guest never wrote would count as private memory.
+        frontend.ram().window(place.used, 4).unwrap().fill(0);
+    }
+    for round in 0..200 {
+        match frontend.try_connect().and_then(|there| Ok((there, frontend.start(&places, &[0, 0], 1)?))) {
+            Ok((there, ())) => assert!(there, "round {round}: the switch listens all the time"),
+            Err(error) => panic!("round {round}: {error}"),
+        }
+        frontend.hang_up();
     }
 }
