@@ -102,7 +102,7 @@ class Frontend(Generator):
 
     def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
         words = self.base(sockets, warmup_s, duration_s)
-        settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={RING_SIZE}"]
+        settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={RING_SIZE}", "--burst=256"]
         roles = ("send", "send" if case.both else "receive")
         ends = [f"--end=socket={socket},role={role}" for socket, role in zip(sockets, roles, strict=True)]
         return [*words, *settings, *ends]
