@@ -135,6 +135,7 @@ fn rings_of_any_size_carry_traffic() {
     }
 }
 
+/// Rows: A10.
 #[test]
 fn frames_of_a_flow_stay_in_order_over_many_queues() {
     let bench = Bench::new(EndpointKind::Server);
@@ -147,6 +148,7 @@ fn a_guest_that_listens_is_found() {
     Bench::new(EndpointKind::Client).assert_exact("sizes=mix,ring-size=512", "", 1);
 }
 
+/// Rows: C8, C13.
 #[test]
 fn no_attack_of_a_third_guest_disturbs_a_pair() {
     let bench = Bench::new(EndpointKind::Server);
@@ -160,6 +162,7 @@ fn no_attack_of_a_third_guest_disturbs_a_pair() {
     assert!(survivors.iter().filter(|port| port.name != "v2").all(|port| port.error.is_none()), "{survivors:?}");
 }
 
+/// Rows: C13.
 #[test]
 fn a_front_end_may_hang_up_at_any_message() {
     let bench = Bench::new(EndpointKind::Server);

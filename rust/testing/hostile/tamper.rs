@@ -55,6 +55,8 @@ impl Tamper {
         for (message, fds) in self.script(frontend, session, &places)? {
             let reaction = deliver(session, message, &fds);
             if reaction != Reaction::Alive {
+                // The socket stays open for as long as asked, so that others can see what is made of it.
+                watch(session.channel(), hold);
                 return Ok(reaction);
             }
         }
