@@ -164,6 +164,7 @@ fn a_socket_that_serves_another_back_end_is_named() {
     eventually("an error", || second.error().filter(|text| text.contains("may serve another back-end")));
 }
 
+/// Rows: L1.
 #[test]
 fn a_server_makes_its_socket_with_the_mode_and_owner_asked_for() {
     let dir = scratch();
@@ -256,6 +257,7 @@ fn the_longest_path_there_is_works() {
     assert!(endpoint.link_up());
 }
 
+/// Rows: L1.
 #[test]
 fn a_socket_that_is_no_longer_ours_is_not_removed() {
     let port = Port::new(EndpointKind::Server);

@@ -207,6 +207,7 @@ def test_L6_deleting_a_port_leaves_nothing_of_it(switch: SwitchDaemon, short_fol
     assert ovs_vsctl(switch, "list-ports", "br0") == ""
 
 
+@pytest.mark.rows("B7")
 def test_stock_appctl_finds_the_switch_by_its_pid_file(switch: SwitchDaemon) -> None:
     add_bridge(switch)
     assert ovs_appctl(switch, "version") == switch.call("--version").stdout
@@ -225,6 +226,7 @@ def test_stock_appctl_is_told_what_is_wrong(switch: SwitchDaemon) -> None:
     assert "no such bridge" in done.stderr
 
 
+@pytest.mark.rows("B5")
 def test_pmd_perf_show_counts_from_the_last_clear(switch: SwitchDaemon) -> None:
     shown = ovs_appctl(switch, "dpif-netdev/pmd-perf-show")
     assert re.search(r"^pmd thread numa_id \d+ core_id \d+:$", shown, re.MULTILINE)

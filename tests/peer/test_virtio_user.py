@@ -11,7 +11,6 @@ from ovsvhost.testing.testpmd import Testpmd, virtio_user
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
-
     from ovsvhost.testing.daemon import SwitchDaemon
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]

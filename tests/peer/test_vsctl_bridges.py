@@ -275,6 +275,7 @@ def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.rows("B7")
 def test_both_say_and_do_the_same(twins: VsctlTwins, name: str) -> None:
     from_stock, from_ours = twins.transcripts(CASES[name])
     assert from_ours == from_stock

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from ovsvhost.daemon import commands
 from ovsvhost.model import Bridge
 
@@ -61,6 +63,7 @@ def test_fdb_stats_show_is_ovs_list() -> None:
     )
 
 
+@pytest.mark.rows("B5")
 def test_pmd_rxq_show_names_core_port_and_queue() -> None:
     shown = commands.pmd_rxq_show(pmds(Pmd(rxqs=[("v1", 0), ("v0", 1), ("v0", 0)])))
     assert re.fullmatch(

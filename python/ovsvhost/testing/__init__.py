@@ -3,9 +3,11 @@
 A pytest plug-in: ``pytest_plugins = ["ovsvhost.testing"]`` gives the fixtures of ``ovsvhost.testing.fixtures``. Without
 pytest the modules serve scripts just as well; ``scripts/demo`` is one::
 
-    guest · qmp · agent     a virtual machine        qemu · image · debian · cpio    what it runs on
-    testpmd                 DPDK front-ends          hugepages                       their memory
-    daemon                  the switch under test    ovs_dpdk                        the switch it is measured against
+    pair                    two guests on a switch       traffic                         pings and copies between them
+    guest · qmp · agent     a virtual machine            qemu · image · debian · cpio    what it runs on
+    daemon                  the switch under test        ovs_dpdk                        the switch it is compared with
+    frontend                the project's front-end      testpmd                         DPDK's front-ends, and a switch
+    stock                   Open vSwitch's own tools     hugepages                       memory for those that want it
     process · wait          programs with logs and ends; waiting with a deadline
 """
 

@@ -1,0 +1,161 @@
+//! Two guests in this process, for measuring the device's side of their rings alone.
+//!
+//! The driver's side is the project's own front-end's; its work is never inside a measurement. Memory is a memfd, mapped
+//! once for the driver and once for the device, as between processes.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark that cannot be set up has nothing to say")]
+#![allow(dead_code, reason = "each benchmark uses its part")]
+
+pub(crate) mod way;
+
+use std::sync::Arc;
+
+use ovsvhost::memory::{GuestMap, RegionSpec};
+use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
+use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
+use ovsvhost::testing::frames::{Checksum, FramePlan, Mac, Network, PlanConfig, Transport};
+use ovsvhost::testing::memory::{Backing, GuestRam, RegionSpec as RamSpec};
+use ovsvhost::testing::traffic::Sender;
+
+/// Descriptors in a ring.
+pub(crate) const RING_SIZE: u16 = 1024;
+/// Frames that one filling of a ring holds, whatever the layout, and that find room in a receiveq even at 9000 B.
+pub(crate) const FRAMES: u16 = 128;
+/// Bytes of frame in a receive buffer.
+const ROOM: usize = 2048;
+const HEADER_SIZE: usize = 12;
+const FEATURES: u64 = feature::VERSION_1 | feature::MRG_RXBUF | feature::INDIRECT_DESC | feature::EVENT_IDX;
+
+/// Address of the sending guest.
+pub(crate) const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Address of the receiving guest.
+pub(crate) const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// The layouts that drivers post, with their names.
+pub(crate) const LAYOUTS: [(&str, Layout); 3] =
+    [("one buffer", Layout::One), ("header and data", Layout::Two), ("indirect", Layout::Indirect(2))];
+
+/// A guest that sends.
+pub(crate) struct SendingGuest {
+    sender: Sender,
+    _ram: GuestRam,
+    /// The switch's side of its transmitq.
+    pub(crate) queue: Transmitq,
+}
+
+impl SendingGuest {
+    /// With frames of `size` bytes in `layout`.
+    pub(crate) fn new(layout: Layout, size: usize) -> Self {
+        let (mut ram, place) = memory(usize::from(RING_SIZE) * (size + 256));
+        let plan = FramePlan::new(PlanConfig {
+            source: Mac(SENDER),
+            destination: Mac(RECEIVER),
+            network: Network::V4,
+            transport: Transport::Udp,
+            checksum: Checksum::Zero,
+            flows: 1,
+            sizes: vec![size],
+            stream: 0,
+            header_size: HEADER_SIZE,
+        })
+        .unwrap();
+        let driver = slots(&mut ram, place, layout, size, false);
+        let mut sender = Sender::new(driver, plan, true);
+        // Memory that nobody ever wrote is taken for private.
+        sender.pass(1);
+        let mut queue = Transmitq::new(device(&ram, place));
+        queue.gather().unwrap();
+        queue.commit();
+        sender.take_back();
+        Self { sender, _ram: ram, queue }
+    }
+
+    /// Makes [`FRAMES`] frames available.
+    pub(crate) fn fill(&mut self) {
+        self.sender.take_back();
+        let mut left = usize::from(FRAMES);
+        while left > 0 {
+            let (sent, _) = self.sender.pass(left);
+            assert!(sent > 0, "the transmitq holds fewer than {FRAMES} frames");
+            left -= sent;
+        }
+    }
+}
+
+/// A guest that receives.
+pub(crate) struct ReceivingGuest {
+    driver: SlotRing,
+    _ram: GuestRam,
+    /// The switch's side of its receiveq.
+    pub(crate) queue: Receiveq,
+}
+
+impl ReceivingGuest {
+    /// With buffers of 2 KiB, each in one piece.
+    pub(crate) fn new() -> Self {
+        let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
+        let mut driver = slots(&mut ram, place, Layout::One, ROOM, true);
+        while let Some(slot) = driver.take_free() {
+            driver.post(slot, HEADER_SIZE + ROOM);
+        }
+        driver.publish();
+        let queue = Receiveq::new(device(&ram, place));
+        Self { driver, _ram: ram, queue }
+    }
+
+    /// Gives every buffer back that the switch filled; gives how many those were.
+    pub(crate) fn empty(&mut self) -> usize {
+        let mut count = 0;
+        if self.driver.used_waiting() > 0 {
+            while let Some((slot, _)) = self.driver.take_used() {
+                self.driver.post(slot, HEADER_SIZE + ROOM);
+                count += 1;
+            }
+            self.driver.publish();
+        }
+        assert_eq!(self.driver.violations().total(), 0, "the switch broke the receiveq");
+        count
+    }
+}
+
+/// The device's view of guest memory in `count` regions of `size` bytes, and the regions' owner.
+pub(crate) fn regions(count: usize, size: usize) -> (GuestRam, Arc<GuestMap>) {
+    let ram = GuestRam::new(&RamSpec::spread(count, size, &Backing::Memfd)).unwrap();
+    let map = map(&ram);
+    (ram, map)
+}
+
+fn memory(size: usize) -> (GuestRam, RingPlace) {
+    let size = (size + (1 << 20)).next_multiple_of(1 << 21);
+    let mut ram = GuestRam::new(&RamSpec::spread(1, size, &Backing::Memfd)).unwrap();
+    let place = RingPlace::alloc(&mut ram, 0, RING_SIZE).unwrap();
+    (ram, place)
+}
+
+fn slots(ram: &mut GuestRam, place: RingPlace, layout: Layout, room: usize, writable: bool) -> SlotRing {
+    let shape = Shape { layout, header_size: HEADER_SIZE, room, gap: 0 };
+    let config = SlotRingConfig { place, size: RING_SIZE, event_idx: true, shape, writable, rewrite: true };
+    SlotRing::new(ram, config).unwrap()
+}
+
+fn map(ram: &GuestRam) -> Arc<GuestMap> {
+    let specs = ram.regions().iter().map(|region| RegionSpec {
+        gpa: region.gpa().0,
+        uva: region.user_address(),
+        size: region.size() as u64,
+        mmap_offset: region.file_offset(),
+        file: region.file().try_clone().unwrap(),
+    });
+    Arc::new(GuestMap::map(specs.collect(), false).unwrap())
+}
+
+fn device(ram: &GuestRam, place: RingPlace) -> Ring {
+    let config = RingConfig {
+        size: RING_SIZE.into(),
+        desc_uva: ram.user_address(place.descriptors).unwrap(),
+        avail_uva: ram.user_address(place.available).unwrap(),
+        used_uva: ram.user_address(place.used).unwrap(),
+        base: 0,
+        features: FEATURES,
+    };
+    config.activate(&map(ram), None, None).unwrap()
+}

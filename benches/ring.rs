@@ -1,0 +1,65 @@
+//! The two halves of a copy: frames out of a transmitq and their buffers back, frames into a receiveq.
+
+mod each;
+mod guest;
+
+use std::time::Instant;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use guest::{FRAMES, LAYOUTS, ReceivingGuest, SendingGuest};
+use ovsvhost::burst::MAX_BURST;
+use ovsvhost::testing::driver::Layout;
+
+fn gather_and_commit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("transmitq: gather and commit");
+    group.throughput(Throughput::Elements(1));
+    for (name, layout) in LAYOUTS {
+        let mut guest = SendingGuest::new(layout, 64);
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|frames| {
+                each::scaled(frames, FRAMES.into(), || {
+                    guest.fill();
+                    let begin = Instant::now();
+                    while let Ok(1..) = guest.queue.gather() {
+                        guest.queue.commit();
+                    }
+                    begin.elapsed()
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+fn deliver(criterion: &mut Criterion) {
+    let list: Vec<u8> = (0_u8..).take(MAX_BURST).collect();
+    let mut group = criterion.benchmark_group("receiveq: deliver");
+    group.throughput(Throughput::Elements(1));
+    for size in [64, 512, 1518, 9000] {
+        let mut from = SendingGuest::new(Layout::One, size);
+        let mut to = ReceivingGuest::new();
+        from.fill();
+        assert!(matches!(from.queue.gather(), Ok(MAX_BURST)), "the transmitq gave less than a burst");
+        group.bench_function(BenchmarkId::from_parameter(format!("{size} B")), |bencher| {
+            bencher.iter_custom(|frames| {
+                each::scaled(frames, MAX_BURST as u64, || {
+                    to.empty();
+                    let begin = Instant::now();
+                    let delivery = to.queue.deliver(from.queue.burst(), &list);
+                    to.queue.flush();
+                    let spent = begin.elapsed();
+                    assert_eq!(delivery.settled, MAX_BURST, "the receiveq had no room");
+                    spent
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    gather_and_commit(&mut criterion);
+    deliver(&mut criterion);
+    criterion.final_summary();
+}

@@ -1,0 +1,29 @@
+//! A fixed workload for `benches/instructions`: so many frames of one size and layout, driver to driver, and nothing else.
+//!
+//! `workload LIST` prints the cases; `workload CASE FRAMES` walks them. Only `Way::walk` is to be counted.
+
+mod guest;
+
+use guest::way::Way;
+use guest::{FRAMES, LAYOUTS, ReceivingGuest, SendingGuest};
+
+const SIZES: [usize; 3] = [64, 1518, 9000];
+
+fn main() {
+    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+    let wanted = words.next().unwrap_or_else(|| "LIST".into());
+    let frames: usize = words.next().and_then(|word| word.parse().ok()).unwrap_or(100_000);
+    for (name, layout) in LAYOUTS {
+        for size in SIZES {
+            let case = format!("{name}, {size} B");
+            if wanted == "LIST" {
+                println!("{case}");
+            } else if wanted == case {
+                let mut way = Way::new(SendingGuest::new(layout, size), ReceivingGuest::new());
+                for _ in 0..frames.div_ceil(usize::from(FRAMES)) {
+                    way.check();
+                }
+            }
+        }
+    }
+}
