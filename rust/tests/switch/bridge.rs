@@ -167,6 +167,21 @@ fn a_port_that_is_down_neither_sends_nor_receives() {
     assert_eq!((b.next(), c.next()), (frame.clone(), frame));
 }
 
+#[test]
+fn a_frame_for_everybody_is_not_counted_against_a_port_that_is_down() {
+    let (switch, [mut a, mut b, mut c]) = three();
+    b.send(&b.frame(ALL, 64));
+    a.next();
+    c.next();
+    switch.datapath().set_port("b", None, Some(false), None).unwrap();
+    let (to_b, to_all) = (a.frame(b.mac, 64), a.frame(ALL, 65));
+    a.send_together(&[to_b, to_all.clone()]);
+    assert_eq!(c.next(), to_all);
+    a.wait_sent();
+    wait("the counts", || switch.count("a", "rx_drop_admin_down") == 1);
+    assert_eq!(switch.count("a", "rx_dropped"), 1);
+}
+
 /// Rows: B3.
 #[test]
 fn send_rarp_moves_an_address_and_tells_everybody() {

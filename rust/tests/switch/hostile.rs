@@ -105,11 +105,11 @@ const ON_TRANSMITQ: &[Mischief] = &[
         said: "taken away",
         make: |station| {
             station.cut_buffers();
-            // The buffers are gone; the ring is not.
-            for _ in 0..3 {
-                let gpa = station.frontend.ram().regions()[1].gpa();
-                post(station, descriptor(gpa.0, 100, 0));
-            }
+            // The buffers are gone; the ring is not. The first frame meets it, the next burst is refused.
+            let gpa = station.frontend.ram().regions()[1].gpa();
+            post(station, descriptor(gpa.0, 100, 0));
+            wait("the first frame to be taken", || station.tx.ring().used_index() == 1);
+            post(station, descriptor(gpa.0, 100, 0));
         },
     },
 ];
