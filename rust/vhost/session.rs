@@ -271,7 +271,10 @@ impl<'a> Session<'a> {
         let request = wire::request(header, body, files).map_err(|e| e.to_string())?;
         let unserved = matches!(request, Request::Unserved(_));
         let code = header.code;
-        let answered = dispatch(&mut self.handler, header, request);
+        let answered = dispatch(&mut self.handler, header, request).map_err(refusal);
+        if !unserved {
+            self.handler.remember(code, answered.as_ref().err());
+        }
         // Before the answer: what the front-end knows is true, everybody can see.
         self.publish();
         let wants_answer = header.need_reply && self.handler.acknowledges();
@@ -280,8 +283,7 @@ impl<'a> Session<'a> {
             Ok(Answer::Vring(state)) => self.answer(&wire::reply_vring(code, state)),
             Ok(Answer::Done) if wants_answer => self.answer(&wire::reply_number(code, 0)),
             Ok(Answer::Done) => Ok(()),
-            Err(e) => {
-                let text = refusal(e);
+            Err(text) => {
                 if unserved && !wants_answer {
                     // It may wait for an answer of a shape we do not know.
                     return Err(text);

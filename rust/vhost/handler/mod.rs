@@ -32,6 +32,8 @@ use crate::memory::{GuestMap, RegionSpec, Uva};
 enum Subject {
     Features,
     Memory,
+    /// Any other request, by its number.
+    Request(u32),
 }
 
 /// The state of one session.
@@ -118,6 +120,19 @@ impl Handler {
             link_up: self.link_up,
             waiting_for: self.waiting_for(),
             problem: self.problem(),
+        }
+    }
+
+    /// Keeps why a request was refused until one of its kind is not. What has a subject of its own is kept there.
+    pub(super) fn remember(&mut self, request: u32, refusal: Option<&String>) {
+        match refusal {
+            Some(text) if !self.refusals.values().any(|known| known == text) => {
+                self.refusals.insert(Subject::Request(request), text.clone());
+            }
+            Some(_) => {}
+            None => {
+                self.refusals.remove(&Subject::Request(request));
+            }
         }
     }
 
