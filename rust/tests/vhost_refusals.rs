@@ -42,6 +42,13 @@ fn memory_that_the_vmm_keeps_private_is_named() {
     assert!(vm.frontend.set_mem_table(&[vm.memory.info()]).is_err());
     let error = port.endpoint.error().unwrap();
     assert!(error.contains("private") && error.contains("share=on"), "{error}");
+    // A VMM that gives up over it leaves the reason behind, until a guest gets through.
+    drop(vm);
+    port.recorder.wait_event("disconnected", "is disconnected");
+    assert_eq!(port.endpoint.error().as_ref(), Some(&error));
+    let mut vm = Vm::new(UnixStream::connect(&port.socket).unwrap());
+    vm.start(1);
+    assert_eq!(port.endpoint.error(), None);
 }
 
 #[test]

@@ -163,6 +163,7 @@ impl<'a> Session<'a> {
         self.publish();
         let end = self.serve(listener);
         let judging = self.handler.is_judging_features();
+        let last = self.handler.state();
         self.handler.end();
         let end = match end? {
             End::HungUp if judging && !self.peer.exits_within(LAST_BREATH) => End::Broken(format!(
@@ -174,6 +175,10 @@ impl<'a> Session<'a> {
             End::Broken(text) => End::Broken(format!("{} broke the vhost-user protocol: {text}", self.peer)),
             end => end,
         };
+        if let (End::HungUp, false, Some(text)) = (&end, last.link_up, last.problem) {
+            // A front-end that gives up does not take the reason with it.
+            self.control.set_trouble(text);
+        }
         match &end {
             // A front-end that comes back only to fail the same way is named once.
             End::Broken(text) if self.control.trouble().as_ref() == Some(text) => {}
@@ -295,6 +300,10 @@ impl<'a> Session<'a> {
     }
 
     fn log_refusal(&mut self, request: &str, text: &str) {
+        if self.control.trouble().as_deref() == Some(text) {
+            // The session before ended over the same.
+            return;
+        }
         self.refusals = self.refusals.saturating_add(1);
         if self.refusals > REFUSALS_LOGGED {
             return;

@@ -137,7 +137,7 @@ impl Control {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_trouble(&self, text: String) {
+    pub(super) fn set_trouble(&self, text: String) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
     }
 
