@@ -224,7 +224,7 @@ pub struct Slots<R> {
     scale: u16,
     areas: Vec<Area>,
     tables: Option<Area>,
-    slots: Vec<Slot>,
+    each: Vec<Slot>,
     free: Vec<u16>,
     free_mask: usize,
     free_head: usize,
@@ -248,7 +248,7 @@ impl<R: RingFormat> Slots<R> {
             let gpa = ram.alloc(region, size, 4096)?;
             areas.push(Area { window: ram.window(gpa, size)?, gpa });
         }
-        let slots = (0..count)
+        let each = (0..count)
             .zip(areas.iter().enumerate().cycle())
             .map(|(slot, (area, place))| {
                 let offset = slot / regions * stride;
@@ -277,7 +277,7 @@ impl<R: RingFormat> Slots<R> {
             scale: if R::KEEPS_DESCRIPTORS { per_slot as u16 } else { 1 },
             areas,
             tables,
-            slots,
+            each,
             free,
             free_mask: capacity - 1,
             free_head: 0,
@@ -293,7 +293,7 @@ impl<R: RingFormat> Slots<R> {
 
     /// Slots in all.
     pub fn slots(&self) -> usize {
-        self.slots.len()
+        self.each.len()
     }
 
     /// Slots that are the driver's.
@@ -305,7 +305,7 @@ impl<R: RingFormat> Slots<R> {
     /// Slots that are the device's.
     #[inline]
     pub fn posted(&self) -> usize {
-        self.slots.len() - self.free()
+        self.each.len() - self.free()
     }
 
     /// Rules that the device broke so far.
@@ -342,11 +342,11 @@ impl<R: RingFormat> Slots<R> {
     /// Asks for the first lines of the next `count` slots that came back, to be read.
     #[inline]
     pub fn prefetch_used(&self, count: usize) {
-        let count = count.min(self.slots.len());
+        let count = count.min(self.each.len());
         self.ring.prefetch_used(count as u16);
         for ahead in 0..count {
             let index = self.slot_of(self.ring.probably_used(ahead as u16));
-            if index < self.slots.len() {
+            if index < self.each.len() {
                 let (window, at) = self.place(index as u16);
                 window.prefetch(at);
             }
@@ -370,7 +370,7 @@ impl<R: RingFormat> Slots<R> {
     /// [`publish`](Self::publish).
     #[inline]
     pub fn post(&mut self, slot: u16, total: usize) {
-        let state = &mut self.slots[usize::from(slot)];
+        let state = &mut self.each[usize::from(slot)];
         let gpa = state.gpa;
         let described = std::mem::replace(&mut state.len, total as u32);
         state.posted = true;
@@ -387,9 +387,9 @@ impl<R: RingFormat> Slots<R> {
                     // The table of a slot stays as it is, as its descriptors do.
                     let first = 16 * self.shape.layout.pieces() * usize::from(slot);
                     if self.rewrite || described as usize != total {
-                        self.slots[usize::from(slot)].entries = write_table::<R>(tables, first, segments);
+                        self.each[usize::from(slot)].entries = write_table::<R>(tables, first, segments);
                     }
-                    let size = 16 * u32::from(self.slots[usize::from(slot)].entries);
+                    let size = 16 * u32::from(self.each[usize::from(slot)].entries);
                     self.ring.post_table(buffer, tables.gpa.plus(first as u64), size);
                 }
             }
@@ -416,7 +416,7 @@ impl<R: RingFormat> Slots<R> {
         loop {
             let (buffer, len) = self.ring.take_used(&mut self.violations)?;
             let index = self.slot_of(buffer);
-            let Some(slot) = self.slots.get_mut(index) else {
+            let Some(slot) = self.each.get_mut(index) else {
                 self.violations.unknown_head += 1;
                 continue;
             };
@@ -442,11 +442,11 @@ impl<R: RingFormat> Slots<R> {
     fn restart(&mut self) -> usize {
         let posted = self.posted();
         self.ring.restart();
-        for (slot, state) in (0_u16..).zip(&mut self.slots) {
+        for (slot, state) in (0_u16..).zip(&mut self.each) {
             state.posted = false;
             self.free[usize::from(slot)] = slot;
         }
-        (self.free_head, self.free_tail) = (0, self.slots.len());
+        (self.free_head, self.free_tail) = (0, self.each.len());
         posted
     }
 
@@ -468,7 +468,7 @@ impl<R: RingFormat> Slots<R> {
     /// Window and offset of a slot's first byte.
     #[inline]
     pub fn place(&self, slot: u16) -> (&Window, usize) {
-        let slot = &self.slots[usize::from(slot)];
+        let slot = &self.each[usize::from(slot)];
         (&self.areas[slot.area as usize].window, slot.offset as usize)
     }
 
@@ -488,7 +488,7 @@ impl<R: RingFormat> Slots<R> {
         let (window, base) = self.place(slot);
         let mut left = len;
         // The descriptors describe the whole slot, so the pieces are cut for all of it.
-        for (at, size) in self.shape.pieces(self.slots[usize::from(slot)].len as usize) {
+        for (at, size) in self.shape.pieces(self.each[usize::from(slot)].len as usize) {
             let size = size.min(left);
             let start = bytes.len();
             bytes.resize(start + size, 0);

@@ -208,7 +208,9 @@ fn a_batch_of_receive_buffers_was_filled_to_the_brim_but_for_the_last() {
             let back: Vec<(u16, usize)> = std::iter::from_fn(|| queue.take_used()).collect();
             let lens: Vec<usize> = back.iter().map(|(_, len)| *len).collect();
             assert_eq!(lens, [HEADER + 256, HEADER + 256, 77], "{kind:?}");
-            back.iter().for_each(|(slot, _)| queue.put_free(*slot));
+            for (slot, _) in back {
+                queue.put_free(slot);
+            }
         }
     }
 }
