@@ -9,6 +9,7 @@ use super::check_socket_path;
 use crate::counters::{QueueCounters, SIZE_CLASSES};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
+use crate::recovery::Recovery;
 use crate::switch::PortId;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
@@ -62,7 +63,7 @@ impl PortConfig {
         check_socket_path(&self.socket)
     }
 
-    pub(super) fn endpoint(&self) -> EndpointConfig {
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -71,6 +72,7 @@ impl PortConfig {
             socket_owner: self.socket_owner,
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
+            recovery: Arc::clone(recovery),
         }
     }
 }

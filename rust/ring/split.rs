@@ -11,6 +11,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::journal::{Intent, Journal, Past};
 use super::notify;
 use super::{RingConfig, RingFault, feature};
 use crate::error::{Error, Result};
@@ -84,6 +85,7 @@ pub struct SplitRing {
     seen: u16,
     event_idx: bool,
     pub(super) features: u64,
+    journal: Journal,
     pub(super) memory: Arc<GuestMap>,
     kick: Option<File>,
     call: Option<Notifier>,
@@ -139,6 +141,7 @@ impl SplitRing {
             seen: used_idx,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
+            journal: Journal::private(0)?,
             memory: Arc::clone(memory),
             kick: kick.map(eventfd::checked).transpose()?,
             call: call.map(Notifier::new).transpose()?,
@@ -149,6 +152,17 @@ impl SplitRing {
     /// The index to answer when the ring stops (`vhost-user: GET_VRING_BASE`): available = used.
     pub fn next_index(&self) -> u16 {
         self.next
+    }
+
+    /// Writes down from now on, in another's memory, where the ring stands, and says what that held against it. The used
+    /// index is the guest's memory's own word for where it stood, and the commit itself: the journal only confirms it.
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        let Intent { old, new, .. } = past.journal.intent();
+        let at = self.next;
+        let is_new = past.is_known && at != old && at != new;
+        past.journal.settle(at);
+        self.journal = past.journal;
+        is_new.then(|| format!("its used index is {at}, not {new} as written down: the guest set it up anew"))
     }
 
     /// Elements.
@@ -243,9 +257,12 @@ impl SplitRing {
     /// Gives `count` entries back: everything written before is visible once the driver sees the new index.
     #[inline]
     pub(super) fn publish(&mut self, count: u16) {
-        self.next = self.next.wrapping_add(count);
+        let old = self.next;
+        self.next = old.wrapping_add(count);
+        self.journal.intend(old, self.next, 0);
         // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
         unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
+        self.journal.settle(self.next);
     }
 
     /// Tells the driver that `count` entries were published, if it wants to know; true if it did. The one full fence of a commit is
