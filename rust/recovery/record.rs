@@ -145,7 +145,7 @@ pub(super) fn parse(bytes: &[u8], file_size: usize) -> Result<Identity, Unreadab
         return Err(Unreadable::Checksum);
     }
     let socket = path.map(|path| PathBuf::from(OsStr::from_bytes(&path))).ok_or(Unreadable::Content)?;
-    if !ring_size.is_power_of_two() || ring_size > 32_768 {
+    if !(1..=32_768).contains(&ring_size) {
         return Err(Unreadable::Content);
     }
     Ok(Identity { socket, vring, size: ring_size, features, areas })
@@ -176,11 +176,11 @@ mod tests {
 
     prop_compose! {
         fn identity()(
-            path in "/[a-z/]{0,106}", vring: u16, order in 0_u32..16, features: u64,
+            path in "/[a-z/]{0,106}", vring: u16, ring_size in 1_u32..=32_768, features: u64,
             places in any::<[(u64, u64, u64); 3]>(),
         ) -> Identity {
             let areas = places.map(|(device, inode, offset)| Place { device, inode, offset });
-            Identity { socket: path.into(), vring, size: 1 << order, features, areas }
+            Identity { socket: path.into(), vring, size: ring_size, features, areas }
         }
     }
 

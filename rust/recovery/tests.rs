@@ -44,7 +44,7 @@ fn the_next_process_finds_where_a_ring_stood_and_what_was_under_way() {
     let recovery = Recovery::open(dir.as_path()).unwrap();
     let journal = run(&recovery, &identity("/s", 1), 7);
     assert!(journal.room() >= 256);
-    let element = Element { written: 60, id: 3, descs: 2 };
+    let element = Element { written: 60, id: 3, place: 2 };
     assert!(journal.put(255, element));
     journal.intend(7, 0x8001, 1);
     die(recovery);

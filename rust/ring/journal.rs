@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   cell    one word, a cache line of its own:  old:16  new:16  count:16        old == new: nothing is under way
-//!   shadow  one word a used element:            written:32  id:16  descriptors:16
+//!   shadow  one word a used element:            written:32  id:16  place:16
 //! ```
 //!
 //! A commit of a packed ring is many stores into the guest's descriptors, and a process can die between any two of them.
@@ -61,18 +61,18 @@ pub struct Element {
     pub written: u32,
     /// Buffer id, or head of a chain.
     pub id: u16,
-    /// Descriptors of the ring that the buffer took.
-    pub descs: u16,
+    /// Descriptors from the start of the commit to the buffer's first.
+    pub place: u16,
 }
 
 impl Element {
     const fn to_word(self) -> u64 {
-        self.written as u64 | (self.id as u64) << 32 | (self.descs as u64) << 48
+        self.written as u64 | (self.id as u64) << 32 | (self.place as u64) << 48
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
     const fn from_word(word: u64) -> Self {
-        Self { written: word as u32, id: (word >> 32) as u16, descs: (word >> 48) as u16 }
+        Self { written: word as u32, id: (word >> 32) as u16, place: (word >> 48) as u16 }
     }
 }
 
@@ -181,13 +181,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_down_reads_the_same(old: u16, new: u16, count: u16, written: u32, id: u16, descs: u16) {
+        fn what_is_written_down_reads_the_same(old: u16, new: u16, count: u16, written: u32, id: u16, place: u16) {
             let journal = Journal::private(2).unwrap();
             journal.settle(old);
             prop_assert_eq!(journal.intent(), Intent { old, new: old, count: 0 });
             journal.intend(old, new, count);
             prop_assert_eq!(journal.again().intent(), Intent { old, new, count });
-            let element = Element { written, id, descs };
+            let element = Element { written, id, place };
             prop_assert!(journal.put(1, element) && !journal.put(journal.room(), element));
             prop_assert_eq!((journal.element(1), journal.element(journal.room())), (Some(element), None));
         }
