@@ -63,8 +63,8 @@ impl State {
                 view.members.push(id);
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
-            let mtu = u32::from(port.config.mtu);
-            let PortConfig { retries, backpressure_us, steering, .. } = port.config;
+
+            let PortConfig { mtu, retries, backpressure_us, steering, .. } = port.config;
             let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
             let view = PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs };
             grow(&mut topology.ports, usize::from(id));

@@ -54,7 +54,7 @@ impl FlowKey {
     pub fn hash(self, head: &[u8; 64]) -> u32 {
         let (kind, at) = payload(head);
         let ends = match kind {
-            IPV4 => self.ipv4(head, at),
+            IPV4 => ipv4(head, at),
             IPV6 => self.ipv6(head, at),
             _ => None,
         };
@@ -64,18 +64,6 @@ impl FlowKey {
         #[allow(clippy::cast_possible_truncation, reason = "the folded halves are equally good")]
         let hash = fold(both ^ kind, ODD ^ self.0.rotate_left(32)) as u32;
         hash
-    }
-
-    fn ipv4(self, head: &[u8; 64], at: usize) -> Option<Ends> {
-        let header = head.get(at..at + 20)?;
-        let (size, whole) = (usize::from(header.first()? & 0x0f) * 4, word16(header, 6)? & 0x3fff == 0);
-        let (source, destination) = (u64::from(word32(header, 12)?), u64::from(word32(header, 16)?));
-        let protocol = *header.get(9)?;
-        if !whole {
-            return Some((source, destination, 0));
-        }
-        let (from, to) = ports(head, at + size.max(20), protocol);
-        Some((source | from << 32, destination | to << 32, u64::from(protocol)))
     }
 
     fn ipv6(self, head: &[u8; 64], at: usize) -> Option<Ends> {
@@ -96,6 +84,18 @@ impl FlowKey {
         let (from, to) = ports(head, at, next);
         Some((source.wrapping_add(from), destination.wrapping_add(to), u64::from(next)))
     }
+}
+
+fn ipv4(head: &[u8; 64], at: usize) -> Option<Ends> {
+    let header = head.get(at..at + 20)?;
+    let (size, whole) = (usize::from(header.first()? & 0x0f) * 4, word16(header, 6)?.trailing_zeros() >= 14);
+    let (source, destination) = (u64::from(word32(header, 12)?), u64::from(word32(header, 16)?));
+    let protocol = *header.get(9)?;
+    if !whole {
+        return Some((source, destination, 0));
+    }
+    let (from, to) = ports(head, at + size.max(20), protocol);
+    Some((source | from << 32, destination | to << 32, u64::from(protocol)))
 }
 
 /// Type of what the Ethernet header carries behind at most two tags, and where that begins.
@@ -282,13 +282,13 @@ mod tests {
     }
 
     fn flow(n: u32) -> Flow {
-        let [a, b, c, d] = n.to_be_bytes();
+        let bytes = n.to_be_bytes();
         let mut addresses = [[0; 16]; 2];
-        addresses[0][..4].copy_from_slice(&[10, b, c, d]);
+        addresses[0][..4].copy_from_slice(&[10, bytes[1], bytes[2], bytes[3]]);
         addresses[1][..4].copy_from_slice(&[10, 255, 0, 1]);
         Flow {
             tags: vec![],
-            macs: [[2, 0, a, b, c, d], [2, 0, 0, 0, 0, 0xff]],
+            macs: [[2, 0, bytes[0], bytes[1], bytes[2], bytes[3]], [2, 0, 0, 0, 0, 0xff]],
             v6: false,
             addresses,
             extensions: vec![],
@@ -301,7 +301,7 @@ mod tests {
     fn extremes(queues: usize, secret: u64, make: impl Fn(u32) -> Vec<u8>) -> (u32, u32) {
         let mut counts = vec![0; queues];
         for n in 0..4096 {
-            counts[usize::try_from(u64::from(hash_with(secret, &make(n))) * queues as u64 >> 32).unwrap()] += 1;
+            counts[usize::try_from((u64::from(hash_with(secret, &make(n))) * queues as u64) >> 32).unwrap()] += 1;
         }
         (*counts.iter().min().unwrap(), *counts.iter().max().unwrap())
     }
@@ -345,7 +345,7 @@ mod tests {
     fn another_secret_spreads_otherwise() {
         let moved = (0..1000).filter(|&n| {
             let frame = flow(n).there();
-            hash_with(1 << 40 | 5, &frame) >> 31 != hash_with(3 << 50 | 77, &frame) >> 31
+            hash_with(0x0100_0000_0005, &frame) >> 31 != hash_with(0x000c_0000_0000_004d, &frame) >> 31
         });
         assert!((400..600).contains(&moved.count()));
     }

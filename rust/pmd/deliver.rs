@@ -141,7 +141,7 @@ impl Source<'_> {
         for &index in list {
             let hash = self.spread.hash(self.topology.flow_key, self.burst, index);
             #[allow(clippy::cast_possible_truncation, reason = "below the number of queues")]
-            let queue = (u64::from(hash) * queues >> 32) as usize;
+            let queue = ((u64::from(hash) * queues) >> 32) as usize;
             if let Some(frames) = self.spread.frames.get_mut(queue) {
                 *frames |= 1_u64.wrapping_shl(u32::from(index));
                 touched |= 1_u128 << queue;
