@@ -164,6 +164,8 @@ class Libvirt:
     def stop(self) -> None:
         """Ends it and every domain with it. Idempotent."""
         if self._program:
+            # The namespaces end with the process, and nothing in them is worth a farewell.
+            self._program.kill()
             self._program.stop()
 
     def __enter__(self) -> Self:
