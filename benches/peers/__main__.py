@@ -1,8 +1,8 @@
 """ovsvhost beside OVS-DPDK and testpmd, in one run: ``python benches/peers``.
 
 Prints tables and verdicts and keeps one JSON (``bench-results/peers.json``), written after every row, so that a run
-that is broken off loses nothing. Needs root, hugepages, what ``scripts/setup bench`` installs and two cores with nothing
-else to do; about 20 minutes. Parts can be measured again and put together::
+that is broken off loses nothing. Needs root, hugepages, what ``scripts/setup bench`` installs, two cores with nothing
+else to do, and about 20 minutes. Parts can be measured again and put together::
 
     python benches/peers --rows '64*' --json a.json
     python benches/peers --rows 1518,9000 --merge a.json --json b.json
