@@ -14,6 +14,7 @@
 
 mod chain;
 mod doorbell;
+mod journal;
 mod kind;
 mod layout;
 mod notify;
@@ -25,6 +26,7 @@ mod transmitq;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use journal::{Cursor, Element, Intent, Journal, Past};
 pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};
 pub use transmitq::Transmitq;
@@ -97,6 +99,23 @@ impl RingConfig {
             Kind::Packed(PackedRing::new(self, memory, doorbell)?)
         };
         Ok(Ring(kind))
+    }
+
+    /// As [`Self::activate`]; the ring writes down how far it is in the journal of `past`, and goes on where that knows it
+    /// stood. What is in the way of going on is told beside the ring.
+    ///
+    /// # Errors
+    /// As [`Self::activate`].
+    pub fn resume(
+        &self,
+        memory: &Arc<GuestMap>,
+        kick: Option<File>,
+        call: Option<File>,
+        past: Option<Past>,
+    ) -> Result<(Ring, Option<String>)> {
+        let mut ring = self.activate(memory, kick, call)?;
+        let note = past.and_then(|past| ring.take_up(past));
+        Ok((ring, note))
     }
 }
 

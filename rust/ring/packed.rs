@@ -11,8 +11,9 @@
 //! and one store writes them whole.
 //!
 //! Used descriptors take the place of available ones, so none is written before a group is complete: they are noted in
-//! `used`, and `publish` writes them all, the group's first one last. Until that store the driver sees nothing of the
-//! group; with it, all of it. A size need not be a power of two.
+//! the journal, and `publish` writes them all, the group's first one last. Until that store the driver sees nothing of
+//! the group; with it, all of it. Who finds the journal after a crash writes them once more. A size need not be a power
+//! of two.
 #![allow(unsafe_code, reason = "rings are guest memory")]
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, WRITE, words_in_table};
 use super::doorbell::Doorbell;
+use super::journal::{Element, Intent, Journal, Past};
 use super::layout::Layout;
 use super::{RingConfig, RingFault, area, feature};
 use crate::error::{Error, Result};
@@ -45,14 +47,6 @@ fn desc_of((addr, rest): (u64, u64)) -> Desc {
     Desc { addr, len: rest as u32, flags, link: (rest >> 32) as u16 }
 }
 
-/// A chain that was used and is not published yet.
-#[derive(Debug, Clone, Copy)]
-struct Used {
-    place: u16,
-    /// Length, id, and whether anything was written; without the flags that make it used.
-    word: u64,
-}
-
 /// A descriptor's index and the wrap counter of the lap it is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cursor {
@@ -61,6 +55,10 @@ struct Cursor {
 }
 
 impl Cursor {
+    fn from_word(word: u16) -> Self {
+        Self { index: word & !WRAP, wrap: word & WRAP != 0 }
+    }
+
     /// As in a base and in an event: the wrap counter above the index.
     fn word(self) -> u16 {
         self.index | if self.wrap { WRAP } else { 0 }
@@ -87,8 +85,9 @@ pub(super) struct PackedRing {
     size: u16,
     /// Both the next descriptor to take and, between bursts, the next to make used.
     next: Cursor,
-    /// The group that is being made, in order; room for a whole ring.
-    used: Vec<Used>,
+    /// Elements in the journal's shadow: the group that is being made, in order.
+    noted: u16,
+    journal: Journal,
     event_idx: bool,
     features: u64,
     memory: Arc<GuestMap>,
@@ -105,7 +104,7 @@ impl PackedRing {
         let desc = area(memory, "descriptor ring", config.desc_uva, DESC_SIZE * size, 16)?;
         let driver = area(memory, "driver event area", config.avail_uva, 4, 4)?;
         let device = area(memory, "device event area", config.used_uva, 4, 4)?;
-        let next = Cursor { index: config.base & !WRAP, wrap: config.base & WRAP != 0 };
+        let next = Cursor::from_word(config.base);
         let size = u16::try_from(size).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
         if next.index >= size {
             return Err(Error::Peer(format!(
@@ -119,7 +118,8 @@ impl PackedRing {
             device: device.start,
             size,
             next,
-            used: Vec::with_capacity(usize::from(size)),
+            noted: 0,
+            journal: Journal::private(usize::from(size))?,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
             memory: Arc::clone(memory),
@@ -130,6 +130,32 @@ impl PackedRing {
     /// Where to go on: index and wrap counter.
     pub(super) fn next_index(&self) -> u16 {
         self.next.word()
+    }
+
+    /// Writes down from now on, in another's memory, where the ring stands, and says what that held against the base.
+    ///
+    /// A base of 0, wrap counter 0, is what a VMM sends that lost the one it had (QEMU, when its back-end died): then the
+    /// journal knows. A group that was under way is finished first. Any other base is meant: the guest began anew.
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        let Intent { old, new, count } = past.journal.intent();
+        if past.journal.room() < usize::from(self.size) {
+            return Some("what is written down about it has no room for it".into());
+        }
+        self.journal = past.journal;
+        let (sent, is_open) = (self.next.word(), old != new && count <= self.size);
+        let is_possible = [old, new].iter().all(|&word| Cursor::from_word(word).index < self.size);
+        let mut note = None;
+        if past.is_known && is_possible && (sent == 0 || sent == new || is_open && sent == old) {
+            if is_open {
+                self.next = Cursor::from_word(old);
+                self.write_elements(count);
+            }
+            self.next = Cursor::from_word(new);
+        } else if past.is_known {
+            note = Some(format!("it starts at {sent:#x}, not at {new:#x} as written down: the guest set it up anew"));
+        }
+        self.journal.settle(self.next.word());
+        note
     }
 
     /// Descriptors.
@@ -192,12 +218,31 @@ impl PackedRing {
         self.desc.wrapping_add(usize::from(index) * DESC_SIZE as usize)
     }
 
-    /// The word that makes the descriptor at a place used, and where it goes.
+    /// The word that makes the descriptor of an element used, and where it goes.
     #[inline]
-    fn used_word(&self, used: Used) -> (*mut u8, u64) {
-        let Cursor { index, wrap } = self.next.after(used.place, self.size);
-        let flags = if wrap { u64::from(AVAIL | USED) << 48 } else { 0 };
-        (self.at(index).wrapping_add(8), used.word | flags)
+    fn used_word(&self, element: Element) -> (*mut u8, u64) {
+        // The journal may be another process's: whatever it says stays in the ring.
+        let Cursor { index, wrap } = self.next.after(element.place.min(self.size - 1), self.size);
+        let made_used = if wrap { AVAIL | USED } else { 0 };
+        let flags = made_used | if element.written > 0 { WRITE } else { 0 };
+        let word = u64::from(element.written) | u64::from(element.id) << 32 | u64::from(flags) << 48;
+        (self.at(index).wrapping_add(8), word)
+    }
+
+    /// Makes the first `count` elements of the shadow used, the first of them last.
+    #[inline]
+    fn write_elements(&mut self, count: u16) {
+        for n in 1..usize::from(count) {
+            let Some(element) = self.journal.element(n) else { break };
+            let (at, word) = self.used_word(element);
+            // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
+            unsafe { access::store::<u64>(at, word) };
+        }
+        if let Some(first) = self.journal.element(0) {
+            let (at, word) = self.used_word(first);
+            // SAFETY: as above; the ring is 16-aligned.
+            unsafe { access::store_release_u64(at, word) };
+        }
     }
 
     fn walk_table(
@@ -330,25 +375,25 @@ impl Layout for PackedRing {
     #[inline]
     fn put_used(&mut self, place: u16, chain: Chain, written: u32) {
         if place == 0 {
-            self.used.clear();
+            self.noted = 0;
         }
-        let flags = if written > 0 { u64::from(WRITE) << 48 } else { 0 };
-        self.used.push(Used { place, word: u64::from(written) | u64::from(chain.id) << 32 | flags });
+        // There is room: a chain takes a descriptor at least.
+        self.journal.put(usize::from(self.noted), Element { written, id: chain.id, place });
+        self.noted += 1;
     }
 
     #[inline]
     fn publish(&mut self, places: u16) {
-        let Some((&first, rest)) = self.used.split_first() else { return };
-        for &used in rest.iter().take_while(|used| used.place < places) {
-            let (at, word) = self.used_word(used);
-            // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
-            unsafe { access::store::<u64>(at, word) };
+        let mut count = std::mem::take(&mut self.noted);
+        // Those of a frame that was given up.
+        while count > 0 && self.journal.element(usize::from(count - 1)).is_some_and(|last| last.place >= places) {
+            count -= 1;
         }
-        let (at, word) = self.used_word(first);
-        // SAFETY: as above; the ring is 16-aligned.
-        unsafe { access::store_release_u64(at, word) };
-        self.next = self.next.after(places, self.size);
-        self.used.clear();
+        let new = self.next.after(places, self.size);
+        self.journal.intend(self.next.word(), new.word(), count);
+        self.write_elements(count);
+        self.next = new;
+        self.journal.settle(new.word());
     }
 
     #[inline]

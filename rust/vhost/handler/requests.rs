@@ -70,6 +70,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn reset_device(&mut self) -> VhostResult<()> {
         self.stop_all();
+        for at in 0..self.vrings.len() {
+            self.forget(at);
+        }
         for vring in &mut self.vrings {
             // The front-end does not send the call and error descriptors again, nor the memory table.
             let (call, err, reported) = (vring.call.take(), vring.err.take(), vring.reported);
@@ -151,6 +154,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             base = vring.base;
         })
         .map_err(wrap)?;
+        self.forget(vring_number(index).map_err(wrap)?);
         let is_packed = self.features.is_some_and(|features| features & feature::RING_PACKED != 0);
         let used = if is_packed { u32::from(base) << 16 } else { 0 };
         Ok(VhostUserVringState::new(index, used | u32::from(base)))
