@@ -2,4 +2,6 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod gso;
+pub mod ip;
 pub mod vnet_hdr;

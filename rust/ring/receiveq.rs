@@ -4,10 +4,10 @@
 use super::chain::{Direction, MAX_CHAIN, Scratch};
 use super::split::{SplitRing, WRITE};
 use super::transmitq::header_size;
-use super::{Ring, RingFault, feature};
+use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, MAX_BURST, Packet};
 use crate::frame::checksum::Sum;
-use crate::frame::vnet_hdr::{self, Offload, PartialChecksum};
+use crate::frame::vnet_hdr::{self, Offload, OffloadSet, PartialChecksum};
 use crate::memory::{Gpa, Span, access, copy};
 
 /// What came of an attempt to deliver a list of packets.
@@ -35,8 +35,8 @@ pub struct Receiveq {
     ring: SplitRing,
     header_size: u32,
     mergeable: bool,
-    /// The guest takes partial checksums.
-    guest_csum: bool,
+    /// What the guest does not take as it is.
+    lacks: OffloadSet,
     slots: Box<[Slot; MAX_BURST]>,
     hint: usize,
     scratch: Scratch,
@@ -52,7 +52,7 @@ impl Receiveq {
         Self {
             header_size: header_size(features),
             mergeable: features & feature::MRG_RXBUF != 0,
-            guest_csum: features & feature::GUEST_CSUM != 0,
+            lacks: OffloadSet::ALL.without(offload::taken_by(features)),
             slots: Box::new([Slot { id: 0, span: Span::EMPTY }; MAX_BURST]),
             hint: 0,
             scratch: Scratch::new(),
@@ -171,14 +171,14 @@ impl Receiveq {
         }
         // SAFETY: `frame` is the rest of the span, `packet.len` bytes.
         unsafe { burst.copy_out(index, 0, frame) };
-        if let (Some(partial), false) = (packet.offload.checksum, self.guest_csum) {
+        if let (Some(partial), false) = (packet.offload.checksum(), self.lacks.is_empty()) {
             finish_checksum(&[frame], 0, packet.len, partial);
         }
     }
 
     #[inline]
     fn receiver_offload(&self, packet: &Packet) -> Offload {
-        if self.guest_csum { packet.offload } else { Offload::default() }
+        if self.lacks.is_empty() { packet.offload } else { Offload::default() }
     }
 
     /// Any other shape: chains of buffers, several of them if the guest merges. Gives the chains used, None if the
@@ -241,7 +241,7 @@ impl Receiveq {
                 at += span.len;
             }
         }
-        if let (Some(partial), false) = (packet.offload.checksum, self.guest_csum) {
+        if let (Some(partial), false) = (packet.offload.checksum(), self.lacks.is_empty()) {
             finish_checksum(&self.scratch.spans, self.header_size, packet.len, partial);
         }
     }

@@ -9,11 +9,11 @@ use std::fs::File;
 
 use super::chain::{Direction, Scratch};
 use super::split::{Desc, INDIRECT, NEXT, SplitRing};
-use super::{Ring, RingFault, feature};
+use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
 use crate::drops::DropReason;
 use crate::frame::ethernet;
-use crate::frame::vnet_hdr::{self, Offload};
+use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{Gpa, Span, access};
 
 /// What the first pass found out about one available entry.
@@ -44,7 +44,8 @@ pub struct Transmitq {
     ring: SplitRing,
     burst: Burst,
     header_size: u32,
-    csum: bool,
+    /// What the guest may ask of us.
+    sender: OffloadSet,
     indirect: bool,
     ahead: Box<[Ahead; MAX_BURST]>,
     scratch: Scratch,
@@ -59,7 +60,7 @@ impl Transmitq {
         Self {
             burst: Burst::new(std::sync::Arc::clone(&ring.memory)),
             header_size: header_size(features),
-            csum: features & feature::CSUM != 0,
+            sender: offload::sent_by(features),
             indirect: features & feature::INDIRECT_DESC != 0,
             ahead: Box::new([empty; MAX_BURST]),
             scratch: Scratch::new(),
@@ -201,7 +202,7 @@ impl Transmitq {
             _ => return self.take_chain(id),
         };
         let raw = Self::header_at(first.start);
-        let (drop, offload) = judge(raw, data.len, self.csum);
+        let (drop, offload) = judge(raw, data.len, self.sender);
         self.burst.push(id, data, drop, offload);
         Ok(())
     }
@@ -243,7 +244,7 @@ impl Transmitq {
         }
         let len = bytes - self.header_size;
         let raw = u128::from_le_bytes(header) & ((1 << 80) - 1);
-        let (drop, offload) = judge(raw, len, self.csum);
+        let (drop, offload) = judge(raw, len, self.sender);
         let pieces = self.scratch.spans.get(used..).unwrap_or_default();
         self.burst.push_pieces(id, pieces, len, drop, offload);
         Ok(())
@@ -267,14 +268,14 @@ impl Transmitq {
 
 /// What a frame's length and header say about it.
 #[inline]
-fn judge(raw: u128, len: u32, csum: bool) -> (Option<DropReason>, Offload) {
+fn judge(raw: u128, len: u32, sender: OffloadSet) -> (Option<DropReason>, Offload) {
     if len < ethernet::HEADER_SIZE {
         return (Some(DropReason::Runt), Offload::default());
     }
     if len > MAX_FRAME {
         return (Some(DropReason::Oversize), Offload::default());
     }
-    match vnet_hdr::judge(raw, len, csum) {
+    match vnet_hdr::judge(raw, len, sender) {
         Ok(offload) => (None, offload),
         Err(drop) => (Some(drop), Offload::default()),
     }
