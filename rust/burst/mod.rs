@@ -45,8 +45,6 @@ pub struct Packet {
     large: u8,
     /// Bytes, without the virtio header.
     pub len: u32,
-    /// The descriptor to give back to the sender.
-    pub id: u16,
     /// Why it goes no further, if so.
     pub drop: Option<DropReason>,
     /// What is left to do to it.
@@ -55,7 +53,7 @@ pub struct Packet {
 
 impl Packet {
     const EMPTY: Self =
-        Self { data: Span::EMPTY, pieces: (0, 0), large: 0, len: 0, id: 0, drop: None, offload: Offload::NONE };
+        Self { data: Span::EMPTY, pieces: (0, 0), large: 0, len: 0, drop: None, offload: Offload::NONE };
 }
 
 /// What is kept of a frame that asks for segmentation.
@@ -148,9 +146,9 @@ impl Burst {
 
     /// Adds a frame that lies in one piece and copies its head. `data` comes from [`Self::translate`].
     #[inline]
-    pub(crate) fn push(&mut self, id: u16, data: Span, drop: Option<DropReason>, offload: Offload) {
+    pub(crate) fn push(&mut self, data: Span, drop: Option<DropReason>, offload: Offload) {
         if offload.needs().has_segmentation() {
-            return self.push_large(id, &[data], data.len, offload);
+            return self.push_large(&[data], data.len, offload);
         }
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         if data.len as usize >= HEAD_SIZE {
@@ -161,31 +159,24 @@ impl Burst {
             // SAFETY: `data` has `len` bytes in a mapping that `self.memory` keeps; the head has more.
             unsafe { copy::copy(head.0.as_mut_ptr(), data.start, data.len as usize) };
         }
-        *packet = Packet { data, pieces: (0, 0), large: 0, len: data.len, id, drop, offload };
+        *packet = Packet { data, pieces: (0, 0), large: 0, len: data.len, drop, offload };
         self.len += 1;
     }
 
     /// Adds a frame of several pieces and copies its head. The pieces come from [`Self::translate`] or a prefix
     /// translation of the same map. The caller left room ([`Self::span_room`]).
-    pub(crate) fn push_pieces(
-        &mut self,
-        id: u16,
-        pieces: &[Span],
-        len: u32,
-        drop: Option<DropReason>,
-        offload: Offload,
-    ) {
+    pub(crate) fn push_pieces(&mut self, pieces: &[Span], len: u32, drop: Option<DropReason>, offload: Offload) {
         if offload.needs().has_segmentation() {
-            return self.push_large(id, pieces, len, offload);
+            return self.push_large(pieces, len, offload);
         }
         let mut head = [0; HEAD_SIZE];
         snapshot(pieces, &mut head);
-        self.add(id, pieces, len, head, Packet { drop, offload, ..Packet::EMPTY });
+        self.add(pieces, len, head, Packet { drop, offload, ..Packet::EMPTY });
     }
 
     /// Adds a frame to be segmented: its headers are copied once, judged, and used for every receiver from then on.
     #[cold]
-    fn push_large(&mut self, id: u16, pieces: &[Span], len: u32, offload: Offload) {
+    fn push_large(&mut self, pieces: &[Span], len: u32, offload: Offload) {
         let mut head = [0; gso::HEAD_SIZE];
         let head_size = snapshot(pieces, &mut head);
         let plan = offload.gso().zip(head.get(..head_size));
@@ -197,11 +188,11 @@ impl Burst {
             let offload = offload.with_headers(plan.header_len(), plan.is_v6());
             packet = Packet { large, offload, ..Packet::EMPTY };
         }
-        self.add(id, pieces, len, first, packet);
+        self.add(pieces, len, first, packet);
     }
 
     /// The rest of [`Self::push_pieces`].
-    fn add(&mut self, id: u16, pieces: &[Span], len: u32, bytes: [u8; HEAD_SIZE], of: Packet) {
+    fn add(&mut self, pieces: &[Span], len: u32, bytes: [u8; HEAD_SIZE], of: Packet) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         let (Ok(from), Ok(count)) = (u16::try_from(self.spans.len()), u16::try_from(pieces.len())) else { return };
         if pieces.len() > self.spans.capacity() - self.spans.len() {
@@ -209,7 +200,7 @@ impl Burst {
         }
         head.0 = bytes;
         self.spans.extend_from_slice(pieces);
-        *packet = Packet { pieces: (from, count), len, id, ..of };
+        *packet = Packet { pieces: (from, count), len, ..of };
         self.len += 1;
     }
 

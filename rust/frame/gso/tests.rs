@@ -260,8 +260,9 @@ fn extensions() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
-    let payload = (prop_oneof![0..60_u32, 60..3_000_u32, 60_000..64_000_u32], any::<u32>())
-        .prop_map(|(len, seed)| (0..len).map(|at| (at.wrapping_add(seed).wrapping_mul(0x9e37_79b1) >> 24) as u8).collect());
+    let payload = (prop_oneof![0..60_u32, 60..3_000_u32, 60_000..64_000_u32], any::<u32>()).prop_map(|(len, seed)| {
+        (0..len).map(|at| (at.wrapping_add(seed).wrapping_mul(0x9e37_79b1) >> 24) as u8).collect()
+    });
     (
         select(vec![vec![], vec![0x8100], vec![0x88a8, 0x8100], vec![0x9100, 0x8100]]),
         any::<(bool, bool, bool, u16, u32, u8)>(),
