@@ -29,7 +29,7 @@ impl Guest {
     fn new() -> (Self, Ring) {
         let mut ram = GuestRam::new(&RegionSpec::spread(1, 1 << 20, &Backing::Memfd)).unwrap();
         let place = RingPlace::alloc(&mut ram, 0, SIZE).unwrap();
-        let driver = SplitDriver::new(&ram, place, SIZE, false).unwrap();
+        let driver = SplitDriver::new(&ram, place, SIZE, 0).unwrap();
         // A page of the file must be there, or the memory counts as private.
         ram.regions()[0].window().fill(0);
         let region = &ram.regions()[0];
