@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use events::Event;
-pub use port::{PortConfig, PortState};
+pub use port::{PortChange, PortConfig, PortState};
 
 use crate::error::{Error, Result};
 use crate::pmd::{Fault, FaultCause, Pmd, PmdStats, Sleep};
@@ -213,9 +213,9 @@ impl Datapath {
     ///
     /// # Errors
     /// `Config` for an unknown port or a value out of range; nothing changed then.
-    pub fn set_port(&self, name: &str, mtu: Option<u16>, admin_up: Option<bool>, retries: Option<u32>) -> Result<()> {
+    pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
         let mut state = self.shared.state();
-        state.set_port(name, mtu, admin_up, retries)?;
+        state.set_port(name, change)?;
         self.shared.publish(&state);
         self.shared.events.poke();
         Ok(())

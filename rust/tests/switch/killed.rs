@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use ovsvhost::burst::MAX_BURST;
 use ovsvhost::datapath::{Datapath, PortConfig};
+use ovsvhost::pmd::Steering;
 use ovsvhost::testing::traffic::LinkState;
 use ovsvhost::vhost::EndpointKind;
 use vmm_sys_util::tempdir::TempDir;
@@ -38,6 +39,8 @@ fn the_switch() {
             socket: socket(&folder, name),
             mtu: 9_000,
             retries: 8,
+            backpressure_us: 0,
+            steering: Steering::Hash,
             socket_mode: 0o600,
             socket_owner: None,
             socket_group: None,
