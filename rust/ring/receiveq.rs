@@ -98,7 +98,7 @@ impl Writer {
             header_size: header_size(features),
             mergeable: features & feature::MRG_RXBUF != 0,
             takes: offload::taken_by(features),
-            slots: Box::new([Slot { chain: Chain::NONE, span: Span::EMPTY }; MAX_BURST]),
+            slots: Box::new([Slot { chain: Chain::UNKNOWN, span: Span::EMPTY }; MAX_BURST]),
             hint: 0,
             scratch: Scratch::new(),
             ring_size: ring.size(),
@@ -238,14 +238,15 @@ impl Writer {
         need: u32,
     ) -> Result<Option<(u16, u16)>, Option<RingFault>> {
         let (mut room, mut chains, mut place) = (0_u32, 0_u16, taken);
-        // The chains are noted as used as they are found: nothing is published before `deliver` says so, and what was
-        // noted for a frame that is given up is overwritten by the next.
+        // The chains are noted as used as they are found: nothing is published before `deliver` says so, and that stops
+        // at the first frame that is given up.
         while room < need {
             if ring.ready(usize::from(place) + 1).map_err(Some)? <= place {
                 return Err(None);
             }
-            let Some((chain, _)) = ring.head(place).map_err(Some)? else { return Err(None) };
-            let (chain, bytes) = ring.walk(place, chain, Direction::Writable, &mut self.scratch).map_err(Some)?;
+            let Some((chain, first)) = ring.head(place).map_err(Some)? else { return Err(None) };
+            let walked = ring.walk(place, chain, first, Direction::Writable, &mut self.scratch);
+            let (chain, bytes) = walked.map_err(Some)?;
             if chains == 0 && bytes < self.header_size {
                 return Err(Some(RingFault::ShortChain));
             }

@@ -68,7 +68,10 @@ impl Writer {
             let [head_end, sum_from] = [piece.head_size, piece.sum_from].map(|at| self.header_size + at as u32);
             let end = head_end + piece.len;
             self.scratch.next_piece();
-            let Some((places, chains)) = self.reserve(ring, place, end)? else { return Ok(None) };
+            let Some((places, chains)) = self.reserve(ring, place, end)? else {
+                ring.forget(taken);
+                return Ok(None);
+            };
             let header = vnet_hdr::with_buffers(header, chains);
             self.write_many(burst, index, header, piece_head, piece.from, piece.len);
             let spans = &self.scratch.spans;
