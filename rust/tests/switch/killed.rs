@@ -7,7 +7,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ovsvhost::burst::MAX_BURST;
 use ovsvhost::datapath::{Datapath, PortConfig};
@@ -22,6 +22,9 @@ use super::traffic::{Crew, end};
 
 const FOLDER: &str = "OVSVHOST_TEST_FOLDER";
 
+/// Longer than any test: it ends when both ends are back.
+const HOLD: Duration = Duration::from_secs(3600);
+
 fn socket(folder: &Path, port: &str) -> PathBuf {
     folder.join(port)
 }
@@ -30,7 +33,7 @@ fn socket(folder: &Path, port: &str) -> PathBuf {
 #[ignore = "it is the switch that the other test of this file starts and kills"]
 fn the_switch() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by its test"));
-    let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder).unwrap()).unwrap();
+    let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder, HOLD).unwrap()).unwrap();
     datapath.add_bridge("br0").unwrap();
     for (name, ofport) in [("a", 1), ("b", 2)] {
         let config = PortConfig {
