@@ -48,9 +48,9 @@ def open_datapath(
 ) -> Datapath:
     """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start.
 
-    With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from there.
-    If this one finds that the one before died, no guest is polled for ``restart_hold_ms`` while a port that was up is not
-    back.
+    With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from
+    there. If this one finds that the one before died, no guest is polled for ``restart_hold_ms`` while a port that was
+    up is not back.
     """
     return Datapath(
         pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us, rundir=rundir, restart_hold_ms=restart_hold_ms
