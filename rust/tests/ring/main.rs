@@ -20,6 +20,7 @@
 )]
 
 mod checksum;
+mod crash;
 mod dice;
 mod driver;
 mod garbage;

@@ -83,13 +83,17 @@ impl Drop for Process {
     }
 }
 
-/// Rows: A13, C4.
+const PACKED: &str = "RING_PACKED";
+const PACKED_IN_ORDER: &str = "RING_PACKED+IN_ORDER";
+
+/// Rows: A13, C3, C4.
 #[test]
 fn a_switch_that_is_killed_under_traffic_loses_nothing_it_took() {
     const DEATHS: u64 = 6;
-    for order in ["qemu", "virtio-user"] {
+    for (order, with) in [("qemu", ""), ("virtio-user", ""), ("qemu", PACKED), ("qemu", PACKED_IN_ORDER)] {
         let folder = TempDir::new_with_prefix("/dev/shm/ovsvhost-killed-").unwrap();
-        let settings = [("order", order), ("sizes", "64+1500+9000"), ("layout", "two")];
+        let settings =
+            [("order", order), ("sizes", "64+1500+9000"), ("layout", "two"), ("with", with), ("require", with)];
         let ends = (0..).zip(["a", "b"]);
         let ends =
             ends.map(|(index, port)| end(index, &socket(folder.as_path(), port), EndpointKind::Client, &settings));
@@ -118,8 +122,8 @@ fn a_switch_that_is_killed_under_traffic_loses_nothing_it_took() {
             }
         }
         let (sent, account) = (crew.ends[0].sent(), crew.account(0, 1));
-        assert_eq!((account.received, account.lost, account.reordered), (sent, 0, 0), "{order}: {account:?}");
-        assert!(account.duplicated <= DEATHS * MAX_BURST as u64, "{order}: {account:?}");
+        assert_eq!((account.received, account.lost, account.reordered), (sent, 0, 0), "{order} {with}: {account:?}");
+        assert!(account.duplicated <= DEATHS * MAX_BURST as u64, "{order} {with}: {account:?}");
         crew.assert_clean(1);
     }
 }

@@ -247,6 +247,12 @@ impl Driver {
         Some((posted, len))
     }
 
+    /// How many bytes were written to each chain that came back and was not taken yet.
+    pub fn used_lens(&self) -> Vec<u32> {
+        let ahead = |i| side!(&self.side, side => side.used_ahead(&self.posted, i));
+        (0..self.posted.len()).map_while(ahead).map(|(_, len)| len).collect()
+    }
+
     /// What the device writes into the ring to give the oldest chains back, so many bytes written to each.
     pub fn used_writes(&self, lens: &[u32], as_batch: bool) -> Vec<(u64, Vec<u8>)> {
         let all = self.posted.iter().zip(lens).map(|(posted, &len)| (posted.clone(), len));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The driver's side of a packed ring, from virtio 1.2 §2.8: descriptors in the order of the ring, ids in any order.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::{Areas, NEXT, Piece, Posted, WRITE};
@@ -154,7 +155,19 @@ impl PackedSide {
     }
 
     pub(super) fn used(&self) -> Option<(u32, u32)> {
-        let Cursor { index, wrap } = self.last_used;
+        self.used_at(self.last_used)
+    }
+
+    pub(super) fn used_ahead(&self, posted: &VecDeque<Posted>, ahead: usize) -> Option<(u32, u32)> {
+        let mut at = self.last_used;
+        for _ in posted.iter().take(ahead).flat_map(|posted| &posted.taken) {
+            at.step(self.size);
+        }
+        self.used_at(at)
+    }
+
+    fn used_at(&self, at: Cursor) -> Option<(u32, u32)> {
+        let Cursor { index, wrap } = at;
         let flags = self.areas.windows[0].load_u16_acquire(16 * index + 14);
         if flags & (AVAIL | USED) != if wrap { AVAIL | USED } else { 0 } {
             return None;

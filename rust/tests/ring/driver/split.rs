@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The driver's side of a split ring, from virtio 1.2 §2.7: a list of free descriptors in any order.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::{Areas, NEXT, Piece, Posted};
@@ -115,10 +116,17 @@ impl SplitSide {
     }
 
     pub(super) fn used(&self) -> Option<(u32, u32)> {
-        (self.used_index() != self.last_used).then(|| {
-            let at = 4 + 8 * (usize::from(self.last_used) % self.size as usize);
-            (self.areas.windows[2].load_u32(at), self.areas.windows[2].load_u32(at + 4))
-        })
+        (self.used_index() != self.last_used).then(|| self.element(self.last_used))
+    }
+
+    fn element(&self, index: u16) -> (u32, u32) {
+        let at = 4 + 8 * (usize::from(index) % self.size as usize);
+        (self.areas.windows[2].load_u32(at), self.areas.windows[2].load_u32(at + 4))
+    }
+
+    pub(super) fn used_ahead(&self, _posted: &VecDeque<Posted>, ahead: usize) -> Option<(u32, u32)> {
+        let index = self.last_used.wrapping_add(ahead as u16);
+        (usize::from(self.used_index().wrapping_sub(self.last_used)) > ahead).then(|| self.element(index))
     }
 
     pub(super) fn take_back(&mut self, posted: &Posted) {
