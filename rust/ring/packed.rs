@@ -354,18 +354,26 @@ impl Layout for PackedRing {
         }
     }
 
+    fn forget(&mut self, place: u16) {
+        while self.noted > 0 && self.journal.element(self.noted - 1).is_some_and(|last| last.place >= place) {
+            self.noted -= 1;
+        }
+    }
+
     #[inline]
     fn publish(&mut self, places: u16) {
-        // Those past the end were given up after they were noted.
-        let noted = (0..self.noted).rev().find(|&n| self.journal.element(n).is_some_and(|e| e.place < places));
-        let Some(last) = noted else { return };
+        // Those of a frame that ended the round.
+        self.forget(places);
+        let count = std::mem::take(&mut self.noted);
+        if count == 0 {
+            return;
+        }
         let new = self.next.after(places, self.size);
         #[allow(clippy::cast_possible_truncation, reason = "at most the ring size")]
-        self.journal.intend(self.next.word(), new.word(), last as u16 + 1);
-        self.write_used(last + 1);
+        self.journal.intend(self.next.word(), new.word(), count as u16);
+        self.write_used(count);
         self.next = new;
         self.journal.settle(new.word());
-        self.noted = 0;
     }
 
     #[inline]
