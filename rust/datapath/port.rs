@@ -10,6 +10,7 @@ use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
+use crate::recovery::Recovery;
 use crate::switch::PortId;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
@@ -84,7 +85,7 @@ impl PortConfig {
         Ok(())
     }
 
-    pub(super) fn endpoint(&self) -> EndpointConfig {
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -93,6 +94,7 @@ impl PortConfig {
             socket_owner: self.socket_owner,
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
+            recovery: Arc::clone(recovery),
         }
     }
 }

@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use crate::datapath::{self, PortChange, PortConfig};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
+use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use errors::raise;
 use state::{Event, FdbEntry, PmdState, PortState};
@@ -42,9 +43,13 @@ impl Datapath {
 #[pymethods]
 impl Datapath {
     #[new]
-    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None))]
-    fn new(py: Python<'_>, pmd_cpus: Vec<usize>, max_sleep_us: Option<u64>) -> PyResult<Self> {
-        let inner = py.detach(|| datapath::Datapath::new(&pmd_cpus, max_sleep_us)).map_err(|e| raise(py, e))?;
+    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None, rundir = None))]
+    fn new(py: Python<'_>, pmd_cpus: Vec<usize>, max_sleep_us: Option<u64>, rundir: Option<PathBuf>) -> PyResult<Self> {
+        let open = || {
+            let recovery = rundir.as_deref().map_or_else(Recovery::in_process, Recovery::open_or_without);
+            datapath::Datapath::with_recovery(&pmd_cpus, max_sleep_us, recovery)
+        };
+        let inner = py.detach(open).map_err(|e| raise(py, e))?;
         Ok(Self { inner: RwLock::new(Some(inner)), cleared: RwLock::default() })
     }
 
