@@ -223,10 +223,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> VhostResult<Option<VhostUserMemoryRegionBase>> {
         let allow_file_memory = self.port.allow_file_memory;
         let map = self.spec(region, fd).and_then(|spec| match &self.memory {
-            Some(memory) if memory.len() as u64 >= features::MEM_SLOTS => Err(Error::Peer(format!(
-                "guest memory: the {} slots that were announced are taken; remove a region first",
-                features::MEM_SLOTS
-            ))),
+            Some(memory) if memory.len() as u64 >= features::MEM_SLOTS && !memory.holds(&spec) => {
+                Err(Error::Peer(format!(
+                    "guest memory: the {} slots that were announced are taken; remove a region first",
+                    features::MEM_SLOTS
+                )))
+            }
             Some(memory) => memory.with_region(spec, allow_file_memory),
             None => GuestMap::map(vec![spec], allow_file_memory),
         });
