@@ -14,6 +14,7 @@
 mod deliver;
 mod mailbox;
 mod output;
+mod pace;
 mod poll;
 mod sleep;
 mod thread;
