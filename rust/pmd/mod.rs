@@ -14,7 +14,6 @@
 mod deliver;
 mod mailbox;
 mod output;
-mod pace;
 mod poll;
 mod sleep;
 mod thread;

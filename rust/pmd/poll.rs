@@ -5,7 +5,6 @@ use std::sync::mpsc::Sender;
 
 use super::deliver::{Source, Spread};
 use super::output::Groups;
-use super::pace::Pace;
 use super::wait::{Waiting, indices};
 use super::{Fault, Topology};
 use crate::burst::{Burst, MAX_BURST};
@@ -33,22 +32,12 @@ pub struct TransmitQueue {
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
-    pace: Pace,
 }
 
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        Self {
-            port,
-            vring,
-            queue,
-            counters,
-            run,
-            cache: Cache::default(),
-            waiting: Waiting::new(),
-            pace: Pace::default(),
-        }
+        Self { port, vring, queue, counters, run, cache: Cache::default(), waiting: Waiting::new() }
     }
 
     /// True while a burst waits for its receivers: nothing more is gathered before it is settled.
@@ -73,24 +62,12 @@ pub(super) struct Forwarder {
     faults: Sender<Fault>,
     /// Seconds since the datapath started, for ageing.
     pub now_s: u32,
-    /// When this round began, TSC.
-    pub now: u64,
-    cycles_per_us: u64,
 }
 
 impl Forwarder {
     pub(super) fn new(faults: Sender<Fault>) -> Self {
         let (groups, spread) = (Groups::new(), Spread::new());
-        Self {
-            topology: Arc::default(),
-            thread: 0,
-            groups,
-            spread,
-            faults,
-            now_s: 0,
-            now: 0,
-            cycles_per_us: tsc::cycles_per_us(),
-        }
+        Self { topology: Arc::default(), thread: 0, groups, spread, faults, now_s: 0 }
     }
 
     /// Swaps the topology.
@@ -111,12 +88,8 @@ impl Forwarder {
                 return Ok(0);
             }
         }
-        if !q.pace.is_due(self.now) {
-            return Ok(0);
-        }
         let count = q.queue.gather()?;
         if count > 0 {
-            q.pace.took(count, self.now, self.cycles_per_us);
             self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
             if q.waiting.is_empty() {
                 q.counters.called(q.queue.commit());

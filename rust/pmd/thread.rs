@@ -160,7 +160,6 @@ impl Body {
             if self.mailbox.has_mail() && !self.read_mail() {
                 return;
             }
-            self.forwarder.now = before;
             let moved = self.poll_all();
             let now = tsc::now();
             let spent = now.wrapping_sub(before);

@@ -162,6 +162,25 @@ mod tests {
     }
 
     #[test]
+    fn lookups_asked_for_together_give_what_they_gave_one_by_one() {
+        let (fdb, mut a) = (Fdb::new(1024, 300), Cache::default());
+        let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n, 0x0201))).collect();
+        for n in 0..32 {
+            fdb.learn(Key::new(0, Mac(0x0002_0000 + n)), 2, 1);
+        }
+        for round in 0..3 {
+            a.refresh(&fdb, 1);
+            a.look_ahead(&fdb, &heads);
+            assert_eq!(a.misses, 0, "a count is of one burst");
+            for (n, head) in heads.iter().enumerate() {
+                let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
+                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1).0, expected, "{n}, round {round}");
+            }
+            assert!(a.misses >= MANY_MISSES, "the next burst is asked for together");
+        }
+    }
+
+    #[test]
     fn neighbour_behind_the_same_port_is_not_sent_back() {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
         fdb.learn(Key::new(0, Mac(0x0202)), 1, 1);
