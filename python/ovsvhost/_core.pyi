@@ -116,6 +116,8 @@ class Datapath:
         rundir: an existing directory; where each ring stands is kept in files that belong to it (there if it is on
             tmpfs, else below ``/dev/shm``), and the next datapath on it goes on from there, however this one ended. If
             they cannot be had, an event says so. None: sessions may come and go, the end of the process loses it.
+        restart_hold_ms: if the datapath before on ``rundir`` died, how long no guest is polled while ports that were up
+            are not back; their guests' frames wait in the guests' own rings.
 
     Raises:
         ConfigError: a core that this process may not use.
@@ -128,6 +130,7 @@ class Datapath:
         pmd_cpus: Sequence[int] = ...,
         max_sleep_us: int | None = None,
         rundir: str | os.PathLike[str] | None = None,
+        restart_hold_ms: int = 1000,
     ) -> Self: ...
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.

@@ -35,6 +35,9 @@ OFPORT_MAX = 65279
 SOCKET_PATH_MAX = 107
 """Bytes of a path in a ``sockaddr_un``, without its closing NUL (``unix(7)``)."""
 
+RESTART_HOLD_MS = 1000
+"""How long frames wait after a crash for the ports that were up (``other_config:restart-hold-ms``)."""
+RESTART_HOLD_MAX_MS = 60_000
 MTU_DEFAULT = 1500
 MTU_MIN = 68
 MTU_MAX = 9702
