@@ -114,14 +114,16 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket=port.socket,
                 mtu=port.mtu or MTU_DEFAULT,
                 tx_retries_max=port.tx_retries_max,
+                backpressure_us=port.backpressure_us,
+                tx_steering=port.tx_steering,
                 socket_mode=port.socket_mode,
                 socket_owner=port.socket_owner,
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
             )
             ledger.ports[port.name] = port
-        case SetPort(port=port, mtu=mtu, tx_retries_max=retries):
-            datapath.set_port(port.name, mtu=mtu, tx_retries_max=retries)
+        case SetPort(port=port, changes=changes):
+            datapath.set_port(port.name, **changes)
             ledger.ports[port.name] = port
 
 
