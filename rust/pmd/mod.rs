@@ -13,6 +13,7 @@
 
 mod deliver;
 mod mailbox;
+mod number;
 mod output;
 mod poll;
 mod sleep;
