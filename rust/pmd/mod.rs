@@ -13,7 +13,6 @@
 
 mod deliver;
 mod mailbox;
-mod number;
 mod output;
 mod poll;
 mod sleep;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use super::deliver::{Source, Spread};
-use super::number::ThreadNumber;
 use super::output::Groups;
 use super::wait::{Waiting, indices};
 use super::{Fault, Topology};
@@ -57,7 +56,7 @@ const SETTLE_US: u64 = 1000;
 pub(super) struct Forwarder {
     pub topology: Arc<Topology>,
     /// Which of the poll threads this is.
-    thread: ThreadNumber,
+    pub thread: usize,
     groups: Groups,
     spread: Spread,
     faults: Sender<Fault>,
@@ -68,7 +67,7 @@ pub(super) struct Forwarder {
 impl Forwarder {
     pub(super) fn new(faults: Sender<Fault>) -> Self {
         let (groups, spread) = (Groups::new(), Spread::new());
-        Self { topology: Arc::default(), thread: ThreadNumber::take(), groups, spread, faults, now_s: 0 }
+        Self { topology: Arc::default(), thread: 0, groups, spread, faults, now_s: 0 }
     }
 
     /// Swaps the topology.
@@ -113,7 +112,7 @@ impl Forwarder {
         let mut source = Source {
             burst: q.queue.burst(),
             port: q.port,
-            thread: self.thread.index(),
+            thread: self.thread,
             topology: &self.topology,
             faults: &self.faults,
             spread: &mut self.spread,
@@ -171,7 +170,7 @@ impl Forwarder {
         let mut source = Source {
             burst,
             port,
-            thread: self.thread.index(),
+            thread: self.thread,
             topology: &self.topology,
             faults: &self.faults,
             spread: &mut self.spread,
