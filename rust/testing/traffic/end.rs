@@ -34,6 +34,8 @@ pub struct End {
     clock: LinkClock,
     last_error: Option<String>,
     stopped_at: Vec<u32>,
+    /// Where the back-end said the rings stopped, until they are started from there.
+    resume_at: Option<Vec<u32>>,
 }
 
 impl End {
@@ -51,10 +53,13 @@ impl End {
                 settings.frontend.required |= features::INDIRECT_DESC;
             }
         }
+        if settings.gso.is_some() {
+            settings.checksum.get_or_insert(Checksum::Partial);
+        }
         if settings.checksum == Some(Checksum::Partial) {
-            settings.frontend.features |= features::CSUM;
             settings.frontend.required |= features::CSUM;
         }
+        settings.frontend.required |= settings.gso_features();
         settings.frontend.features |= settings.frontend.required;
         let size = settings.memory_size.unwrap_or_else(|| queues::memory_need(&settings));
         settings.frontend.regions = RegionSpec::spread(settings.regions, size, &settings.backing);
@@ -72,6 +77,7 @@ impl End {
             clock: LinkClock::new(),
             last_error: None,
             stopped_at: Vec::new(),
+            resume_at: None,
         })
     }
 
@@ -140,11 +146,10 @@ impl End {
         self.senders.iter().map(Sender::next).sum()
     }
 
-    /// Frames received so far less those that are not of a run.
+    /// Numbers that arrived so far, be they right or not; what is not of a run is left out.
     #[inline]
     pub fn numbered(&self) -> u64 {
-        let counters = self.receivers.iter().map(Receiver::counters);
-        counters.map(|counters| counters.frames - counters.foreign).sum()
+        self.receivers.iter().map(Receiver::numbered).sum()
     }
 
     /// Sends to `to` unless the settings named another address.
@@ -189,10 +194,62 @@ impl End {
             self.fit_out()?;
         }
         let config = self.frontend.config();
-        let enabled = self.settings.enabled_pairs.unwrap_or(config.pairs);
-        let bases: Vec<u32> = self.rings().map(|ring| self.base_of(ring)).collect();
-        self.frontend.start(&self.places, &bases, enabled)?;
+        if config.order == Order::VirtioUser && self.frontend.sessions() > 0 && self.resume_at.is_none() {
+            self.restart_packed();
+        }
+        self.start_rings()?;
         Ok(true)
+    }
+
+    /// Starts the rings of the session: where the back-end said they stopped, else where the front-end that is imitated
+    /// would.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end refuses or hangs up.
+    pub fn start_rings(&mut self) -> Result<()> {
+        let config = self.frontend.config();
+        let enabled = self.settings.enabled_pairs.unwrap_or(config.pairs);
+        let bases = match self.resume_at.take() {
+            Some(bases) => bases,
+            None => self.rings().map(|ring| self.base_of(ring)).collect(),
+        };
+        self.frontend.start(&self.places, &bases, enabled)
+    }
+
+    /// Stops the rings, as a virtual machine that is paused does; a later start goes on where the back-end stopped, over
+    /// a new session too.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end does not answer.
+    pub fn stop_rings(&mut self) -> Result<()> {
+        let bases = self.frontend.stop_rings()?;
+        self.resume_at = (!bases.is_empty()).then_some(bases);
+        Ok(())
+    }
+
+    /// Resets both rings of a queue pair, each while all others run, and starts them anew.
+    ///
+    /// # Errors
+    /// As [`Frontend::reset_ring`]; `Config` when there is no such pair.
+    pub fn reset_pair(&mut self, pair: u16) -> Result<()> {
+        let first = 2 * usize::from(pair);
+        let queues = self.receivers.get_mut(usize::from(pair)).zip(self.senders.get_mut(usize::from(pair)));
+        let Some((receiver, sender)) = queues else {
+            return Err(Error::Config(format!("end {} has no queue pair {pair}", self.name)));
+        };
+        self.frontend.reset_ring(first)?;
+        receiver.restart();
+        self.frontend.restart_ring(first, receiver.queue().place(), receiver.queue().first_base())?;
+        self.frontend.reset_ring(first + 1)?;
+        sender.restart();
+        self.frontend.restart_ring(first + 1, sender.queue().place(), sender.queue().first_base())
+    }
+
+    /// DPDK's virtio-user begins packed rings anew with every session; what the device had is given up.
+    fn restart_packed(&mut self) {
+        let packed = |queue: &SlotRing| queue.split().is_none();
+        self.receivers.iter_mut().filter(|receiver| packed(receiver.queue())).for_each(Receiver::restart);
+        self.senders.iter_mut().filter(|sender| packed(sender.queue())).for_each(Sender::restart);
     }
 
     /// Where a ring is said to begin.
@@ -218,12 +275,18 @@ impl End {
         self.receivers.iter().zip(&self.senders).flat_map(|(receiver, sender)| [receiver.queue(), sender.queue()])
     }
 
-    /// Sends up to `most` numbered frames per transmitq, not past number `limit`; gives how many
-    /// were sent in all.
+    /// Sends up to `most` numbered frames in all, `burst` per transmitq at most and not past number `limit`; gives how
+    /// many were sent.
     #[inline]
     pub fn send(&mut self, burst: usize, most: u64, limit: u64) -> usize {
+        self.send_on(self.senders.len(), burst, most, limit)
+    }
+
+    /// The same, on the first `pairs` transmitqs.
+    #[inline]
+    pub fn send_on(&mut self, pairs: usize, burst: usize, most: u64, limit: u64) -> usize {
         let mut total = 0;
-        for (pair, sender) in self.senders.iter_mut().enumerate() {
+        for (pair, sender) in self.senders.iter_mut().take(pairs).enumerate() {
             let allowed = (most - total as u64).min(limit.saturating_sub(sender.next()));
             let count = burst.min(usize::try_from(allowed).unwrap_or(usize::MAX));
             if count == 0 {
@@ -254,6 +317,7 @@ impl End {
         }
         let mut total = 0;
         for (pair, receiver) in self.receivers.iter_mut().enumerate() {
+            self.streams.arriving_on(pair);
             let (count, kick) = receiver.pass(burst, &mut self.streams);
             total += count;
             if kick {
@@ -270,6 +334,7 @@ impl End {
         let pairs = self.receivers.iter_mut().zip(&mut self.senders).enumerate();
         for (pair, (receiver, sender)) in pairs {
             let header = sender.queue().shape().header_size;
+            self.streams.arriving_on(pair);
             for _ in 0..burst {
                 let mut back = None;
                 let (took, kick) = receiver.take_frame(&mut self.streams, |frame| {

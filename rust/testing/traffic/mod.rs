@@ -27,7 +27,7 @@ mod sender;
 mod settings;
 
 pub use control::Command;
-pub use counters::{ReceiveCounters, SendCounters, Streams};
+pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};
 pub use end::End;
 pub use link::LinkState;
 pub use receiver::{Check, Receiver};

@@ -23,6 +23,7 @@ mod matrix;
 mod memory;
 mod poll;
 mod queues;
+mod reset;
 mod rig;
 mod station;
 mod statistics;
