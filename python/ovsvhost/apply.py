@@ -16,6 +16,7 @@ from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, Set
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from ovsvhost._core import Event
     from ovsvhost.observed import Ledger
@@ -39,9 +40,14 @@ class Failure:
     error: OvsvhostError
 
 
-def open_datapath(pmd_cpus: Iterable[int] = (), max_sleep_us: int | None = None) -> Datapath:
-    """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start."""
-    return Datapath(pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us)
+def open_datapath(
+    pmd_cpus: Iterable[int] = (), max_sleep_us: int | None = None, rundir: Path | None = None
+) -> Datapath:
+    """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start.
+
+    With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from there.
+    """
+    return Datapath(pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us, rundir=rundir)
 
 
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:

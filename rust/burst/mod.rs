@@ -101,6 +101,12 @@ impl Burst {
         self.heads.get(..self.len).unwrap_or_default()
     }
 
+    /// Frame `index` and its first bytes.
+    #[inline]
+    pub fn frame(&self, index: u8) -> Option<(&Packet, &Head)> {
+        self.packets().get(usize::from(index)).zip(self.heads().get(usize::from(index)))
+    }
+
     /// The memory the frames lie in.
     #[inline]
     pub fn memory(&self) -> &Arc<GuestMap> {

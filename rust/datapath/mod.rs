@@ -21,10 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 pub use events::Event;
-pub use port::{PortConfig, PortState};
+pub use port::{PortChange, PortConfig, PortState};
 
 use crate::error::{Error, Result};
 use crate::pmd::{Fault, FaultCause, Pmd, PmdStats, Sleep};
+use crate::recovery::Recovery;
 use crate::switch::fdb::Learned;
 use crate::sys::cpu;
 use crate::vhost::{Endpoint, Level};
@@ -42,6 +43,7 @@ struct Shared {
     state: Mutex<State>,
     pmds: Vec<Pmd>,
     events: Events,
+    recovery: Arc<Recovery>,
     started: Instant,
     runs: AtomicU64,
 }
@@ -105,8 +107,19 @@ impl Datapath {
     /// # Errors
     /// `Config` for a core out of reach, `Kernel` without threads or descriptors.
     pub fn new(cpus: &[usize], sleep: Sleep) -> Result<Self> {
+        Self::with_recovery(cpus, sleep, Recovery::in_process())
+    }
+
+    /// As [`Self::new`]; each vring's place is kept in `recovery`, and those in it are gone on from.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_recovery(cpus: &[usize], sleep: Sleep, recovery: Recovery) -> Result<Self> {
         let started = Instant::now();
         let events = Events::new()?;
+        for notice in recovery.notices() {
+            events.push(Level::Warning, "notice", None, notice.clone());
+        }
         let cpu = match cpus {
             [] => *cpu::allowed_cpus()
                 .map_err(|e| Error::kernel("cannot read the allowed cores", e))?
@@ -121,7 +134,9 @@ impl Datapath {
         };
         let (faults, broken) = channel();
         let pmds = vec![Pmd::spawn(cpu, sleep, started, faults)?];
-        let shared = Arc::new(Shared { state: Mutex::default(), pmds, events, started, runs: AtomicU64::new(0) });
+        let recovery = Arc::new(recovery);
+        let runs = AtomicU64::new(0);
+        let shared = Arc::new(Shared { state: Mutex::default(), pmds, events, recovery, started, runs });
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
         std::thread::Builder::new()
@@ -185,7 +200,7 @@ impl Datapath {
     /// `Config` for a value out of range or in use; `Kernel` if a server's socket cannot be made.
     pub fn add_port(&self, bridge: &str, config: PortConfig) -> Result<()> {
         config.check()?;
-        let endpoint_config = config.endpoint();
+        let endpoint_config = config.endpoint(&self.shared.recovery);
         let name = config.name.clone();
         let record = {
             let mut state = self.shared.state();
@@ -213,9 +228,9 @@ impl Datapath {
     ///
     /// # Errors
     /// `Config` for an unknown port or a value out of range; nothing changed then.
-    pub fn set_port(&self, name: &str, mtu: Option<u16>, admin_up: Option<bool>, retries: Option<u32>) -> Result<()> {
+    pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
         let mut state = self.shared.state();
-        state.set_port(name, mtu, admin_up, retries)?;
+        state.set_port(name, change)?;
         self.shared.publish(&state);
         self.shared.events.poke();
         Ok(())

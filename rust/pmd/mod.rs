@@ -11,17 +11,19 @@
 //! mailbox. The loop allocates nothing, locks nothing contended, logs nothing and makes no system call while it moves
 //! frames, other than waking guests that asked to be woken.
 
+mod deliver;
 mod mailbox;
 mod output;
 mod poll;
 mod sleep;
 mod thread;
 mod topology;
+mod wait;
 
 pub use mailbox::Message;
 pub use poll::TransmitQueue;
 pub use thread::{Pmd, PmdStats, Sleep};
-pub use topology::{BridgeView, PortView, ReceiveSlot, Topology};
+pub use topology::{BridgeView, PortView, ReceiveSlot, Steering, Topology};
 
 use crate::ring::RingFault;
 use crate::switch::PortId;

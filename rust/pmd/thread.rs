@@ -233,6 +233,10 @@ impl Body {
         }
         self.last_panic = Some(Instant::now());
         self.forwarder.forget_burst();
+        if let Some(queue) = self.queues.get_mut(at) {
+            // What waited beside the frame that broke us is not to blame; if it was that, it is lost with its queue.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.forwarder.settle(queue)));
+        }
         self.stop_queue(at, FaultCause::Panic(text));
     }
 
@@ -262,7 +266,8 @@ impl Body {
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Rest(done) => {
                     self.resting = true;
-                    for queue in self.queues.drain(..) {
+                    for mut queue in self.queues.drain(..) {
+                        self.forwarder.settle(&mut queue);
                         self.sleeper.unwatch(queue.queue.kick());
                         self.stopped.push(queue);
                     }
@@ -291,8 +296,9 @@ impl Body {
     fn release(&mut self, port: PortId, vring: u16) -> Option<Box<TransmitQueue>> {
         let is_it = |q: &TransmitQueue| (q.port, q.vring) == (port, vring);
         if let Some(at) = self.queues.iter().position(is_it) {
-            let queue = self.queues.remove(at);
+            let mut queue = self.queues.remove(at);
             self.sleeper.unwatch(queue.queue.kick());
+            self.forwarder.settle(&mut queue);
             return Some(Box::new(queue));
         }
         let at = self.stopped.iter().position(is_it)?;
@@ -302,6 +308,10 @@ impl Body {
     /// Asks every guest for kicks, looks once more, sleeps, and goes back to polling.
     #[cold]
     fn sleep(&mut self) {
+        if self.queues.iter().any(TransmitQueue::is_waiting) {
+            // Its receiver does not wake us: look again.
+            return self.sleeper.busy(tsc::now());
+        }
         let mut work = false;
         for queue in &mut self.queues {
             work |= queue.queue.enable_kicks();

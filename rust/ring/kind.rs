@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::doorbell::Doorbell;
+use super::journal::Past;
 use super::layout::Layout;
 use super::split::SplitRing;
 use crate::memory::GuestMap;
@@ -54,6 +55,10 @@ impl Ring {
     /// The first call, which needs no reason: one before may be lost. A descriptor that would make it hang is spared.
     pub fn greet(&mut self) {
         self.doorbell_mut().greet();
+    }
+
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        with_layout!(&mut self.0, ring => ring.take_up(past))
     }
 
     pub(super) fn memory(&self) -> &Arc<GuestMap> {

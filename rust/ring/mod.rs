@@ -14,6 +14,7 @@
 
 mod chain;
 mod doorbell;
+mod journal;
 mod kind;
 mod layout;
 mod notify;
@@ -24,6 +25,7 @@ mod transmitq;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use journal::{Cursor, Element, Intent, Journal, Past};
 pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};
 pub use transmitq::Transmitq;
@@ -48,6 +50,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// `VIRTIO_F_VERSION_1`.
     pub const VERSION_1: u64 = 1 << 32;
+    /// `VIRTIO_F_RING_PACKED`.
+    pub const RING_PACKED: u64 = 1 << 34;
 }
 
 /// What a front-end said about one vring before it started it.
@@ -85,6 +89,23 @@ impl RingConfig {
             ));
         }
         SplitRing::new(self, memory, Doorbell::new(kick, call)?).map(|ring| Ring(Kind::Split(ring)))
+    }
+
+    /// As [`Self::activate`]; the ring writes down how far it is in the journal of `past`, and goes on where that knows it
+    /// stood. What is in the way of going on is told beside the ring.
+    ///
+    /// # Errors
+    /// As [`Self::activate`].
+    pub fn resume(
+        &self,
+        memory: &Arc<GuestMap>,
+        kick: Option<File>,
+        call: Option<File>,
+        past: Option<Past>,
+    ) -> Result<(Ring, Option<String>)> {
+        let mut ring = self.activate(memory, kick, call)?;
+        let note = past.and_then(|past| ring.take_up(past));
+        Ok((ring, note))
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, words_in_table};
 use super::doorbell::Doorbell;
+use super::journal::{Intent, Journal, Past};
 use super::layout::Layout;
 use super::notify;
 use super::{RingConfig, RingFault, area, feature};
@@ -41,6 +42,7 @@ pub(super) struct SplitRing {
     seen: u16,
     event_idx: bool,
     features: u64,
+    journal: Journal,
     memory: Arc<GuestMap>,
     doorbell: Doorbell,
 }
@@ -70,6 +72,7 @@ impl SplitRing {
             seen: used_idx,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
+            journal: Journal::private(0)?,
             memory: Arc::clone(memory),
             doorbell,
         })
@@ -78,6 +81,17 @@ impl SplitRing {
     /// The index to answer when the ring stops: available = used.
     pub(super) fn next_index(&self) -> u16 {
         self.next
+    }
+
+    /// Writes down from now on, in another's memory, where the ring stands, and says what that held against it. The used
+    /// index is the guest's memory's own word for where it stood, and the commit itself: the journal only confirms it.
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        let Intent { old, new, .. } = past.journal.intent();
+        let at = self.next;
+        let is_new = past.is_known && at != old && at != new;
+        past.journal.settle(at);
+        self.journal = past.journal;
+        is_new.then(|| format!("its used index is {at}, not {new} as written down: the guest set it up anew"))
     }
 
     /// Elements.
@@ -268,9 +282,12 @@ impl Layout for SplitRing {
 
     #[inline]
     fn publish(&mut self, places: u16) {
-        self.next = self.next.wrapping_add(places);
+        let old = self.next;
+        self.next = old.wrapping_add(places);
+        self.journal.intend(old, self.next, 0);
         // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
         unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
+        self.journal.settle(self.next);
     }
 
     #[inline]

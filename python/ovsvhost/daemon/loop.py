@@ -159,16 +159,16 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
     for notice in at_start.notices:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
-    return Control(_datapath(at_start), replica, at_start, rundir, apply.VERSION)
+    return Control(_datapath(at_start, rundir), replica, at_start, rundir, apply.VERSION)
 
 
-def _datapath(at_start: Startup) -> Datapath:
+def _datapath(at_start: Startup, rundir: Path) -> Datapath:
     cpus = sorted(at_start.pmd_cpus)[:1]
     try:
-        return apply.open_datapath(cpus, at_start.max_sleep_us)
+        return apply.open_datapath(cpus, at_start.max_sleep_us, rundir)
     except ConfigError as error:
         _log.error("other_config:pmd-cpu-mask is not in force: %s", error)
-        return apply.open_datapath((), at_start.max_sleep_us)
+        return apply.open_datapath((), at_start.max_sleep_us, rundir)
 
 
 def _socket_directory(at_start: Startup, rundir: Path) -> None:

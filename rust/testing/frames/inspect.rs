@@ -87,6 +87,8 @@ pub enum Verdict {
 pub struct Inspector {
     /// The receiver's own address.
     pub station: Mac,
+    /// Addresses from `station` on that are its own.
+    pub stations: u32,
     /// Bytes of the vnet header.
     pub header_size: usize,
     /// Features agreed on: those of the guest's offloads say what may come in.
@@ -156,7 +158,12 @@ impl Inspector {
     }
 
     fn is_addressed(&self, frame: &[u8]) -> bool {
-        frame.get(..6).is_some_and(|to| to == self.station.0 || to == Mac::BROADCAST.0)
+        frame.first_chunk().is_some_and(|to| self.is_own(Mac(*to)) || Mac(*to) == Mac::BROADCAST)
+    }
+
+    fn is_own(&self, address: Mac) -> bool {
+        let number = |mac: Mac| u32::from_be_bytes([0, mac.0[3], mac.0[4], mac.0[5]]);
+        address.0[..3] == self.station.0[..3] && number(address).wrapping_sub(number(self.station)) < self.stations
     }
 
     /// Judges all that is not payload; gives the headers that cutting changes, and the payload.
@@ -277,12 +284,13 @@ mod tests {
     use super::*;
 
     const STATION: Mac = Mac([2, 0, 0, 0, 0, 2]);
-    const STRICT: Inspector = Inspector { station: STATION, header_size: 12, agreed: 0 };
+    const STRICT: Inspector = Inspector { station: STATION, stations: 1, header_size: 12, agreed: 0 };
 
     fn plan(network: Network, transport: Transport, checksum: Checksum) -> FramePlan {
         FramePlan::new(PlanConfig {
             source: Mac([2, 0, 0, 0, 0, 1]),
             destination: STATION,
+            destinations: 1,
             network,
             transport,
             checksum,

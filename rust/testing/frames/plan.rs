@@ -50,6 +50,8 @@ pub struct PlanConfig {
     pub source: Mac,
     /// Destination address.
     pub destination: Mac,
+    /// Addresses from `destination` on that frames go to in turn; at least 1.
+    pub destinations: u32,
     /// Network header.
     pub network: Network,
     /// Transport header.
@@ -142,6 +144,9 @@ impl FramePlan {
         window.write_line(at, &lines[self.turn(sequence)]);
         let base = at + self.config.header_size;
         window.write(base + self.headers.size(), &sequence.to_le_bytes());
+        if self.config.destinations > 1 {
+            window.write(base, &self.destination(sequence).0);
+        }
         if self.config.flows != 1 {
             window.write(base + self.headers.transport_at, &self.source_port(sequence).to_be_bytes());
         }
@@ -164,7 +169,7 @@ impl FramePlan {
     pub fn build(&self, sequence: u64, bytes: &mut Vec<u8>) {
         bytes.clear();
         bytes.extend_from_slice(&self.templates[self.turn(sequence)]);
-        self.name_flow(sequence, bytes);
+        self.name_flow_and_station(sequence, bytes);
         let size = self.config.header_size + self.size(sequence);
         bytes.extend_from_slice(&sequence.to_le_bytes());
         bytes.extend_from_slice(&self.config.stream.to_le_bytes());
@@ -179,15 +184,17 @@ impl FramePlan {
     pub fn build_cut(&self, turn: u64, first: u64, bytes: &mut Vec<u8>) {
         bytes.clear();
         bytes.extend_from_slice(&self.templates[self.turn(turn)]);
-        self.name_flow(first, bytes);
+        self.name_flow_and_station(first, bytes);
         let Some(gso) = self.config.gso else { return };
         let payload = self.size(turn) - self.headers.size();
         gso.fill(payload, self.config.stream, first, self.config.flows.into(), bytes);
         self.finish_checksum(&mut bytes[self.config.header_size..]);
     }
 
-    fn name_flow(&self, sequence: u64, bytes: &mut [u8]) {
-        let at = self.config.header_size + self.headers.transport_at;
+    fn name_flow_and_station(&self, sequence: u64, bytes: &mut [u8]) {
+        let base = self.config.header_size;
+        bytes[base..base + 6].copy_from_slice(&self.destination(sequence).0);
+        let at = base + self.headers.transport_at;
         bytes[at..at + 2].copy_from_slice(&self.source_port(sequence).to_be_bytes());
     }
 
@@ -202,6 +209,11 @@ impl FramePlan {
     #[inline]
     fn source_port(&self, sequence: u64) -> u16 {
         1024 + (sequence % u64::from(self.config.flows)) as u16
+    }
+
+    #[inline]
+    fn destination(&self, sequence: u64) -> Mac {
+        self.config.destination.plus((sequence % u64::from(self.config.destinations.max(1))) as u32)
     }
 
     fn finish_checksum(&self, frame: &mut [u8]) {

@@ -61,6 +61,7 @@ fn plan() -> FramePlan {
     FramePlan::new(PlanConfig {
         source: Mac([2, 0, 0, 0, 0, 1]),
         destination: Mac([2, 0, 0, 0, 0, 2]),
+        destinations: 1,
         network: Network::V4,
         transport: Transport::Udp,
         checksum: Checksum::Good,
@@ -75,7 +76,7 @@ fn plan() -> FramePlan {
 }
 
 fn inspector() -> Inspector {
-    Inspector { station: Mac([2, 0, 0, 0, 0, 2]), header_size: HEADER, agreed: 0 }
+    Inspector { station: Mac([2, 0, 0, 0, 0, 2]), stations: 1, header_size: HEADER, agreed: 0 }
 }
 
 fn numbered(sequence: u64) -> Verdict {

@@ -7,8 +7,9 @@ use std::thread;
 use std::time::Instant;
 
 use ovsvhost::counters::QueueCounters;
+use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::memory::{self, GuestMap};
-use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, ReceiveSlot, Topology, TransmitQueue};
+use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
 use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -81,11 +82,16 @@ impl Pair {
     fn new() -> Self {
         let ((sender, sending), (receiver, receiving)) = (Guest::new(), Guest::new());
         let slot = Arc::new(ReceiveSlot::new(Receiveq::new(receiving), 1, 0, Arc::default(), 0));
-        let port = |receiveqs| Some(PortView { bridge: 0, mtu: 1_500, admin_up: true, retries: 8, receiveqs });
+        let port = |receiveqs| {
+            let (steering, counters) = (Steering::Hash, Arc::default());
+            let (mtu, retries, backpressure_us) = (1_500, 8, 0);
+            Some(PortView { bridge: 0, mtu, admin_up: true, retries, backpressure_us, steering, counters, receiveqs })
+        };
         let fdb = Arc::new(Fdb::new(64, 300));
         let topology = Topology {
             ports: vec![port(Vec::new()), port(vec![Arc::clone(&slot)])],
             bridges: vec![Some(BridgeView { fdb, members: vec![0, 1], forward_bpdu: false })],
+            flow_key: FlowKey::default(),
         };
         let cpu = cpu::allowed_cpus().unwrap()[0];
         let pmd = Pmd::spawn(cpu, None, Instant::now(), channel().0).unwrap();

@@ -69,6 +69,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn reset_device(&mut self) -> VhostResult<()> {
         self.stop_all();
+        for at in 0..self.vrings.len() {
+            self.forget(at);
+        }
         for vring in &mut self.vrings {
             // The front-end does not send the call and error descriptors again, nor the memory table.
             let (call, err, reported) = (vring.call.take(), vring.err.take(), vring.reported);
@@ -146,6 +149,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             base = vring.base;
         })
         .map_err(wrap)?;
+        self.forget(vring_number(index).map_err(wrap)?);
         Ok(VhostUserVringState::new(index, u32::from(base)))
     }
 
@@ -219,10 +223,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> VhostResult<Option<VhostUserMemoryRegionBase>> {
         let allow_file_memory = self.port.allow_file_memory;
         let map = self.spec(region, fd).and_then(|spec| match &self.memory {
-            Some(memory) if memory.len() as u64 >= features::MEM_SLOTS => Err(Error::Peer(format!(
-                "guest memory: the {} slots that were announced are taken; remove a region first",
-                features::MEM_SLOTS
-            ))),
+            Some(memory) if memory.len() as u64 >= features::MEM_SLOTS && !memory.holds(&spec) => {
+                Err(Error::Peer(format!(
+                    "guest memory: the {} slots that were announced are taken; remove a region first",
+                    features::MEM_SLOTS
+                )))
+            }
             Some(memory) => memory.with_region(spec, allow_file_memory),
             None => GuestMap::map(vec![spec], allow_file_memory),
         });
