@@ -4,13 +4,15 @@
 //! * [`SplitRing`], [`PackedRing`]: the rings themselves: indices or wrap counters, descriptors, notification
 //!   arithmetic. They write what they are told, so that a hostile driver can be built on them. Behind [`RingFormat`]
 //!   they look alike.
-//! * [`SplitDriver`], [`PackedDriver`]: chains of any shape with a free list, for tests, benches and fuzz targets.
+//! * [`SplitDriver`], [`PackedDriver`]: chains of any shape with a free list, for tests, benches and fuzz targets;
+//!   behind [`ChainDriver`] they look alike.
 //! * [`SlotRing`]: fixed buffers over either format, for traffic at full rate; with split rings each slot has its
 //!   descriptors written ahead.
 //!
 //! What the device writes (used index, flags, ids, lengths) is checked before it is used: a device that breaks the
 //! rules is counted in [`Violations`], never trusted.
 
+mod chains;
 mod format;
 mod in_order;
 mod packed;
@@ -21,6 +23,7 @@ mod split;
 mod split_ring;
 mod violations;
 
+pub use chains::ChainDriver;
 pub use format::{RingFormat, Segment};
 pub use packed::PackedDriver;
 pub use packed_ring::{Cursor, PackedDescriptor, PackedRing};

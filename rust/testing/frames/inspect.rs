@@ -157,6 +157,11 @@ impl Inspector {
             .unwrap_or_else(Verdict::Corrupt)
     }
 
+    /// Whether vnet header and frame are for this station.
+    pub fn is_meant(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.header_size..).is_some_and(|frame| self.is_addressed(frame))
+    }
+
     fn is_addressed(&self, frame: &[u8]) -> bool {
         frame.first_chunk().is_some_and(|to| self.is_own(Mac(*to)) || Mac(*to) == Mac::BROADCAST)
     }

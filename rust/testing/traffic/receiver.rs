@@ -199,7 +199,13 @@ impl Judge {
     }
 
     fn judge(&mut self, streams: &mut Streams) {
-        let verdict = match self.datagram.take(self.inspector.header_size, &self.frame) {
+        // Fragments for others are not put together.
+        let arrival = if self.inspector.is_meant(&self.frame) {
+            self.datagram.take(self.inspector.header_size, &self.frame)
+        } else {
+            Arrival::Whole
+        };
+        let verdict = match arrival {
             Arrival::Whole => self.inspector.inspect(&self.frame),
             Arrival::Datagram => self.inspector.inspect(self.datagram.datagram()),
             Arrival::Wrong(kind) => Verdict::Corrupt(kind),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Queue pairs come and go while frames run: the count follows the guest, and no frame is lost for it.
 
+use ovsvhost::testing::traffic::Sender;
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
@@ -96,7 +97,7 @@ fn a_guest_with_128_queue_pairs_uses_them_all() {
     wait_count(&switch, "b", "128");
     crew.send(0, 1, 16);
     crew.assert_exact(0, 1);
-    assert_eq!(crew.ends[0].senders().iter().map(|sender| sender.next()).min(), Some(16));
+    assert_eq!(crew.ends[0].senders().iter().map(Sender::next).min(), Some(16));
     // Half of them go, as with ethtool -L.
     for pair in 64..128 {
         crew.ends[0].enable_pair(pair, false).unwrap();
@@ -123,7 +124,7 @@ fn a_flow_stays_on_its_queue_while_the_queues_stay() {
         crew.assert_exact(0, 1);
         let spread: Vec<_> = (0..4).flat_map(|stream| crew.ends[1].streams().spread(stream)).collect();
         assert_eq!(spread.len(), 4 * 32);
-        assert!(spread.iter().all(|flow| flow.moves == 0 && flow.queues.count_ones() == 1), "{network}: {spread:?}");
+        assert!(spread.iter().all(|flow| flow.moves == 0 && flow.queues.is_power_of_two()), "{network}: {spread:?}");
         let queues = spread.iter().fold(0, |queues, flow| queues | flow.queues);
         assert_eq!(queues, 0b1111, "{network}: every queue has some of the flows");
     }

@@ -110,19 +110,6 @@ impl Crew {
         });
     }
 
-    /// Sends `count` frames that ask to be cut, one after the other; each arrives before the next is sent.
-    #[track_caller]
-    pub fn send_cut(&mut self, from: usize, to: usize, count: u64) {
-        for _ in 0..count {
-            let (sent, arrived) = (self.ends[from].sent(), self.ends[to].numbered());
-            while self.ends[from].send(1, 1, u64::MAX) == 0 {
-                self.step();
-            }
-            let numbers = self.ends[from].sent() - sent;
-            self.until("all pieces of a frame", |crew| crew.ends[to].numbered() - arrived == numbers);
-        }
-    }
-
     /// End `to` got exactly what end `from` sent: every number once, in order, every byte right.
     #[track_caller]
     pub fn assert_exact(&self, from: usize, to: usize) {
