@@ -77,7 +77,8 @@ pub const VIRTIO: u64 = 1 << 0   // CSUM
     | PROTOCOL_FEATURES
     | 1 << 32                    // VERSION_1
     | 1 << 34                    // RING_PACKED
-    | 1 << 35; // IN_ORDER
+    | 1 << 35                    // IN_ORDER
+    | 1 << 40; // RING_RESET
 
 /// The protocol bits on offer.
 pub const PROTOCOL: Protocol = Protocol::MQ
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_not_served_yet_is_not_offered() {
-        let unserved = ["LOG_ALL", "RING_RESET", "HOST_TSO4", "HOST_TSO6", "IOMMU_PLATFORM"];
+        let unserved = ["LOG_ALL", "HOST_TSO4", "HOST_TSO6", "IOMMU_PLATFORM"];
         let offered = names(VIRTIO);
         assert!(unserved.iter().all(|name| !offered.split(", ").any(|offer| offer == *name)));
     }

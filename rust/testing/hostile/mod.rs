@@ -150,10 +150,13 @@ impl Case {
                 let _ = attack(&channel);
                 watch(&channel, hold).json()
             }
-            Attack::Session(attack) => match self.connect(&mut frontend)? {
-                true => attack(&frontend)?.start(&mut frontend, hold)?.json(),
-                false => not_offered(),
-            },
+            Attack::Session(attack) => {
+                if self.connect(&mut frontend)? {
+                    attack(&frontend)?.start(&mut frontend, hold)?.json()
+                } else {
+                    not_offered()
+                }
+            }
             Attack::Ring(attack) => self.attack_rings(frontend, settings, hold, attack)?,
             Attack::Packed(attack) => self.attack_rings(frontend, settings, hold, attack)?,
             Attack::HangUpAt(number) => hang_up(&mut frontend, number),

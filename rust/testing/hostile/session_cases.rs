@@ -13,7 +13,7 @@ use crate::testing::wire::features::RING_PACKED;
 const FRESH: u32 = 0x8000_8000;
 
 macro_rules! cases {
-    ($($name:literal, $what:literal, $($needs:ident,)? $attack:expr;)*) => {
+    ($($($needs:ident:)? $name:literal, $what:literal, $attack:expr;)*) => {
         pub(super) const CASES: &[Case] =
             &[$(Case { name: $name, what: $what, needs: 0 $(| $needs)?, attack: Attack::Session($attack) }),*];
     };
@@ -68,17 +68,17 @@ cases! {
         |_| Ok(Tamper { base: Some(70_000), ..Tamper::default() });
     "ring-index-past-16-bits", "rings numbered 65536",
         |_| Ok(Tamper { vring: Some(65_536), ..Tamper::default() });
-    "packed-size-0", "packed rings of no descriptors", RING_PACKED,
+    RING_PACKED: "packed-size-0", "packed rings of no descriptors",
         |_| Ok(Tamper { ring_size: Some(0), base: Some(FRESH), ..Tamper::default() });
-    "packed-size-32769", "packed rings of 32769 descriptors", RING_PACKED,
+    RING_PACKED: "packed-size-32769", "packed rings of 32769 descriptors",
         |_| Ok(Tamper { ring_size: Some(32_769), base: Some(FRESH), ..Tamper::default() });
-    "packed-size-65536", "packed rings of 65536 descriptors", RING_PACKED,
+    RING_PACKED: "packed-size-65536", "packed rings of 65536 descriptors",
         |_| Ok(Tamper { ring_size: Some(65_536), base: Some(FRESH), ..Tamper::default() });
-    "packed-size-huge", "packed rings of 2^32 - 1 descriptors", RING_PACKED,
+    RING_PACKED: "packed-size-huge", "packed rings of 2^32 - 1 descriptors",
         |_| Ok(Tamper { ring_size: Some(u32::MAX), base: Some(FRESH), ..Tamper::default() });
-    "packed-base-past-ring", "a packed ring that is said to stand past its end", RING_PACKED,
+    RING_PACKED: "packed-base-past-ring", "a packed ring that is said to stand past its end",
         |_| Ok(Tamper { base: Some(0xffff_ffff), ..Tamper::default() });
-    "packed-misaligned", "packed rings that are not aligned", RING_PACKED, |_| {
+    RING_PACKED: "packed-misaligned", "packed rings that are not aligned", |_| {
         Ok(Tamper { base: Some(FRESH), bend: Some(|mut ring| {
             ring.descriptors += 8;
             ring.available += 1;
@@ -86,13 +86,13 @@ cases! {
             ring
         }), ..Tamper::default() })
     };
-    "packed-crosses-end", "packed rings that begin in the last line of the memory and end past it", RING_PACKED,
+    RING_PACKED: "packed-crosses-end", "packed rings that begin in the last line of the memory and end past it",
         |frontend| {
             let entries = region_entries(frontend.ram());
             let end = entries.first().map_or(0, |entry| entry.user_address + entry.size);
             Ok(Tamper { base: Some(FRESH), all_rings_at: Some(end - 64), ..Tamper::default() })
         };
-    "packed-areas-in-one", "a packed ring whose event structures lie in its descriptors", RING_PACKED, |_| {
+    RING_PACKED: "packed-areas-in-one", "a packed ring whose event structures lie in its descriptors", |_| {
         Ok(Tamper { base: Some(FRESH), bend: Some(|mut ring| {
             (ring.available, ring.used) = (ring.descriptors, ring.descriptors + 4);
             ring

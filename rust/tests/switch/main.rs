@@ -23,6 +23,7 @@ mod life;
 mod matrix;
 mod memory;
 mod poll;
+mod published;
 mod queues;
 mod reset;
 mod rig;
