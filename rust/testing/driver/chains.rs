@@ -3,8 +3,8 @@
 
 use super::format::{RingFormat, Segment};
 use super::packed::PackedDriver;
+use super::place::RingPlace;
 use super::split::{SplitDriver, Used};
-use super::split_ring::RingPlace;
 use crate::testing::Result;
 use crate::testing::memory::GuestRam;
 

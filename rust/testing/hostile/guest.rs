@@ -123,6 +123,15 @@ impl<D: ChainDriver> Guest<D> {
         self.frame(&announcement(self.mac, self.header_size))
     }
 
+    /// A frame from the guest to itself: a switch has work with it, and nobody else gets it.
+    pub(super) fn frame_to_itself(&self) -> Result<Segment> {
+        let mut bytes = announcement(self.mac, self.header_size);
+        if let Some(destination) = bytes.get_mut(self.header_size..self.header_size + 6) {
+            destination.copy_from_slice(&self.mac.0);
+        }
+        self.frame(&bytes)
+    }
+
     /// Posts receive buffers as an honest guest does.
     pub(super) fn receive_honestly(&mut self) -> Result<()> {
         for index in 0..RECEIVE_BUFFERS {

@@ -22,20 +22,20 @@ use crate::testing::{Error, Result};
 /// One end of the traffic.
 #[derive(Debug)]
 pub struct End {
-    name: &'static str,
+    pub(super) name: &'static str,
     index: u8,
-    settings: EndSettings,
-    frontend: Frontend,
-    places: Vec<RingPlace>,
-    senders: Vec<Sender>,
-    receivers: Vec<Receiver>,
+    pub(super) settings: EndSettings,
+    pub(super) frontend: Frontend,
+    pub(super) places: Vec<RingPlace>,
+    pub(super) senders: Vec<Sender>,
+    pub(super) receivers: Vec<Receiver>,
     streams: Streams,
     link: LinkState,
     clock: LinkClock,
     last_error: Option<String>,
     stopped_at: Vec<u32>,
     /// Where the back-end said the rings stopped, until they are started from there.
-    resume_at: Option<Vec<u32>>,
+    pub(super) resume_at: Option<Vec<u32>>,
     /// Of its addresses, how many were announced.
     announced: u32,
 }
@@ -206,67 +206,6 @@ impl End {
         Ok(true)
     }
 
-    /// Starts the rings of the session: where the back-end said they stopped, else where the front-end that is imitated
-    /// would.
-    ///
-    /// # Errors
-    /// `Peer` when the back-end refuses or hangs up.
-    pub fn start_rings(&mut self) -> Result<()> {
-        let config = self.frontend.config();
-        let enabled = self.settings.enabled_pairs.unwrap_or(config.pairs);
-        let bases = match self.resume_at.take() {
-            Some(bases) => bases,
-            None => self.rings().map(|ring| self.base_of(ring)).collect(),
-        };
-        self.frontend.start(&self.places, &bases, enabled)
-    }
-
-    /// Stops the rings, as a virtual machine that is paused does; a later start goes on where the back-end stopped, over
-    /// a new session too.
-    ///
-    /// # Errors
-    /// `Peer` when the back-end does not answer.
-    pub fn stop_rings(&mut self) -> Result<()> {
-        let bases = self.frontend.stop_rings()?;
-        self.resume_at = (!bases.is_empty()).then_some(bases);
-        Ok(())
-    }
-
-    /// Resets both rings of a queue pair, each while all others run, and starts them anew.
-    ///
-    /// # Errors
-    /// As [`Frontend::reset_ring`]; `Config` when there is no such pair.
-    pub fn reset_pair(&mut self, pair: u16) -> Result<()> {
-        let first = 2 * usize::from(pair);
-        let queues = self.receivers.get_mut(usize::from(pair)).zip(self.senders.get_mut(usize::from(pair)));
-        let Some((receiver, sender)) = queues else {
-            return Err(Error::Config(format!("end {} has no queue pair {pair}", self.name)));
-        };
-        self.frontend.reset_ring(first)?;
-        receiver.restart();
-        self.frontend.restart_ring(first, receiver.queue().place(), receiver.queue().first_base())?;
-        self.frontend.reset_ring(first + 1)?;
-        sender.restart();
-        self.frontend.restart_ring(first + 1, sender.queue().place(), sender.queue().first_base())
-    }
-
-    /// DPDK's virtio-user begins packed rings anew with every session; what the device had is given up.
-    fn restart_packed(&mut self) {
-        let packed = |queue: &SlotRing| queue.split().is_none();
-        self.receivers.iter_mut().filter(|receiver| packed(receiver.queue())).for_each(Receiver::restart);
-        self.senders.iter_mut().filter(|sender| packed(sender.queue())).for_each(Sender::restart);
-    }
-
-    /// Where a ring is said to begin.
-    fn base_of(&self, ring: &SlotRing) -> u32 {
-        match self.frontend.config().order {
-            // QEMU lost the back-end's own index with it: of a split ring it takes what the used ring says.
-            Order::Qemu if self.frontend.sessions() > 0 => ring.base_of_qemu(),
-            // DPDK sends where a ring begins, whatever became of it since.
-            Order::Qemu | Order::VirtioUser => ring.first_base(),
-        }
-    }
-
     fn fit_out(&mut self) -> Result<()> {
         let agreed = self.frontend.session().map_or(0, Session::features);
         let maker = QueueMaker { index: self.index, settings: &self.settings, agreed };
@@ -276,7 +215,7 @@ impl End {
     }
 
     /// Receiveq and transmitq of each pair in turn: the order of vrings.
-    fn rings(&self) -> impl Iterator<Item = &SlotRing> {
+    pub(super) fn rings(&self) -> impl Iterator<Item = &SlotRing> {
         self.receivers.iter().zip(&self.senders).flat_map(|(receiver, sender)| [receiver.queue(), sender.queue()])
     }
 
@@ -400,17 +339,6 @@ impl End {
                 sender.queue().posted()
             })
             .sum()
-    }
-
-    /// Enables or disables a queue pair.
-    ///
-    /// # Errors
-    /// As [`Frontend::enable_pair`].
-    pub fn enable_pair(&mut self, pair: u16, enabled: bool) -> Result<()> {
-        if pair >= self.frontend.config().pairs {
-            return Err(Error::Config(format!("end {} has no queue pair {pair}", self.name)));
-        }
-        self.frontend.enable_pair(pair, enabled)
     }
 
     /// Hangs up without a word; the session comes back by itself.

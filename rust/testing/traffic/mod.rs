@@ -23,6 +23,7 @@ mod link;
 mod queues;
 mod receiver;
 mod report;
+mod rings;
 mod runner;
 mod sender;
 mod settings;

@@ -45,7 +45,10 @@ fn withstands(cases: &[&str]) {
     crew.assert_exact(0, 1);
     crew.assert_exact(1, 0);
     assert!(["a", "b"].iter().all(|name| switch.port(name).error.is_none()));
-    wait("every descriptor of the attacks to be closed", || descriptors() <= before);
+    // Other tests in this process open and close descriptors, too: nextest gives each a process of its own.
+    if std::env::var_os("NEXTEST").is_some() {
+        wait("every descriptor of the attacks to be closed", || descriptors() <= before);
+    }
 }
 
 /// CVE-2018-1059: a buffer is checked where it begins, not over its whole length. Rows: C13.
