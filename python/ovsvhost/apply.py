@@ -45,7 +45,8 @@ def open_datapath(
 ) -> Datapath:
     """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start.
 
-    With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from there.
+    With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from
+    there.
     """
     return Datapath(pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us, rundir=rundir)
 

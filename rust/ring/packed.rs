@@ -382,13 +382,19 @@ impl Layout for PackedRing {
         self.noted += 1;
     }
 
+    fn forget(&mut self, place: u16) {
+        while self.noted > 0
+            && self.journal.element(usize::from(self.noted - 1)).is_some_and(|last| last.place >= place)
+        {
+            self.noted -= 1;
+        }
+    }
+
     #[inline]
     fn publish(&mut self, places: u16) {
-        let mut count = std::mem::take(&mut self.noted);
-        // Those of a frame that was given up.
-        while count > 0 && self.journal.element(usize::from(count - 1)).is_some_and(|last| last.place >= places) {
-            count -= 1;
-        }
+        // Those of a frame that ended the round.
+        self.forget(places);
+        let count = std::mem::take(&mut self.noted);
         let new = self.next.after(places, self.size);
         self.journal.intend(self.next.word(), new.word(), count);
         self.write_elements(count);

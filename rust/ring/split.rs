@@ -281,6 +281,10 @@ impl Layout for SplitRing {
         }
     }
 
+    fn forget(&mut self, _place: u16) {
+        // The next frame's elements are written over them.
+    }
+
     #[inline]
     fn publish(&mut self, places: u16) {
         let old = self.next;

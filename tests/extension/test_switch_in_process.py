@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ovsvhost import ConfigError, KernelError, Switch
+from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +148,8 @@ def test_a_closed_switch_leaves_no_thread_and_no_socket_and_says_what_it_is(shor
     switch.close()
     switch.close()
     assert switch.closed
-    assert len(poll_threads()) == before
+    # A thread that was joined stands in /proc a moment longer.
+    wait_for(lambda: len(poll_threads()) == before, timeout_s=5, what="the poll thread to be gone")
     assert list(short_folder.iterdir()) == []
     with pytest.raises(ConfigError, match="the switch is closed: make another Switch"):
         switch.add_bridge("br1")

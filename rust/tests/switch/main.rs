@@ -22,6 +22,7 @@ mod killed;
 mod life;
 mod matrix;
 mod memory;
+mod offloads;
 mod poll;
 mod published;
 mod queues;
