@@ -12,12 +12,12 @@ use super::queues::{self, QueueMaker};
 use super::receiver::Receiver;
 use super::sender::Sender;
 use super::settings::{EndSettings, Role};
+use crate::testing::Result;
 use crate::testing::driver::{Layout, RingPlace, SlotRing};
 use crate::testing::frames::{Checksum, Mac, announcement};
 use crate::testing::frontend::{Frontend, Order, Session};
 use crate::testing::memory::RegionSpec;
 use crate::testing::wire::features;
-use crate::testing::{Error, Result};
 
 /// One end of the traffic.
 #[derive(Debug)]
