@@ -118,7 +118,7 @@ class Frontend:
         self.tell(f"disable-queue {pair} {end}")
 
     def reset_queue(self, pair: int, end: str = "a") -> None:
-        """Resets both rings of a queue pair and starts them anew; the end must require ``ring_reset``."""
+        """Resets both rings of a queue pair and starts them anew, while the others run."""
         self.tell(f"reset-queue {pair} {end}")
 
     def stop_rings(self, end: str = "a") -> None:

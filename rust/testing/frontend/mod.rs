@@ -30,7 +30,7 @@ pub use start::region_entries;
 
 use super::driver::RingPlace;
 use super::memory::GuestRam;
-use super::wire::{Channel, Message, Request, features};
+use super::wire::{Channel, Message, Request};
 use super::{Error, Result, sys};
 
 /// What one connection agreed on.
@@ -220,16 +220,13 @@ impl Frontend {
         }
     }
 
-    /// Stops one vring while the others run, as QEMU does for a driver that resets its queue (`RING_RESET`); gives where
-    /// it stopped.
+    /// Stops one vring while the others run, for a driver that resets its queue; gives where it stopped. To the back-end
+    /// this is one ring that stops and starts: it need not have offered `RING_RESET`.
     ///
     /// # Errors
-    /// `Config` when `RING_RESET` was not agreed on, `Peer` when the back-end does not answer.
+    /// `Peer` when the back-end does not answer.
     pub fn reset_ring(&self, vring: usize) -> Result<u32> {
         let session = self.session.as_ref().ok_or_else(no_session)?;
-        if session.features & features::RING_RESET == 0 {
-            return Err(Error::Config("ring_reset was not agreed on: ask for it with require=ring_reset".into()));
-        }
         start::stop_ring(session, u32::try_from(vring).unwrap_or(u32::MAX))
     }
 

@@ -28,7 +28,7 @@ pub enum Command {
     StopRings(usize),
     /// Start them again, where the back-end said they stopped.
     StartRings(usize),
-    /// Reset both rings of a queue pair of an end, and start them anew (`RING_RESET`).
+    /// Reset both rings of a queue pair of an end, and start them anew.
     ResetQueue(usize, u16),
     /// Close an end's socket without a word; it comes back by itself.
     HangUp(usize),
@@ -45,7 +45,7 @@ impl Command {
         ("disable-queue N [a|b]", "disable queue pair N of an end"),
         ("stop-rings [a|b]", "stop all rings of an end, as a paused virtual machine does"),
         ("start-rings [a|b]", "start them where the back-end said they stopped"),
-        ("reset-queue N [a|b]", "reset both rings of queue pair N of an end (require=ring_reset)"),
+        ("reset-queue N [a|b]", "reset both rings of queue pair N of an end and start them anew"),
         ("hang-up [a|b]", "close an end's socket without a word; it comes back by itself"),
     ];
 

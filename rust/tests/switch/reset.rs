@@ -45,8 +45,7 @@ fn rings_go_on_where_the_back_end_said_they_stopped() {
 fn a_queue_that_its_driver_resets_begins_anew_while_the_others_run() {
     for (format, size) in FORMATS {
         let mut switch = Switch::new();
-        let require = format!("{format}+ring_reset");
-        let settings = [("require", require.as_str()), ("ring-size", size), ("sizes", "64+1500+9000"), ("pairs", "2")];
+        let settings = [("require", format), ("ring-size", size), ("sizes", "64+1500+9000"), ("pairs", "2")];
         let mut crew = Crew::pair(&mut switch, EndpointKind::Client, &settings);
         for round in 0..6 {
             crew.send(0, 1, 30);

@@ -132,8 +132,8 @@ fn the_stock_dispatcher_drives_the_same_handler() {
     assert!(handler.lock().unwrap().state().link_up);
     assert_eq!(vm.get_vring_base(1).unwrap(), 0x8000_8000);
     assert!(!handler.lock().unwrap().state().link_up);
-    assert!(vm.set_features(1 << 33).is_err());
-    assert!(handler.lock().unwrap().state().problem.unwrap().ends_with("not offered: IOMMU_PLATFORM"));
+    assert!(vm.set_features(1 << 40).is_err());
+    assert!(handler.lock().unwrap().state().problem.unwrap().ends_with("not offered: RING_RESET"));
     drop(vm);
     served.join().unwrap();
     handler.lock().unwrap().end();
