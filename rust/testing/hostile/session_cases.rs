@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Lies in the messages that hand over memory and rings.
 
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+
 use super::tamper::{disk_file, pipe};
 use super::{Attack, Case, Tamper};
-use crate::testing::Result;
 use crate::testing::frontend::{Frontend, region_entries};
 use crate::testing::memory::Gpa;
 use crate::testing::wire::RegionEntry;
 use crate::testing::wire::features::RING_PACKED;
+use crate::testing::{Error, Result};
 
 /// The base of a packed ring that nobody used yet.
 const FRESH: u32 = 0x8000_8000;
@@ -23,6 +26,12 @@ cases! {
     "honest", "no lie at all: the control", |_| Ok(Tamper::default());
     "memory-pipe", "a pipe as memory fd",
         |_| Ok(Tamper { memory_fd: Some(pipe()?), ..Tamper::default() });
+    "memory-socket", "a socket as memory fd", |_| {
+        let (one, _) = UnixStream::pair().map_err(Error::kernel("cannot make a socket"))?;
+        Ok(Tamper { memory_fd: Some(one.into()), ..Tamper::default() })
+    };
+    "memory-directory", "a directory as memory fd", |_| opened("/");
+    "memory-device", "/dev/zero as memory fd", |_| opened("/dev/zero");
     "memory-disk-file", "a file on a disk as memory fd", |frontend| {
         let size = frontend.ram().regions().iter().map(|region| region.size() as u64).sum();
         Ok(Tamper { memory_fd: Some(disk_file(size)?), ..Tamper::default() })
@@ -132,6 +141,12 @@ cases! {
         |_| Ok(Tamper { call_fd: Some(pipe()?), ..Tamper::default() });
     "call-disk-file", "a file on a disk as call fd",
         |_| Ok(Tamper { call_fd: Some(disk_file(4096)?), ..Tamper::default() });
+}
+
+/// This file as memory fd.
+fn opened(path: &str) -> Result<Tamper> {
+    let file = File::open(path).map_err(Error::kernel(format!("cannot open {path}")))?;
+    Ok(Tamper { memory_fd: Some(file.into()), ..Tamper::default() })
 }
 
 /// Bends every region of the memory table.
