@@ -15,6 +15,9 @@ use crate::testing::wire::features;
 
 /// How long attacks that go on go on.
 const GOING_ON: Duration = Duration::from_millis(300);
+/// From one frame to the next, and a frame of few pieces: more would fill the rings of those they are flooded to.
+const PAUSE: Duration = Duration::from_millis(3);
+const FEW_PIECES: usize = 4400;
 const NOBODY: Mac = Mac([2, 0, 0, 0, 0x77, 0x77]);
 const ETHERNET: usize = 14;
 /// A UDP or TCP port of nobody.
@@ -36,7 +39,7 @@ cases! {
     "gso-honest", "frames to be cut that are no lie: the control", TSO | USO | UFO, |guest| {
         for kind in [GsoKind::Segments, GsoKind::Datagrams, GsoKind::Fragments] {
             for network in [Network::V4, Network::V6] {
-                lie(guest, kind, network, 30_000, |_| ())?;
+                lie(guest, kind, network, FEW_PIECES, |_| ())?;
             }
         }
         Ok(())
@@ -130,7 +133,7 @@ cases! {
         Ok(())
     };
     "gso-headers-flip", "headers that change while the device cuts the frame", TSO, |guest| {
-        let bytes = build(guest, GsoKind::Segments, Network::V4, 30_000)?;
+        let bytes = build(guest, GsoKind::Segments, Network::V4, FEW_PIECES)?;
         let segment = guest.frame(&bytes)?;
         let at = guest.header_size();
         let window = guest.frontend().ram().window(segment.gpa, bytes.len())?;
@@ -139,7 +142,8 @@ cases! {
         while Instant::now() < end {
             window.write(0, &bytes[..at + 66]);
             guest.offer_again(Descriptor { address: segment.gpa.0, len: segment.len, flags: 0, next: 0 });
-            for _ in 0..100 {
+            let next = Instant::now() + PAUSE;
+            while Instant::now() < next {
                 noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 // Vnet header, lengths, header sizes, sequence number: whatever comes.
                 window.write((noise >> 8) as usize % (at + 66), &noise.to_le_bytes()[..1]);
@@ -220,7 +224,7 @@ fn lie(
 
 /// A TSO frame over IPv4 whose vnet header is bent.
 fn tso(guest: &mut Guest<SplitDriver>, bend: fn(&mut [u8])) -> Result<()> {
-    lie(guest, GsoKind::Segments, Network::V4, 30_000, bend)
+    lie(guest, GsoKind::Segments, Network::V4, FEW_PIECES, bend)
 }
 
 /// A TSO frame over IPv4 that is bent itself.
