@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
-from ovsvhost.model import MTU_DEFAULT, Bridge
+from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge
 from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, SetPort
 
 if TYPE_CHECKING:
@@ -41,14 +41,20 @@ class Failure:
 
 
 def open_datapath(
-    pmd_cpus: Iterable[int] = (), max_sleep_us: int | None = None, rundir: Path | None = None
+    pmd_cpus: Iterable[int] = (),
+    max_sleep_us: int | None = None,
+    rundir: Path | None = None,
+    restart_hold_ms: int = RESTART_HOLD_MS,
 ) -> Datapath:
     """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start.
 
     With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from
-    there.
+    there. If this one finds that the one before died, no guest is polled for ``restart_hold_ms`` while a port that was
+    up is not back.
     """
-    return Datapath(pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us, rundir=rundir)
+    return Datapath(
+        pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us, rundir=rundir, restart_hold_ms=restart_hold_ms
+    )
 
 
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
@@ -108,14 +114,16 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket=port.socket,
                 mtu=port.mtu or MTU_DEFAULT,
                 tx_retries_max=port.tx_retries_max,
+                backpressure_us=port.backpressure_us,
+                tx_steering=port.tx_steering,
                 socket_mode=port.socket_mode,
                 socket_owner=port.socket_owner,
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
             )
             ledger.ports[port.name] = port
-        case SetPort(port=port, mtu=mtu, tx_retries_max=retries):
-            datapath.set_port(port.name, mtu=mtu, tx_retries_max=retries)
+        case SetPort(port=port, changes=changes):
+            datapath.set_port(port.name, **changes)
             ledger.ports[port.name] = port
 
 

@@ -125,10 +125,10 @@ impl RingConfig {
     }
 
     /// As [`Self::activate`]; the ring writes down how far it is in the journal of `past`, and goes on where that knows it
-    /// stood. What is in the way of going on is told beside the ring.
+    /// stood, if the ring agrees. What is in the way of going on is told beside the ring.
     ///
     /// # Errors
-    /// As [`Self::activate`].
+    /// As [`Self::activate`]; and `Peer` for a packed ring in use of which nobody knows where it stands.
     pub fn resume(
         &self,
         memory: &Arc<GuestMap>,
@@ -137,7 +137,7 @@ impl RingConfig {
         past: Option<Past>,
     ) -> Result<(Ring, Option<String>)> {
         let mut ring = self.activate(memory, kick, call)?;
-        let note = past.and_then(|past| ring.take_up(past));
+        let note = past.map(|past| ring.take_up(past)).transpose()?.flatten();
         Ok((ring, note))
     }
 }

@@ -17,7 +17,7 @@ import pytest
 from ovsvhost.testing.daemon import SwitchDaemon
 from ovsvhost.testing.guest import Guest, Nic
 from ovsvhost.testing.qemu import find_qemu
-from ovsvhost.testing.traffic import address, bring_up, copy_file, ping
+from ovsvhost.testing.traffic import Stream, address, bring_up, copy_file, ping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,10 +31,10 @@ COPY_MIB = 2
 FAMILIES = ("ipv4", "ipv6")
 
 # Feature bits, virtio 1.2 §5.1.3 and §6.
-CSUM, GUEST_CSUM, MRG_RXBUF = 0, 1, 15
+CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MRG_RXBUF = 0, 1, 7, 8, 11, 12, 15
 INDIRECT_DESC, EVENT_IDX, VERSION_1, PACKED = 28, 29, 32, 34
 
-OFFLOADS = (CSUM, GUEST_CSUM)
+OFFLOADS = (CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6)
 NO_OFFLOADS = {
     **dict.fromkeys(("csum", "gso", "host_tso4", "host_tso6", "host_ecn", "host_ufo"), "off"),
     **dict.fromkeys(("guest_csum", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo"), "off"),
@@ -113,6 +113,12 @@ class Scene:
         bits = self.guests[number - 1].run(f"cat /sys/class/net/{self.device(number, variant)}/device/features").strip()
         return {bit for bit, value in enumerate(bits) if value == "1"}
 
+    def received(self, number: int, variant: str) -> int:
+        """Frames that a guest's driver has received on a NIC."""
+        return int(
+            self.guests[number - 1].run(f"cat /sys/class/net/{self.device(number, variant)}/statistics/rx_packets")
+        )
+
 
 def mac(number: int, variant: str) -> str:
     return f"52:54:00:00:{number:02x}:{NAMES.index(variant):02x}"
@@ -159,3 +165,49 @@ def test_guests_with_different_rings_ping_and_copy_both_ways(scene: Scene, first
         assert ping(left, getattr(address(2), family), count=5, interval_s=0.05).received == 5
     assert copy_file(left, right, address(1).ipv4, size_mib=COPY_MIB).intact
     assert copy_file(right, left, address(2).ipv6, size_mib=COPY_MIB).intact
+
+
+@pytest.mark.rows("C14")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ring", ["plain", "packed"])
+def test_large_segments_pass_whole_between_guests_that_take_them(scene: Scene, ring: str, family: str) -> None:
+    left, right = scene.use(ring, ring)
+    before = scene.received(2, ring)
+    copy = copy_file(left, right, getattr(address(1), family), size_mib=8)
+    assert copy.intact
+    # Several segments' worth a frame, on average.
+    assert scene.received(2, ring) - before < copy.size / 4000
+
+
+@pytest.mark.rows("B6", "C14")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("receiver", ["bare", "packed-bare"])
+def test_large_segments_are_cut_for_a_guest_that_does_not_take_them(scene: Scene, receiver: str, family: str) -> None:
+    left, right = scene.use("plain", receiver)
+    assert "tcp-segmentation-offload: on" in left.run(f"ethtool -k {scene.device(1, 'plain')}")
+    before = scene.received(2, receiver)
+    copy = copy_file(left, right, getattr(address(1), family), size_mib=8)
+    assert copy.intact
+    # No frame above the MTU of 1500 bytes, and not many small ones.
+    frames = scene.received(2, receiver) - before
+    assert copy.size / 1460 < frames < copy.size / 1000
+
+
+@pytest.mark.rows("C14")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ring", ["plain", "packed"])
+def test_file_arrives_byte_for_byte_while_ethtool_turns_offloads_off_and_on(
+    scene: Scene, ring: str, family: str
+) -> None:
+    left, right = scene.use(ring, ring)
+    stream = Stream(left, right, getattr(address(1), family), size_mib=24)
+    rounds = 0
+    while not stream.ended:
+        # Segmentation needs checksums, so they go last and come back first.
+        for state, offloads in (("off", ("tso", "gso", "gro", "tx")), ("on", ("tx", "gro", "gso", "tso"))):
+            for guest, number in ((left, 1), (right, 2)):
+                for offload in offloads:
+                    guest.run(f"ethtool -K {scene.device(number, ring)} {offload} {state}")
+        rounds += 1
+    assert rounds > 0
+    assert stream.intact()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import PortType
+    from ovsvhost.model import PortType, TxSteering
 
 
 NO_MAC = "00:00:00:00:00:00"
@@ -89,6 +89,7 @@ class _Wanted:
     bridge: str
     type: PortType
     settings: options.PortOptions
+    steering: TxSteering
     errors: tuple[str, ...]
 
 
@@ -208,12 +209,14 @@ def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: 
     errors = list(settings.complaints)
     errors += [
         f"other_config:{key} of interface {row.name!r} is not in force, it is not served yet: remove it"
-        for key in ("pmd-rxq-affinity", "tx-steering")
+        for key in ("pmd-rxq-affinity",)
         if key in row.other_config
     ]
+    steering, complaints = options.tx_steering(row.name, row.other_config)
+    errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
-    return _Wanted(row, bridge.name, port_type, settings, tuple(errors))
+    return _Wanted(row, bridge.name, port_type, settings, steering, tuple(errors))
 
 
 def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[Port]], list[Verdict]]:
@@ -291,6 +294,8 @@ def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, P
         ofport=number,
         mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
         tx_retries_max=settings.tx_retries_max,
+        backpressure_us=settings.backpressure_us,
+        tx_steering=want.steering,
         socket_mode=settings.socket_mode,
         socket_owner=settings.socket_owner,
         socket_group=settings.socket_group,

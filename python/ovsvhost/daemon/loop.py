@@ -165,10 +165,10 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
 def _datapath(at_start: Startup, rundir: Path) -> Datapath:
     cpus = sorted(at_start.pmd_cpus)[:1]
     try:
-        return apply.open_datapath(cpus, at_start.max_sleep_us, rundir)
+        return apply.open_datapath(cpus, at_start.max_sleep_us, rundir, at_start.restart_hold_ms)
     except ConfigError as error:
         _log.error("other_config:pmd-cpu-mask is not in force: %s", error)
-        return apply.open_datapath((), at_start.max_sleep_us, rundir)
+        return apply.open_datapath((), at_start.max_sleep_us, rundir, at_start.restart_hold_ms)
 
 
 def _socket_directory(at_start: Startup, rundir: Path) -> None:

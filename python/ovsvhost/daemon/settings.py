@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ovsvhost.model import RESTART_HOLD_MAX_MS, RESTART_HOLD_MS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,6 +18,7 @@ READ_AT_START = (
     "pmd-cpu-mask",
     "pmd-maxsleep",
     "pmd-sleep-max",
+    "restart-hold-ms",
     "vhost-iommu-support",
     "vhost-postcopy-support",
     "vhost-sock-dir",
@@ -35,6 +38,7 @@ class Startup:
         pmd_cpus: cores of the poll threads; empty means the first one allowed.
         max_sleep_us: longest sleep of an idle poll thread; None is adaptive.
         sock_dir: ``vhost-sock-dir``, unchecked.
+        restart_hold_ms: how long frames wait after a crash for the ports that were up.
         notices: what is not in force, one sentence each.
     """
 
@@ -42,6 +46,7 @@ class Startup:
     pmd_cpus: frozenset[int] = frozenset()
     max_sleep_us: int | None = None
     sock_dir: str | None = None
+    restart_hold_ms: int = RESTART_HOLD_MS
     notices: tuple[str, ...] = ()
 
 
@@ -73,6 +78,15 @@ def startup(other_config: Mapping[str, str]) -> Startup:
             notices.append(
                 f"other_config:{key}={read[key]}: its values per core are not in force: one poll thread runs"
             )
+    hold_ms = RESTART_HOLD_MS
+    if "restart-hold-ms" in read:
+        text = read["restart-hold-ms"]
+        if text.isascii() and text.isdecimal() and int(text) <= RESTART_HOLD_MAX_MS:
+            hold_ms = int(text)
+        else:
+            notices.append(
+                f"other_config:restart-hold-ms={text!r} is not in force: give milliseconds 0..{RESTART_HOLD_MAX_MS}"
+            )
     notices += [
         f"other_config:{feature}=true is not in force: it is not served yet; guests get the rest"
         for feature in ("vhost-iommu-support", "vhost-postcopy-support")
@@ -81,7 +95,7 @@ def startup(other_config: Mapping[str, str]) -> Startup:
     dpdk = sorted(key for key in other_config if key.startswith("dpdk-"))
     if dpdk:
         notices.append(f"other_config:{', '.join(dpdk)}: accepted without effect: there is no DPDK in this switch")
-    return Startup(read, cpus, sleep, read.get("vhost-sock-dir"), tuple(notices))
+    return Startup(read, cpus, sleep, read.get("vhost-sock-dir"), hold_ms, tuple(notices))
 
 
 def pending(at_start: Startup, other_config: Mapping[str, str]) -> tuple[str, ...]:
