@@ -56,6 +56,8 @@ pub struct QueueCounters {
     pub retries: Counter,
     /// Calls made to the guest.
     pub notifications: Counter,
+    /// TSC cycles that the poll threads spent on its bursts; of transmitqs only.
+    pub cycles: Counter,
 }
 
 /// One burst's worth of counts, kept in registers and cache before it is added.

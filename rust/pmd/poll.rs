@@ -26,13 +26,17 @@ pub struct TransmitQueue {
     pub counters: Arc<QueueCounters>,
     /// Which start of the vring this is: a report about an earlier one is nothing to it.
     pub run: u64,
+    /// Its ring broke: it goes from thread to thread as it is, unpolled, until its session takes it back.
+    pub(super) is_stopped: bool,
+    /// It made the first call, which is made once and not at every move.
+    pub(super) is_greeted: bool,
     cache: Cache,
 }
 
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        Self { port, vring, queue, counters, run, cache: Cache::default() }
+        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, cache: Cache::default() }
     }
 }
 

@@ -249,6 +249,7 @@ impl Handler {
                 vring.live = true;
                 let ring_at = vring.addr.map_or(0, |addr| addr.descriptor);
                 self.numa = memory.numa_node_at(Uva(ring_at)).unwrap_or(0);
+                self.port.link.on_node(self.numa);
                 self.port.link.start(at, ring);
             }
             Err(e) => self.record_fault(at, &e.to_string()),
