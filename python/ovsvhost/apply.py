@@ -6,13 +6,24 @@ bridge or port it was about, so that the reason lands at that row and nobody els
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, Bridge
-from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, SetPort
+from ovsvhost.plan import (
+    AddBridge,
+    AddPort,
+    DelBridge,
+    DelPort,
+    SetAffinity,
+    SetBridge,
+    SetPmds,
+    SetPort,
+    SetSharing,
+    SetSleep,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +42,7 @@ class Failure:
     """An action that was refused.
 
     Attributes:
-        key: identity of the bridge or port.
+        key: identity of the bridge or port, or the option that it was about.
         error: what the core raised; its text names the object and the cure.
     """
 
@@ -39,9 +50,9 @@ class Failure:
     error: OvsvhostError
 
 
-def open_datapath(pmd_cpus: Iterable[int] = (), max_sleep_us: int | None = None) -> Datapath:
-    """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start."""
-    return Datapath(pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us)
+def open_datapath() -> Datapath:
+    """Starts a datapath with one poll thread, on the first core allowed; KernelError when it cannot start."""
+    return Datapath()
 
 
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
@@ -68,9 +79,14 @@ def flush_fdb(datapath: Datapath, bridge: str) -> None:
     datapath.flush_fdb(bridge)
 
 
-def clear_pmd_stats(datapath: Datapath) -> None:
-    """Starts the poll threads' counters at zero."""
-    datapath.clear_pmd_stats()
+def clear_pmd_stats(datapath: Datapath, cpu: int | None = None) -> None:
+    """Starts the poll threads' counters at zero: the one's on ``cpu``, or all."""
+    datapath.clear_pmd_stats(cpu)
+
+
+def rebalance(datapath: Datapath) -> None:
+    """Shares every queue out anew among the poll threads; returns when each is in its place."""
+    datapath.rebalance()
 
 
 def close(datapath: Datapath) -> None:
@@ -106,10 +122,33 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
             )
-            ledger.ports[port.name] = port
+            ledger.ports[port.name] = replace(port, rxq_affinity=())
+            if port.rxq_affinity:
+                _set_affinity(datapath, ledger, port.name, port.rxq_affinity)
         case SetPort(port=port, mtu=mtu, tx_retries_max=retries):
             datapath.set_port(port.name, mtu=mtu, tx_retries_max=retries)
-            ledger.ports[port.name] = port
+            ledger.ports[port.name] = replace(port, rxq_affinity=ledger.ports[port.name].rxq_affinity)
+        case SetAffinity(port=port, cpus=cpus):
+            _set_affinity(datapath, ledger, port.name, cpus)
+        case SetPmds(cpus=cpus):
+            datapath.set_pmds(sorted(cpus))
+            ledger.pmds = replace(ledger.pmds, cpus=cpus)
+        case SetSleep(pmds=pmds):
+            datapath.set_sleep(pmds.max_sleep_us, dict(pmds.max_sleep_us_of))
+            ledger.pmds = replace(ledger.pmds, max_sleep_us=pmds.max_sleep_us, max_sleep_us_of=pmds.max_sleep_us_of)
+        case SetSharing(pmds=pmds):
+            auto = pmds.auto_balance
+            datapath.set_sharing(
+                pmds.assign,
+                isolate=pmds.isolate,
+                auto_lb=None if auto is None else (auto.every_min, auto.load_pct, auto.improvement_pct),
+            )
+            ledger.pmds = replace(ledger.pmds, assign=pmds.assign, isolate=pmds.isolate, auto_balance=auto)
+
+
+def _set_affinity(datapath: Datapath, ledger: Ledger, name: str, cpus: tuple[tuple[int, int], ...]) -> None:
+    datapath.set_affinity(name, dict(cpus))
+    ledger.ports[name] = replace(ledger.ports[name], rxq_affinity=cpus)
 
 
 def _set_bridge(datapath: Datapath, ledger: Ledger, bridge: Bridge) -> None:
@@ -128,5 +167,11 @@ def _key(action: Action) -> str:
             return key
         case AddBridge(bridge=bridge) | SetBridge(bridge=bridge):
             return bridge.key
-        case AddPort(port=port) | SetPort(port=port):
+        case AddPort(port=port) | SetPort(port=port) | SetAffinity(port=port):
             return port.key
+        case SetPmds():
+            return "pmd-cpu-mask"
+        case SetSleep():
+            return "pmd-sleep-max"
+        case SetSharing():
+            return "pmd-rxq-assign"

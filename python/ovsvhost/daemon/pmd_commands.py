@@ -1,14 +1,13 @@
 """What ``ovs-appctl`` asks about poll threads, in Open vSwitch's own layout: scripts cut these texts by column.
 
-Where OVS counts what this switch has not (caches of flows, upcalls), its lines are left out, or stand there with what is
-true here: every packet takes one pass, and none is sent up.
+Where OVS counts what this switch has not (caches of flows, upcalls), its lines are left out, or stand there with what
+is true here: every packet takes one pass, and none is sent up.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
@@ -115,9 +114,8 @@ def stats_show(pmds: Sequence[PmdState]) -> str:
             ]
         if pmd.packets:
             lines += [
-                f"  avg cycles per packet: {total / pmd.packets:.2f} ({total}/{pmd.packets})",
-                f"  avg processing cycles per packet: {pmd.busy_cycles / pmd.packets:.2f} "
-                f"({pmd.busy_cycles}/{pmd.packets})",
+                f"  avg {what}cycles per packet: {cycles / pmd.packets:.2f} ({cycles}/{pmd.packets})"
+                for what, cycles in (("", total), ("processing ", pmd.busy_cycles))
             ]
     return "".join(f"{line}\n" for line in lines)
 
@@ -200,10 +198,3 @@ def sleep_show(pmds: Sequence[PmdState], default_us: int | None) -> str:
 
 def _sleep(longest_us: int | None) -> str:
     return "adaptive" if longest_us is None else f"{longest_us:4} us"
-
-
-def numa_of(cpu: int) -> int:
-    """The NUMA node of a core; 0 where the kernel knows no nodes."""
-    for node in Path(f"/sys/devices/system/cpu/cpu{cpu}").glob("node[0-9]*"):
-        return int(node.name.removeprefix("node"))
-    return 0
