@@ -15,24 +15,54 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Adds beside other writers, who all do it this way.
+    #[inline]
+    pub fn add_shared(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
     /// The value now.
     pub fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Upper names of the size classes, in the order of [`size_class`] (`ovs-vswitchd.conf.db(5)`, Interface statistics).
-pub const SIZE_CLASSES: [&str; 7] =
-    ["1_to_64", "65_to_127", "128_to_255", "256_to_511", "512_to_1023", "1024_to_1522", "1523_to_max"];
+/// Classes of frame sizes: borders of OVS's names and of DPDK's, which differ above 1518.
+pub const SIZE_CLASSES: usize = 9;
+
+/// OVS's names of sizes, and the classes each takes in (`ovs-vswitchd.conf.db(5)`, Interface statistics).
+pub const PORT_SIZES: [(&str, std::ops::Range<usize>); 7] = [
+    ("1_to_64", 0..2),
+    ("65_to_127", 2..3),
+    ("128_to_255", 3..4),
+    ("256_to_511", 4..5),
+    ("512_to_1023", 5..6),
+    ("1024_to_1522", 6..8),
+    ("1523_to_max", 8..9),
+];
+
+/// DPDK's names of sizes, as its vhost library counts per queue.
+pub const QUEUE_SIZES: [(&str, std::ops::Range<usize>); 8] = [
+    ("undersize", 0..1),
+    ("size_64", 1..2),
+    ("size_65_127", 2..3),
+    ("size_128_255", 3..4),
+    ("size_256_511", 4..5),
+    ("size_512_1023", 5..6),
+    ("size_1024_1518", 6..7),
+    ("size_1519_max", 7..9),
+];
 
 /// Which class a frame of `len` bytes counts in.
 #[inline]
 pub fn size_class(len: u32) -> usize {
     match len {
-        0..=64 => 0,
-        1523.. => 6,
-        1024.. => 5,
-        _ => (len.ilog2() - 5) as usize,
+        65..=1023 => len.ilog2() as usize - 4,
+        0..=63 => 0,
+        64 => 1,
+        1024..=1518 => 6,
+        1519..=1522 => 7,
+        1523.. => 8,
     }
 }
 
@@ -49,7 +79,7 @@ pub struct QueueCounters {
     /// Frames to ff:ff:ff:ff:ff:ff.
     pub broadcast: Counter,
     /// Frames per size class.
-    pub sizes: [Counter; 7],
+    pub sizes: [Counter; SIZE_CLASSES],
     /// Frames dropped, per reason.
     pub drops: [Counter; drops::COUNT],
     /// Further attempts to deliver to a guest that was short of buffers.
@@ -58,6 +88,12 @@ pub struct QueueCounters {
     pub notifications: Counter,
     /// TSC cycles that the poll threads spent on its bursts; of transmitqs only.
     pub cycles: Counter,
+    /// Calls that the guest had said it can do without.
+    pub suppressed: Counter,
+    /// Groups that had to wait, since the guest was short of buffers (`backpressure-us`).
+    pub waits: Counter,
+    /// Groups that had to wait, since another thread had the ring.
+    pub contentions: Counter,
 }
 
 /// One burst's worth of counts, kept in registers and cache before it is added.
@@ -67,10 +103,16 @@ pub struct Tally {
     bytes: u64,
     multicast: u64,
     broadcast: u64,
-    sizes: [u64; 7],
+    sizes: [u64; SIZE_CLASSES],
 }
 
 impl Tally {
+    /// True if nothing was counted.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.packets == 0
+    }
+
     /// Counts one frame.
     #[inline]
     pub fn count(&mut self, len: u32, group: bool, broadcast: bool) {
@@ -100,12 +142,26 @@ impl QueueCounters {
         }
     }
 
-    /// Counts `n` frames dropped for one reason.
+    /// Counts `n` frames dropped where they came in: the thread that has the transmitq is the one writer.
     #[inline]
     pub fn dropped(&self, reason: DropReason, n: u64) {
         if let Some(counter) = self.drops.get(reason as usize) {
             counter.add(n);
         }
+    }
+
+    /// Counts `n` frames dropped before a receiver: any thread may, with or without the ring's lock.
+    #[cold]
+    pub fn lost(&self, reason: DropReason, n: u64) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.add_shared(n);
+        }
+    }
+
+    /// Counts what became of the call that ends a burst or a group.
+    #[inline]
+    pub fn called(&self, made: bool) {
+        if made { self.notifications.add(1) } else { self.suppressed.add(1) }
     }
 }
 
@@ -115,21 +171,39 @@ mod tests {
 
     #[test]
     fn classes_end_where_their_names_say() {
-        for (len, class) in [
-            (60, 0),
-            (64, 0),
-            (65, 1),
-            (127, 1),
-            (128, 2),
-            (511, 3),
-            (512, 4),
-            (1023, 4),
-            (1024, 5),
-            (1522, 5),
-            (1523, 6),
-            (65_550, 6),
+        let named = |sizes: &[(&'static str, std::ops::Range<usize>)], len| -> Vec<&'static str> {
+            sizes.iter().filter(|(_, range)| range.contains(&size_class(len))).map(|(name, _)| *name).collect()
+        };
+        for (len, port, queue) in [
+            (60, "1_to_64", "undersize"),
+            (63, "1_to_64", "undersize"),
+            (64, "1_to_64", "size_64"),
+            (65, "65_to_127", "size_65_127"),
+            (127, "65_to_127", "size_65_127"),
+            (128, "128_to_255", "size_128_255"),
+            (511, "256_to_511", "size_256_511"),
+            (512, "512_to_1023", "size_512_1023"),
+            (1023, "512_to_1023", "size_512_1023"),
+            (1024, "1024_to_1522", "size_1024_1518"),
+            (1518, "1024_to_1522", "size_1024_1518"),
+            (1519, "1024_to_1522", "size_1519_max"),
+            (1522, "1024_to_1522", "size_1519_max"),
+            (1523, "1523_to_max", "size_1519_max"),
+            (65_550, "1523_to_max", "size_1519_max"),
         ] {
-            assert_eq!(size_class(len), class, "{len}");
+            assert_eq!(named(&PORT_SIZES, len), [port], "{len}");
+            assert_eq!(named(&QUEUE_SIZES, len), [queue], "{len}");
         }
+    }
+
+    #[test]
+    fn drops_counted_by_several_threads_are_all_counted() {
+        let counters = QueueCounters::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| counters.lost(DropReason::NoBuffer, 1)));
+            }
+        });
+        assert_eq!(counters.drops[DropReason::NoBuffer as usize].read(), 40_000);
     }
 }

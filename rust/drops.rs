@@ -1,7 +1,8 @@
 //! Every reason for which a frame is dropped: the one table.
 //!
 //! A reason is a statistic of the port where it happened: `rx_drop_*` on the sender's port, `tx_drop_*` on the
-//! receiver's.
+//! receiver's. A frame taken from a guest is counted in exactly one of its port's `rx_packets` and `rx_drop_*`; what
+//! passed is counted, at every port it was meant for, in exactly one of `tx_packets` and `tx_drop_*`.
 
 /// Why a frame went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,14 +20,22 @@ pub enum DropReason {
     Reserved,
     /// The destination is behind the port it came from.
     SamePort,
-    /// Nobody else is on the bridge, or the receiver's link is down.
+    /// Nobody else on the bridge could get it.
     NoReceiver,
-    /// The port is administratively down.
+    /// The port it came from is administratively down.
     AdminDown,
+    /// The receiver's port is administratively down.
+    ReceiverAdminDown,
+    /// The receiver's guest is away, or enabled no receiveq.
+    LinkDown,
     /// Longer than the receiver's MTU allows.
     MtuExceeded,
     /// The receiver posted too few buffers.
     NoBuffer,
+    /// The receiver posted too few buffers for as long as `backpressure-us` allows.
+    Backpressure,
+    /// Another thread had the receiver's ring for too long.
+    Contended,
     /// The receiver's buffers are too small for the frame, and it cannot merge them.
     BufferTooSmall,
     /// The receiver's ring is broken.
@@ -34,7 +43,7 @@ pub enum DropReason {
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 12;
+pub const COUNT: usize = 16;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -46,8 +55,12 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::SamePort, "same_port", true),
     (DropReason::NoReceiver, "no_receiver", true),
     (DropReason::AdminDown, "admin_down", true),
+    (DropReason::ReceiverAdminDown, "admin_down", false),
+    (DropReason::LinkDown, "link_down", false),
     (DropReason::MtuExceeded, "mtu_exceeded", false),
     (DropReason::NoBuffer, "no_buffer", false),
+    (DropReason::Backpressure, "backpressure", false),
+    (DropReason::Contended, "contended", false),
     (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
     (DropReason::RingBroken, "ring_broken", false),
 ];

@@ -6,6 +6,7 @@
 //! sys      thin checked system calls              memory   guest regions, translation, copies, SIGBUS
 //! frame    total parsing of what travels          burst    a burst of frames: snapshots + where the bytes are
 //! ring     virtqueues, device side                switch   FDB and classification; knows port numbers only
+//! recovery where each vring stood, for after a crash
 //! vhost    the protocol: wire, session, endpoint  pmd      poll threads: who polls what, when to sleep
 //! datapath the façade: bridges and ports          py       PyO3, nothing else
 //! ```
@@ -25,6 +26,7 @@ pub mod memory;
 pub mod pmd;
 #[cfg(feature = "python")]
 mod py;
+pub mod recovery;
 pub mod ring;
 pub mod switch;
 pub mod sys;

@@ -133,7 +133,7 @@ fn memory(size: usize) -> (GuestRam, RingPlace) {
 
 fn slots(ram: &mut GuestRam, place: RingPlace, layout: Layout, room: usize, writable: bool) -> SlotRing {
     let shape = Shape { layout, header_size: HEADER_SIZE, room, gap: 0 };
-    let config = SlotRingConfig { place, size: RING_SIZE, event_idx: true, shape, writable, rewrite: true };
+    let config = SlotRingConfig { place, size: RING_SIZE, agreed: FEATURES, shape, writable, rewrite: true };
     SlotRing::new(ram, config).unwrap()
 }
 

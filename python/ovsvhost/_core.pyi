@@ -4,6 +4,7 @@ Every call is thread-safe, releases the interpreter lock while it waits, and is 
 ``observed`` only (and by nobody else: a test checks it).
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self, final
 
@@ -166,13 +167,22 @@ class Datapath:
     Args:
         pmd_cpus: cores to pin poll threads to, one each; empty means the first core this process may run on.
         max_sleep_us: longest sleep of an idle poll thread in µs; None is adaptive, 0 never sleeps.
+        rundir: an existing directory; where each ring stands is kept in files that belong to it (there if it is on
+            tmpfs, else below ``/dev/shm``), and the next datapath on it goes on from there, however this one ended. If
+            they cannot be had, an event says so. None: sessions may come and go, the end of the process loses it.
 
     Raises:
         ConfigError: a core that this process may not use.
         KernelError: no eventfd or thread to be had.
     """
 
-    def __new__(cls, *, pmd_cpus: Sequence[int] = ..., max_sleep_us: int | None = None) -> Self: ...
+    def __new__(
+        cls,
+        *,
+        pmd_cpus: Sequence[int] = ...,
+        max_sleep_us: int | None = None,
+        rundir: str | os.PathLike[str] | None = None,
+    ) -> Self: ...
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.
 

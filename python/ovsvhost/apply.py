@@ -27,6 +27,7 @@ from ovsvhost.plan import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from ovsvhost._core import Event
     from ovsvhost.observed import Ledger
@@ -50,9 +51,12 @@ class Failure:
     error: OvsvhostError
 
 
-def open_datapath() -> Datapath:
-    """Starts a datapath with one poll thread, on the first core allowed; KernelError when it cannot start."""
-    return Datapath()
+def open_datapath(rundir: Path | None = None) -> Datapath:
+    """Starts a datapath with one poll thread, on the first core allowed; KernelError when it cannot start.
+
+    With ``rundir``, where each ring stands outlives this process: the next one on the directory goes on from there.
+    """
+    return Datapath(rundir=rundir)
 
 
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:

@@ -41,8 +41,6 @@ pub struct Packet {
     pieces: (u16, u16),
     /// Bytes, without the virtio header.
     pub len: u32,
-    /// The descriptor to give back to the sender.
-    pub id: u16,
     /// Why it goes no further, if so.
     pub drop: Option<DropReason>,
     /// What is left to do to it.
@@ -51,7 +49,7 @@ pub struct Packet {
 
 impl Packet {
     const EMPTY: Self =
-        Self { data: Span::EMPTY, pieces: (0, 0), len: 0, id: 0, drop: None, offload: Offload { checksum: None } };
+        Self { data: Span::EMPTY, pieces: (0, 0), len: 0, drop: None, offload: Offload { checksum: None } };
 }
 
 /// Up to 64 frames and what is known of them. About 8 KiB; made once per queue.
@@ -103,6 +101,12 @@ impl Burst {
         self.heads.get(..self.len).unwrap_or_default()
     }
 
+    /// Frame `index` and its first bytes.
+    #[inline]
+    pub fn frame(&self, index: u8) -> Option<(&Packet, &Head)> {
+        self.packets().get(usize::from(index)).zip(self.heads().get(usize::from(index)))
+    }
+
     /// The memory the frames lie in.
     #[inline]
     pub fn memory(&self) -> &Arc<GuestMap> {
@@ -130,7 +134,7 @@ impl Burst {
 
     /// Adds a frame that lies in one piece and copies its head. `data` comes from [`Self::translate`].
     #[inline]
-    pub(crate) fn push(&mut self, id: u16, data: Span, drop: Option<DropReason>, offload: Offload) {
+    pub(crate) fn push(&mut self, data: Span, drop: Option<DropReason>, offload: Offload) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         if data.len as usize >= HEAD_SIZE {
             // SAFETY: `data` has 64 bytes in a mapping that `self.memory` keeps; the head is ours.
@@ -140,20 +144,13 @@ impl Burst {
             // SAFETY: `data` has `len` bytes in a mapping that `self.memory` keeps; the head has more.
             unsafe { copy::copy(head.0.as_mut_ptr(), data.start, data.len as usize) };
         }
-        *packet = Packet { data, pieces: (0, 0), len: data.len, id, drop, offload };
+        *packet = Packet { data, pieces: (0, 0), len: data.len, drop, offload };
         self.len += 1;
     }
 
     /// Adds a frame of several pieces and copies its head. The pieces come from [`Self::translate`] or a prefix
     /// translation of the same map. The caller left room ([`Self::span_room`]).
-    pub(crate) fn push_pieces(
-        &mut self,
-        id: u16,
-        pieces: &[Span],
-        len: u32,
-        drop: Option<DropReason>,
-        offload: Offload,
-    ) {
+    pub(crate) fn push_pieces(&mut self, pieces: &[Span], len: u32, drop: Option<DropReason>, offload: Offload) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         let (Ok(from), Ok(count)) = (u16::try_from(self.spans.len()), u16::try_from(pieces.len())) else { return };
         if pieces.len() > MAX_SPANS - self.spans.len() {
@@ -168,7 +165,7 @@ impl Burst {
             at += n;
         }
         self.spans.extend_from_slice(pieces);
-        *packet = Packet { data: Span::EMPTY, pieces: (from, count), len, id, drop, offload };
+        *packet = Packet { data: Span::EMPTY, pieces: (from, count), len, drop, offload };
         self.len += 1;
     }
 

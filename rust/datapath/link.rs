@@ -132,6 +132,7 @@ impl PortLink for Link {
     }
 
     fn mtu(&self) -> u16 {
-        self.record.mtu.load(Ordering::Relaxed)
+        // At most 9702: checked when it was set.
+        u16::try_from(self.record.mtu.load(Ordering::Relaxed)).unwrap_or(u16::MAX)
     }
 }

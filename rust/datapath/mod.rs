@@ -26,14 +26,15 @@ use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
 pub use events::Event;
-pub use port::{PortConfig, PortState};
+pub use port::{PortChange, PortConfig, PortState};
 pub use threads::SleepMax;
 
 use crate::error::{Error, Result};
 use crate::pmd::load::{INTERVAL, INTERVALS};
 use crate::pmd::{Message, Sleep};
+use crate::recovery::Recovery;
 use crate::switch::fdb::Learned;
-use crate::vhost::Endpoint;
+use crate::vhost::{Endpoint, Level};
 use events::Events;
 use link::Link;
 use state::State;
@@ -44,6 +45,7 @@ struct Shared {
     state: Mutex<State>,
     threads: Threads,
     events: Events,
+    recovery: Arc<Recovery>,
     started: Instant,
     runs: AtomicU64,
 }
@@ -102,11 +104,24 @@ impl Datapath {
     /// # Errors
     /// `Config` for a core out of reach, `Kernel` without threads or descriptors.
     pub fn new(cpus: &[usize], sleep: Sleep) -> Result<Self> {
+        Self::with_recovery(cpus, sleep, Recovery::in_process())
+    }
+
+    /// As [`Self::new`]; each vring's place is kept in `recovery`, and those in it are gone on from.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_recovery(cpus: &[usize], sleep: Sleep, recovery: Recovery) -> Result<Self> {
         let started = Instant::now();
         let events = Events::new()?;
+        for notice in recovery.notices() {
+            events.push(Level::Warning, "notice", None, notice.clone());
+        }
         let (faults, broken) = channel();
         let threads = Threads::new(started, faults);
-        let shared = Arc::new(Shared { state: Mutex::default(), threads, events, started, runs: AtomicU64::new(0) });
+        let recovery = Arc::new(recovery);
+        let runs = AtomicU64::new(0);
+        let shared = Arc::new(Shared { state: Mutex::default(), threads, events, recovery, started, runs });
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -251,7 +266,7 @@ impl Datapath {
     /// `Config` for a value out of range or in use; `Kernel` if a server's socket cannot be made.
     pub fn add_port(&self, bridge: &str, config: PortConfig) -> Result<()> {
         config.check()?;
-        let endpoint_config = config.endpoint();
+        let endpoint_config = config.endpoint(&self.shared.recovery);
         let name = config.name.clone();
         let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));
@@ -272,8 +287,8 @@ impl Datapath {
     ///
     /// # Errors
     /// `Config` for an unknown port or a value out of range; nothing changed then.
-    pub fn set_port(&self, name: &str, mtu: Option<u16>, admin_up: Option<bool>, retries: Option<u32>) -> Result<()> {
-        self.shared.change(|state| state.set_port(name, mtu, admin_up, retries))?;
+    pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
+        self.shared.change(|state| state.set_port(name, change))?;
         self.shared.events.poke();
         Ok(())
     }

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::check_socket_path;
-use crate::counters::{QueueCounters, SIZE_CLASSES};
+use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
+use crate::pmd::Steering;
+use crate::recovery::Recovery;
 use crate::switch::PortId;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
 /// Smallest MTU of a port, bytes (IPv4 needs it, RFC 791).
-const MTU_MIN: u16 = 68;
+const MTU_MIN: u32 = 68;
 /// Largest: what OVS's DPDK ports take.
-const MTU_MAX: u16 = 9702;
+const MTU_MAX: u32 = 9702;
 /// Largest `tx-retries-max`.
 const RETRIES_MAX: u32 = 32;
+/// Largest `backpressure-us`: longer than this a sender's own timers take the switch for dead.
+const BACKPRESSURE_MAX_US: u32 = 100_000;
 
 /// What a port is to be.
 #[derive(Debug, Clone)]
@@ -31,9 +35,13 @@ pub struct PortConfig {
     /// Absolute path, at most 107 bytes.
     pub socket: PathBuf,
     /// 68..9702 bytes.
-    pub mtu: u16,
+    pub mtu: u32,
     /// 0..32.
     pub retries: u32,
+    /// 0..100000 µs that frames wait for the guest's buffers.
+    pub backpressure_us: u32,
+    /// How one of several receiveqs is chosen.
+    pub steering: Steering,
     /// Permission bits of a socket we make.
     pub socket_mode: u32,
     /// Its owner, None leaves it.
@@ -54,15 +62,30 @@ impl PortConfig {
         if !(1..=65_279).contains(&self.ofport) {
             return Err(Error::Config(format!("{}: ofport {} is not in 1..65279", self.name, self.ofport)));
         }
-        check_mtu(&self.name, self.mtu)?;
-        check_retries(&self.name, self.retries)?;
+        self.check_live()?;
         if self.socket_mode > 0o777 {
             return Err(Error::Config(format!("{}: socket-mode {:o} is not in 0..777", self.name, self.socket_mode)));
         }
         check_socket_path(&self.socket)
     }
 
-    pub(super) fn endpoint(&self) -> EndpointConfig {
+    /// Checks what can change with the guest attached.
+    fn check_live(&self) -> Result<()> {
+        let Self { name, mtu, retries, backpressure_us, .. } = self;
+        if !(MTU_MIN..=MTU_MAX).contains(mtu) {
+            return Err(Error::Config(format!("{name}: unsupported MTU {mtu}: {MTU_MIN}..{MTU_MAX} are possible")));
+        }
+        if *retries > RETRIES_MAX {
+            return Err(Error::Config(format!("{name}: tx-retries-max {retries} is not in 0..{RETRIES_MAX}")));
+        }
+        if *backpressure_us > BACKPRESSURE_MAX_US {
+            let text = format!("{name}: backpressure-us {backpressure_us} is not in 0..{BACKPRESSURE_MAX_US}");
+            return Err(Error::Config(text));
+        }
+        Ok(())
+    }
+
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -71,23 +94,38 @@ impl PortConfig {
             socket_owner: self.socket_owner,
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
+            recovery: Arc::clone(recovery),
         }
     }
 }
 
-pub(super) fn check_mtu(port: &str, mtu: u16) -> Result<()> {
-    if (MTU_MIN..=MTU_MAX).contains(&mtu) {
-        Ok(())
-    } else {
-        Err(Error::Config(format!("{port}: unsupported MTU {mtu}; {MTU_MIN}..{MTU_MAX} are possible")))
-    }
+/// What changes of a port, with its guest attached; None leaves it.
+#[derive(Debug, Clone, Default)]
+pub struct PortChange {
+    /// As in [`PortConfig`], like the rest.
+    pub mtu: Option<u32>,
+    /// `admin_state`.
+    pub admin_up: Option<bool>,
+    /// `tx-retries-max`.
+    pub retries: Option<u32>,
+    /// `backpressure-us`.
+    pub backpressure_us: Option<u32>,
+    /// `tx-steering`.
+    pub steering: Option<Steering>,
 }
 
-pub(super) fn check_retries(port: &str, retries: u32) -> Result<()> {
-    if retries <= RETRIES_MAX {
+impl PortChange {
+    /// # Errors
+    /// `Config` naming what is out of range; nothing changed then.
+    pub(super) fn apply(&self, config: &mut PortConfig) -> Result<()> {
+        let mut next = config.clone();
+        next.mtu = self.mtu.unwrap_or(next.mtu);
+        next.retries = self.retries.unwrap_or(next.retries);
+        next.backpressure_us = self.backpressure_us.unwrap_or(next.backpressure_us);
+        next.steering = self.steering.unwrap_or(next.steering);
+        next.check_live()?;
+        *config = next;
         Ok(())
-    } else {
-        Err(Error::Config(format!("{port}: tx-retries-max {retries} is not in 0..{RETRIES_MAX}")))
     }
 }
 
@@ -96,7 +134,7 @@ pub(super) fn check_retries(port: &str, retries: u32) -> Result<()> {
 pub(super) struct PortRecord {
     pub id: PortId,
     pub name: String,
-    pub mtu: AtomicU16,
+    pub mtu: AtomicU32,
     pub link_up: AtomicBool,
     pub link_resets: AtomicU32,
     /// The NUMA node of the guest's rings.
@@ -106,11 +144,11 @@ pub(super) struct PortRecord {
 }
 
 impl PortRecord {
-    pub(super) fn new(id: PortId, name: &str, mtu: u16) -> Self {
+    pub(super) fn new(id: PortId, name: &str, mtu: u32) -> Self {
         Self {
             id,
             name: name.to_owned(),
-            mtu: AtomicU16::new(mtu),
+            mtu: AtomicU32::new(mtu),
             link_up: AtomicBool::new(false),
             link_resets: AtomicU32::new(0),
             numa: AtomicU32::new(0),
@@ -149,7 +187,8 @@ impl PortRecord {
     }
 }
 
-/// Adds one queue's counters to the port's sums and to its own `rx_qN_…`.
+/// Adds one queue's counters to the port's sums and to its own `rx_qN_…`, under the names of DPDK's vhost library. What
+/// is seldom counted is there from its first time on.
 fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters) {
     let (side, number) = (if vring.is_multiple_of(2) { "tx" } else { "rx" }, vring / 2);
     let mut add = |name: String, n: u64| *all.entry(name).or_default() += n;
@@ -166,8 +205,30 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
     {
         add(format!("{side}_q{number}_{name}"), counter.read());
     }
-    for (class, counter) in SIZE_CLASSES.iter().zip(&queue.sizes) {
-        add(format!("{side}_{class}_packets"), counter.read());
+    for (name, counter) in [
+        ("multicast_packets", &queue.multicast),
+        ("broadcast_packets", &queue.broadcast),
+        ("guest_notifications_suppressed", &queue.suppressed),
+        ("retries", &queue.retries),
+        ("waits", &queue.waits),
+        ("contentions", &queue.contentions),
+    ] {
+        match counter.read() {
+            0 => {}
+            n => add(format!("{side}_q{number}_{name}"), n),
+        }
+    }
+    let in_classes = |classes: &std::ops::Range<usize>| -> u64 {
+        queue.sizes.get(classes.clone()).unwrap_or_default().iter().map(Counter::read).sum()
+    };
+    for (name, classes) in &PORT_SIZES {
+        add(format!("{side}_{name}_packets"), in_classes(classes));
+    }
+    for (name, classes) in &QUEUE_SIZES {
+        match in_classes(classes) {
+            0 => {}
+            n => add(format!("{side}_q{number}_{name}_packets"), n),
+        }
     }
     add("ovs_tx_retries".into(), queue.retries.read());
     for ((reason, name, _), counter) in drops::TABLE.iter().zip(&queue.drops) {
@@ -179,14 +240,18 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
         add(format!("{side}_q{number}_dropped"), n);
         add(format!("{side}_drop_{name}"), n);
         match reason {
-            DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
-            DropReason::NoBuffer | DropReason::BufferTooSmall | DropReason::RingBroken => {
-                add("ovs_tx_failure_drops".into(), n);
-            }
             DropReason::Runt | DropReason::Oversize | DropReason::BadOffload | DropReason::BadSource => {
                 add("rx_errors".into(), n);
             }
-            _ => {}
+            DropReason::Reserved | DropReason::SamePort | DropReason::NoReceiver | DropReason::AdminDown => {}
+            DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
+            DropReason::ReceiverAdminDown
+            | DropReason::LinkDown
+            | DropReason::NoBuffer
+            | DropReason::Backpressure
+            | DropReason::Contended
+            | DropReason::BufferTooSmall
+            | DropReason::RingBroken => add("ovs_tx_failure_drops".into(), n),
         }
     }
 }
@@ -207,7 +272,7 @@ pub struct PortState {
     /// How often that changed.
     pub link_resets: u32,
     /// Bytes.
-    pub mtu: u16,
+    pub mtu: u32,
     /// Why the link is down or degraded, with the cure.
     pub error: Option<String>,
     /// Interface `status`.

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FdbEntry;
 use super::assignment::{Places, PmdView};
-use super::port::{PortConfig, PortRecord, PortState, check_mtu, check_retries};
+use super::port::{PortChange, PortConfig, PortRecord, PortState};
 use super::threads::Seat;
 use crate::error::{Error, Result};
+use crate::frame::flow::FlowKey;
 use crate::pmd::{BridgeView, PortView, ReceiveSlot, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
@@ -42,12 +43,14 @@ pub(super) struct State {
     pub receiveqs: BTreeMap<(PortId, u16), Arc<ReceiveSlot>>,
     /// Who polls which transmitq.
     pub places: Places,
+    /// The secret by which flows are spread over receiveqs.
+    flow_key: FlowKey,
 }
 
 impl State {
     /// The packet path's view of all this.
     pub(super) fn topology(&self) -> Topology {
-        let mut topology = Topology::default();
+        let mut topology = Topology { flow_key: self.flow_key, ..Topology::default() };
         for bridge in self.bridges.values() {
             grow(&mut topology.bridges, bridge.index);
             if let Some(place) = topology.bridges.get_mut(bridge.index) {
@@ -62,8 +65,10 @@ impl State {
                 view.members.push(id);
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
-            let mtu = u32::from(port.config.mtu);
-            let view = PortView { bridge, mtu, admin_up: port.admin_up, retries: port.config.retries, receiveqs };
+
+            let PortConfig { mtu, retries, backpressure_us, steering, .. } = port.config;
+            let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
+            let view = PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs };
             grow(&mut topology.ports, usize::from(id));
             if let Some(place) = topology.ports.get_mut(usize::from(id)) {
                 *place = Some(view);
@@ -184,22 +189,11 @@ impl State {
         self.ports.iter().find(|(_, port)| port.record.id == id).map(|(name, _)| name.clone())
     }
 
-    pub(super) fn set_port(
-        &mut self,
-        name: &str,
-        mtu: Option<u16>,
-        admin_up: Option<bool>,
-        retries: Option<u32>,
-    ) -> Result<()> {
+    pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {
         let port = self.ports.get_mut(name).ok_or_else(|| Error::Config(format!("no port named {name}")))?;
-        mtu.map_or(Ok(()), |mtu| check_mtu(name, mtu))?;
-        retries.map_or(Ok(()), |retries| check_retries(name, retries))?;
-        if let Some(mtu) = mtu {
-            port.config.mtu = mtu;
-            port.record.mtu.store(mtu, Ordering::Relaxed);
-        }
-        port.config.retries = retries.unwrap_or(port.config.retries);
-        port.admin_up = admin_up.unwrap_or(port.admin_up);
+        change.apply(&mut port.config)?;
+        port.record.mtu.store(port.config.mtu, Ordering::Relaxed);
+        port.admin_up = change.admin_up.unwrap_or(port.admin_up);
         Ok(())
     }
 

@@ -62,9 +62,9 @@ struct ThreadLoad {
 }
 
 impl Thread {
-    fn spawn(cpu: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
+    fn spawn(cpu: usize, number: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
         let core = Core { cpu, numa: numa::node_of_cpu(cpu) };
-        let pmd = Pmd::spawn(cpu, sleep, started, faults)?;
+        let pmd = Pmd::spawn(cpu, number, sleep, started, faults)?;
         let load = ThreadLoad { busy: History::new(0), passed: History::new(tsc::now()), overloaded: 0 };
         Ok(Self { pmd, core, cleared: Mutex::new((Readings::default(), Instant::now())), load: Mutex::new(load) })
     }
@@ -160,7 +160,7 @@ impl Seat {
     pub(super) fn go(&self, to: &Arc<Thread>, events: &Events) {
         let mut place = lock(&self.place);
         let Some(from) = place.as_ref().filter(|from| !Arc::ptr_eq(from, to)) else { return };
-        let queue = from.pmd.release(self.port, self.vring, |late| say_late(events, late));
+        let queue = from.pmd.release(self.port, self.vring, true, |late| say_late(events, late));
         *place = queue.map(|queue| {
             self.cpu.store(to.core.cpu, Ordering::Relaxed);
             to.pmd.post(Message::Assign(queue));
@@ -171,7 +171,7 @@ impl Seat {
     /// Takes the queue away for good, settled. None if somebody else did.
     pub(super) fn take(&self, events: &Events) -> Option<Box<TransmitQueue>> {
         let thread = lock(&self.place).take()?;
-        thread.pmd.release(self.port, self.vring, |late| say_late(events, late))
+        thread.pmd.release(self.port, self.vring, false, |late| say_late(events, late))
     }
 
     /// Replaces the call descriptor, wherever the queue is.
@@ -220,9 +220,15 @@ impl Threads {
     /// # Errors
     /// `Config` if this process may not use a core; `Kernel` without thread or descriptors.
     pub(super) fn start(&self, cpus: &[usize], sleep: &SleepMax) -> Result<Vec<Arc<Thread>>> {
-        let there: Vec<usize> = self.all().iter().map(|thread| thread.core.cpu).collect();
-        let missing = cpus.iter().filter(|cpu| !there.contains(cpu));
-        missing.map(|&cpu| Thread::spawn(cpu, sleep.of(cpu), self.started, self.faults.clone()).map(Arc::new)).collect()
+        let all = self.all();
+        let missing = cpus.iter().filter(|cpu| all.iter().all(|thread| thread.core.cpu != **cpu));
+        // As Open vSwitch numbers its threads: the lowest that is free, so that those of a steady set are 0, 1, 2 …
+        let free = (0..).filter(|number| all.iter().all(|thread| thread.pmd.number != *number));
+        missing
+            .zip(free)
+            .map(|(&cpu, number)| Thread::spawn(cpu, number, sleep.of(cpu), self.started, self.faults.clone()))
+            .map(|thread| thread.map(Arc::new))
+            .collect()
     }
 
     /// Makes threads known to all.

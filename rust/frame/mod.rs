@@ -2,4 +2,5 @@
 
 pub mod checksum;
 pub mod ethernet;
+pub mod flow;
 pub mod vnet_hdr;

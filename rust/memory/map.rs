@@ -43,6 +43,17 @@ impl Span {
     pub const EMPTY: Self = Self { start: std::ptr::null_mut(), len: 0 };
 }
 
+/// Which byte of which file, whoever maps it and where: what tells guest memory from other guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Device of the file (`stat(2)`).
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// Bytes into it.
+    pub offset: u64,
+}
+
 #[derive(Debug, Clone)]
 struct Entry {
     gpa: u64,
@@ -179,6 +190,15 @@ impl GuestMap {
         self.entries.iter().find_map(|e| {
             let into = uva.0.checked_sub(e.uva)?;
             e.span(e.gpa + into.min(e.size), len)
+        })
+    }
+
+    /// The byte behind the front-end's address `uva`; None if it is not mapped.
+    pub fn place_of(&self, uva: Uva) -> Option<Place> {
+        self.entries.iter().find_map(|e| {
+            let into = uva.0.checked_sub(e.uva).filter(|&into| into < e.size)?;
+            let (device, inode) = e.region.identity;
+            Some(Place { device, inode, offset: e.mmap_offset + into })
         })
     }
 

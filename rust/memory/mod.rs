@@ -16,8 +16,10 @@ pub mod copy;
 mod map;
 mod region;
 pub mod sigbus;
+mod words;
 
-pub use map::{GuestMap, RegionSpec, Span};
+pub use map::{GuestMap, Place, RegionSpec, Span};
+pub use words::Words;
 
 /// An address in the guest's physical memory, as descriptors hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -18,12 +18,15 @@ pub enum Message {
     Topology(Arc<Topology>, Sender<()>),
     /// Poll this queue.
     Assign(Box<TransmitQueue>),
-    /// Stop polling a queue and give it back, settled; None if it is not here.
+    /// Stop polling a queue and give it back; None if it is not here.
     Release {
         /// Whose.
         port: PortId,
         /// Vring index.
         vring: u16,
+        /// True if it goes to another thread: then a burst that waits for its receivers goes with it. Else it is settled:
+        /// delivered or dropped by name.
+        to_move: bool,
         /// Where to.
         reply: Sender<Option<Box<TransmitQueue>>>,
     },

@@ -16,6 +16,7 @@ pub mod assign;
 pub mod balance;
 pub mod load;
 
+mod deliver;
 mod mailbox;
 mod output;
 mod poll;
@@ -23,12 +24,13 @@ mod sleep;
 mod stats;
 mod thread;
 mod topology;
+mod wait;
 
 pub use mailbox::Message;
 pub use poll::TransmitQueue;
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
-pub use topology::{BridgeView, PortView, ReceiveSlot, Topology};
+pub use topology::{BridgeView, PortView, ReceiveSlot, Steering, Topology};
 
 use crate::ring::RingFault;
 use crate::switch::PortId;

@@ -1,17 +1,20 @@
-//! One queue's turn: gather, classify, output, commit.
+//! One queue's turn: gather, classify, output, commit; or what is left of the turn before.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use super::output::{Groups, Source};
+use super::deliver::{Source, Spread};
+use super::output::Groups;
+use super::wait::{Waiting, indices};
 use super::{Fault, Topology};
-use crate::burst::Burst;
+use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{QueueCounters, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::ring::{RingFault, Transmitq};
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
+use crate::sys::tsc;
 
 /// A transmitq with what its thread keeps for it.
 #[derive(Debug)]
@@ -31,28 +34,45 @@ pub struct TransmitQueue {
     /// It made the first call, which is made once and not at every move.
     pub(super) is_greeted: bool,
     cache: Cache,
+    /// What is left of the burst that it gathered last.
+    waiting: Waiting,
 }
 
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, cache: Cache::default() }
+        let (cache, waiting) = (Cache::default(), Waiting::new());
+        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, cache, waiting }
+    }
+
+    /// True while a burst waits for its receivers: nothing more is gathered before it is settled.
+    #[inline]
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 }
+
+/// How long a transmitq that is taken back asks for rings that other threads have, µs. Each of them has one for as long
+/// as a group takes to copy.
+const SETTLE_US: u64 = 1000;
 
 /// What polling needs beside the queue itself; one per thread.
 #[derive(Debug)]
 pub(super) struct Forwarder {
     pub topology: Arc<Topology>,
+    /// Which of the poll threads this is.
+    pub thread: usize,
     groups: Groups,
+    spread: Spread,
     faults: Sender<Fault>,
     /// Seconds since the datapath started, for ageing.
     pub now_s: u32,
 }
 
 impl Forwarder {
-    pub(super) fn new(faults: Sender<Fault>) -> Self {
-        Self { topology: Arc::default(), groups: Groups::new(), faults, now_s: 0 }
+    pub(super) fn new(thread: usize, faults: Sender<Fault>) -> Self {
+        let (groups, spread) = (Groups::new(), Spread::new());
+        Self { topology: Arc::default(), thread, groups, spread, faults, now_s: 0 }
     }
 
     /// Swaps the topology.
@@ -61,22 +81,70 @@ impl Forwarder {
         self.topology = topology;
     }
 
-    /// Moves up to one burst from `q` to where it goes. Gives the frames taken.
+    /// Moves up to one burst from `q` to where it goes. Gives the frames taken: none while a burst waits.
     ///
     /// # Errors
     /// The queue's ring is broken: stop polling it.
     #[inline]
     pub(super) fn poll(&mut self, q: &mut TransmitQueue) -> Result<usize, RingFault> {
+        if q.is_waiting() {
+            self.resume(q, None);
+            if q.is_waiting() {
+                return Ok(0);
+            }
+        }
         let count = q.queue.gather()?;
         if count > 0 {
-            self.forward(q.queue.burst(), q.port, q.vring, &q.counters, &mut q.cache);
-            q.counters.notifications.add(u64::from(q.queue.commit()));
+            self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
+            if q.waiting.is_empty() {
+                q.counters.called(q.queue.commit());
+            }
         }
         Ok(count)
     }
 
-    fn forward(&mut self, burst: &Burst, port: PortId, vring: u16, counters: &QueueCounters, cache: &mut Cache) {
-        let view = self.topology.ports.get(usize::from(port)).and_then(Option::as_ref);
+    /// Ends a burst that waits: what cannot be delivered now is dropped, and the guest has its buffers back.
+    pub(super) fn settle(&mut self, q: &mut TransmitQueue) {
+        if q.is_waiting() {
+            self.resume(q, Some(settle_by()));
+        }
+    }
+
+    /// Tries the groups again that wait; when none is left the burst is done.
+    #[cold]
+    fn resume(&mut self, q: &mut TransmitQueue, settle_by: Option<u64>) {
+        self.spread.begin();
+        let mut source = Source {
+            burst: q.queue.burst(),
+            port: q.port,
+            thread: self.thread,
+            topology: &self.topology,
+            faults: &self.faults,
+            spread: &mut self.spread,
+            waiting: &mut q.waiting,
+            settle_by,
+        };
+        let mut room = [0; MAX_BURST];
+        for _ in 0..source.waiting.len() {
+            if let Some(group) = source.waiting.pop() {
+                source.resume(&group, indices(group.frames, &mut room));
+            }
+        }
+        if q.waiting.is_empty() {
+            q.counters.called(q.queue.commit());
+        }
+    }
+
+    fn forward(
+        &mut self,
+        burst: &Burst,
+        port: PortId,
+        counters: &QueueCounters,
+        cache: &mut Cache,
+        waiting: &mut Waiting,
+        settle_by: Option<u64>,
+    ) {
+        let view = self.topology.port(port);
         let bridge = view.and_then(|v| self.topology.bridges.get(v.bridge)).and_then(Option::as_ref);
         let Some((view, bridge)) = view.zip(bridge) else {
             return counters.dropped(DropReason::NoReceiver, burst.len() as u64);
@@ -92,39 +160,56 @@ impl Forwarder {
                 continue;
             }
             let (output, dst) = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
-            tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
             match output {
-                Output::Port(to) => {
-                    if !self.groups.unicast(index, to) {
-                        counters.dropped(DropReason::NoReceiver, 1);
-                    }
+                Output::Port(to) if self.groups.unicast(index, to, view.bridge, &self.topology) => {
+                    tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
                 }
+                Output::Port(_) => counters.dropped(DropReason::NoReceiver, 1),
+                // Whether it passes turns out when it is delivered.
                 Output::Flood => self.groups.flood(index),
                 Output::Drop(reason) => counters.dropped(reason, 1),
             }
         }
-        counters.add(&tally);
-        let source = Source {
+        self.spread.begin();
+        let mut source = Source {
             burst,
             port,
-            bridge: view.bridge,
-            queue: usize::from(vring / 2),
-            counters,
+            thread: self.thread,
             topology: &self.topology,
             faults: &self.faults,
+            spread: &mut self.spread,
+            waiting,
+            settle_by,
         };
-        self.groups.deliver(&source, &bridge.members);
+        let receivers = self.groups.deliver(&mut source, &bridge.members);
+        let flooded = self.groups.flooded();
+        if receivers > 0 {
+            for (packet, head) in flooded.iter().filter_map(|&index| burst.frame(index)) {
+                let dst = Mac::destination(&head.0);
+                tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+            }
+        } else if !flooded.is_empty() {
+            counters.dropped(DropReason::NoReceiver, flooded.len() as u64);
+        }
+        counters.add(&tally);
+        self.groups.forget();
     }
 
     /// Drops what a panic left sorted and not delivered.
     pub(super) fn forget_burst(&mut self) {
         self.groups.forget();
+        self.spread.forget();
     }
 
     /// Sends a RARP for `mac` into the bridge, as if it came in on `port`.
     pub(super) fn announce(&mut self, port: PortId, mac: Mac) {
         let mut burst = Burst::new(Arc::default());
         burst.push_own(&crate::burst::rarp(mac));
-        self.forward(&burst, port, 1, &QueueCounters::default(), &mut Cache::default());
+        let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
+        self.forward(&burst, port, &counters, &mut cache, &mut waiting, Some(settle_by()));
     }
+}
+
+fn settle_by() -> u64 {
+    tsc::now() + SETTLE_US * tsc::cycles_per_us()
 }

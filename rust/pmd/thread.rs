@@ -29,6 +29,8 @@ pub type Sleep = Option<u64>;
 pub struct Pmd {
     /// The core it is pinned to.
     pub cpu: usize,
+    /// Its number among the threads.
+    pub number: usize,
     /// Its counters.
     pub stats: Arc<PmdStats>,
     /// Where it says which guest it is calling.
@@ -38,11 +40,12 @@ pub struct Pmd {
 }
 
 impl Pmd {
-    /// Starts a thread on `cpu`. `started` is the datapath's birth: seconds count from there.
+    /// Starts a thread on `cpu`. `number` is its own among those there are: by that it chooses receiveqs where each thread
+    /// shall have one. `started` is the datapath's birth: seconds count from there.
     ///
     /// # Errors
     /// `Config` if this process may not use the core; `Kernel` without eventfd, epoll or thread.
-    pub fn spawn(cpu: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
+    pub fn spawn(cpu: usize, number: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
         let allowed = cpu::allowed_cpus().map_err(|e| Error::kernel("cannot read the allowed cores", e))?;
         if !allowed.contains(&cpu) {
             return Err(Error::Config(format!(
@@ -59,7 +62,7 @@ impl Pmd {
             queues: Vec::new(),
             stopped: Vec::new(),
             resting: false,
-            forwarder: Forwarder::new(faults.clone()),
+            forwarder: Forwarder::new(number, faults.clone()),
             ungreeted: Vec::new(),
             sleeper,
             started,
@@ -81,7 +84,7 @@ impl Pmd {
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
         match is_pinned.recv() {
-            Ok(Ok(desk)) => Ok(Self { cpu, stats, desk, mailbox, thread: Mutex::new(Some(thread)) }),
+            Ok(Ok(desk)) => Ok(Self { cpu, number, stats, desk, mailbox, thread: Mutex::new(Some(thread)) }),
             Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
             Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
         }
@@ -105,10 +108,16 @@ impl Pmd {
         }
     }
 
-    /// Takes a queue back, settled. None if the thread does not have it.
-    pub fn release(&self, port: PortId, vring: u16, late: impl FnOnce(&str)) -> Option<Box<TransmitQueue>> {
+    /// Takes a queue back: settled, or whole if it is `to_move` to another thread. None if the thread does not have it.
+    pub fn release(
+        &self,
+        port: PortId,
+        vring: u16,
+        to_move: bool,
+        late: impl FnOnce(&str),
+    ) -> Option<Box<TransmitQueue>> {
         let (reply, answer) = channel();
-        self.post(Message::Release { port, vring, reply });
+        self.post(Message::Release { port, vring, to_move, reply });
         self.wait(&answer, late).flatten()
     }
 
@@ -247,6 +256,10 @@ impl Body {
         }
         self.last_panic = Some(Instant::now());
         self.forwarder.forget_burst();
+        if let Some(queue) = self.queues.get_mut(at) {
+            // What waited beside the frame that broke us is not to blame; if it was that, it is lost with its queue.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.forwarder.settle(queue)));
+        }
         self.stop_queue(at, FaultCause::Panic(text));
     }
 
@@ -270,8 +283,8 @@ impl Body {
                     self.sleeper.watch(queue.queue.kick());
                     self.queues.push(*queue);
                 }
-                Message::Release { port, vring, reply } => {
-                    let _ = reply.send(self.release(port, vring));
+                Message::Release { port, vring, to_move, reply } => {
+                    let _ = reply.send(self.release(port, vring, to_move));
                 }
                 Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
                 Message::Greet(slot) => self.ungreeted.push(slot),
@@ -279,7 +292,8 @@ impl Body {
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Rest(done) => {
                     self.resting = true;
-                    for queue in self.queues.drain(..) {
+                    for mut queue in self.queues.drain(..) {
+                        self.forwarder.settle(&mut queue);
                         self.sleeper.unwatch(queue.queue.kick());
                         self.stopped.push(queue);
                     }
@@ -302,11 +316,14 @@ impl Body {
         }
     }
 
-    fn release(&mut self, port: PortId, vring: u16) -> Option<Box<TransmitQueue>> {
+    fn release(&mut self, port: PortId, vring: u16, to_move: bool) -> Option<Box<TransmitQueue>> {
         let is_it = |q: &TransmitQueue| (q.port, q.vring) == (port, vring);
         if let Some(at) = self.queues.iter().position(is_it) {
-            let queue = self.queues.remove(at);
+            let mut queue = self.queues.remove(at);
             self.sleeper.unwatch(queue.queue.kick());
+            if !to_move {
+                self.forwarder.settle(&mut queue);
+            }
             return Some(Box::new(queue));
         }
         let at = self.stopped.iter().position(is_it)?;
@@ -316,6 +333,10 @@ impl Body {
     /// Asks every guest for kicks, looks once more, sleeps, and goes back to polling.
     #[cold]
     fn sleep(&mut self) {
+        if self.queues.iter().any(TransmitQueue::is_waiting) {
+            // Its receiver does not wake us: look again.
+            return self.sleeper.busy(tsc::now());
+        }
         let mut work = false;
         for queue in &mut self.queues {
             work |= queue.queue.enable_kicks();

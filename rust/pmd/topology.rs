@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::counters::QueueCounters;
+use crate::frame::flow::FlowKey;
 use crate::ring::Receiveq;
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
@@ -16,6 +17,26 @@ pub struct Topology {
     pub ports: Vec<Option<PortView>>,
     /// By bridge index.
     pub bridges: Vec<Option<BridgeView>>,
+    /// The same in every topology of a datapath, so that a flow keeps its receiveq.
+    pub flow_key: FlowKey,
+}
+
+impl Topology {
+    /// A port, if there is one of that number.
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<&PortView> {
+        self.ports.get(usize::from(id)).and_then(Option::as_ref)
+    }
+}
+
+/// How the receiveq of a port with several is chosen (`other_config:tx-steering`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Steering {
+    /// By the frame's flow: both directions of it, all its fragments, one queue.
+    #[default]
+    Hash,
+    /// By the poll thread that delivers: threads keep out of each other's way.
+    Thread,
 }
 
 /// A port as the packet path sees it.
@@ -29,6 +50,12 @@ pub struct PortView {
     pub admin_up: bool,
     /// Further attempts with progress when the guest is short of buffers (`tx-retries-max`).
     pub retries: u32,
+    /// How long frames wait for buffers before they are dropped, µs; 0 = not at all (`backpressure-us`).
+    pub backpressure_us: u32,
+    /// How one of several receiveqs is chosen.
+    pub steering: Steering,
+    /// Counters of its first receiveq, which take what is dropped before a receiveq is chosen. They outlive its sessions.
+    pub counters: Arc<QueueCounters>,
     /// The enabled receiveqs, in order; empty while the guest is away.
     pub receiveqs: Vec<Arc<ReceiveSlot>>,
 }
@@ -53,11 +80,13 @@ pub struct ReceiveSlot {
     pub port: PortId,
     /// Vring index, even.
     pub vring: u16,
-    /// Written by whoever holds the lock.
+    /// Written by whoever holds the lock; what is [`lost`](QueueCounters::lost) or waits, by anyone.
     pub counters: Arc<QueueCounters>,
     /// Which start of the vring this is.
     pub run: u64,
     broken: AtomicBool,
+    /// Frames waited for its buffers as long as they may, and it took nothing since.
+    silent: AtomicBool,
     greeted: AtomicBool,
     /// A call descriptor that the next greeting puts in place.
     next_call: Mutex<Option<NewCall>>,
@@ -70,8 +99,9 @@ struct NewCall(Option<Notifier>);
 impl ReceiveSlot {
     /// Makes a queue reachable.
     pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        let (broken, greeted, next_call) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::default());
-        Self { queue: Mutex::new(Some(queue)), port, vring, counters, run, broken, greeted, next_call }
+        let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
+        let (queue, next_call) = (Mutex::new(Some(queue)), Mutex::default());
+        Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
     }
 
     /// Makes the first call, once; a poll thread does, at its desk. False if another thread has the queue: ask again.
@@ -107,6 +137,18 @@ impl ReceiveSlot {
     #[inline]
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// True while nobody waits for its buffers any more.
+    #[inline]
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it takes frames again, or does not.
+    #[inline]
+    pub(super) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
     }
 
     /// Marks it; true for the first who does.

@@ -12,10 +12,12 @@ use std::sync::{PoisonError, RwLock};
 
 use pyo3::prelude::*;
 
-use crate::datapath::{self, PortConfig, Sharing, SleepMax};
+use crate::datapath::{self, PortChange, PortConfig, Sharing, SleepMax};
 use crate::error::{Error, Result};
+use crate::pmd::Steering;
 use crate::pmd::assign::Policy;
 use crate::pmd::balance::AutoLb;
+use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use errors::raise;
 use state::{Event, FdbEntry, PmdState, PortState, RxqState};
@@ -41,9 +43,13 @@ impl Datapath {
 #[pymethods]
 impl Datapath {
     #[new]
-    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None))]
-    fn new(py: Python<'_>, pmd_cpus: Vec<usize>, max_sleep_us: Option<u64>) -> PyResult<Self> {
-        let inner = py.detach(|| datapath::Datapath::new(&pmd_cpus, max_sleep_us)).map_err(|e| raise(py, e))?;
+    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None, rundir = None))]
+    fn new(py: Python<'_>, pmd_cpus: Vec<usize>, max_sleep_us: Option<u64>, rundir: Option<PathBuf>) -> PyResult<Self> {
+        let open = || {
+            let recovery = rundir.as_deref().map_or_else(Recovery::in_process, Recovery::open_or_without);
+            datapath::Datapath::with_recovery(&pmd_cpus, max_sleep_us, recovery)
+        };
+        let inner = py.detach(open).map_err(|e| raise(py, e))?;
         Ok(Self { inner: RwLock::new(Some(inner)) })
     }
 
@@ -79,8 +85,8 @@ impl Datapath {
         self.with(py, |d| d.del_bridge(&name))
     }
 
-    #[pyo3(signature = (bridge, name, *, r#type, ofport, socket, mtu = 1500, tx_retries_max = 8, socket_mode = 0o600,
-        socket_owner = -1, socket_group = -1, allow_file_memory = false))]
+    #[pyo3(signature = (bridge, name, *, r#type, ofport, socket, mtu = 1500, tx_retries_max = 8, backpressure_us = 0,
+        tx_steering = "hash", socket_mode = 0o600, socket_owner = -1, socket_group = -1, allow_file_memory = false))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_port(
         &self,
@@ -92,6 +98,8 @@ impl Datapath {
         socket: PathBuf,
         mtu: i64,
         tx_retries_max: i64,
+        backpressure_us: i64,
+        tx_steering: &str,
         socket_mode: u32,
         socket_owner: i64,
         socket_group: i64,
@@ -111,8 +119,10 @@ impl Datapath {
                 kind,
                 ofport: u16::try_from(ofport).unwrap_or(0),
                 socket,
-                mtu: to_mtu(mtu),
-                retries: to_retries(tx_retries_max),
+                mtu: to_u32(mtu),
+                retries: to_u32(tx_retries_max),
+                backpressure_us: to_u32(backpressure_us),
+                steering: to_steering(&name, tx_steering)?,
                 socket_mode,
                 socket_owner: u32::try_from(socket_owner).ok(),
                 socket_group: u32::try_from(socket_group).ok(),
@@ -123,7 +133,9 @@ impl Datapath {
         })
     }
 
-    #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None))]
+    #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None, backpressure_us = None,
+        tx_steering = None))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_port(
         &self,
         py: Python<'_>,
@@ -131,8 +143,19 @@ impl Datapath {
         mtu: Option<i64>,
         admin_up: Option<bool>,
         tx_retries_max: Option<i64>,
+        backpressure_us: Option<i64>,
+        tx_steering: Option<&str>,
     ) -> PyResult<()> {
-        self.with(py, |d| d.set_port(&name, mtu.map(to_mtu), admin_up, tx_retries_max.map(to_retries)))
+        self.with(py, |d| {
+            let change = PortChange {
+                mtu: mtu.map(to_u32),
+                admin_up,
+                retries: tx_retries_max.map(to_u32),
+                backpressure_us: backpressure_us.map(to_u32),
+                steering: tx_steering.map(|text| to_steering(&name, text)).transpose()?,
+            };
+            d.set_port(&name, &change)
+        })
     }
 
     fn del_port(&self, py: Python<'_>, name: String) -> PyResult<()> {
@@ -219,13 +242,17 @@ impl Datapath {
     }
 }
 
-/// Out of u16's range is out of the MTU's: 0 is refused by name where it is checked.
-fn to_mtu(mtu: i64) -> u16 {
-    u16::try_from(mtu).unwrap_or(0)
+/// A number out of the type's range is out of every option's: the core says so where it checks.
+fn to_u32(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-fn to_retries(retries: i64) -> u32 {
-    u32::try_from(retries).unwrap_or(u32::MAX)
+fn to_steering(port: &str, text: &str) -> Result<Steering> {
+    match text {
+        "hash" => Ok(Steering::Hash),
+        "thread" => Ok(Steering::Thread),
+        other => Err(Error::Config(format!("{port}: unknown tx-steering '{other}'; hash and thread are possible"))),
+    }
 }
 
 /// The extension module.

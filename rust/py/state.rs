@@ -36,7 +36,7 @@ pub(super) struct PortState {
     admin_up: bool,
     link_up: bool,
     link_resets: u32,
-    mtu: u16,
+    mtu: u32,
     error: Option<String>,
     status: BTreeMap<String, String>,
     statistics: BTreeMap<String, u64>,

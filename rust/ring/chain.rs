@@ -1,12 +1,44 @@
-//! Walking descriptor chains of any layout: the slow, equally correct way next to the fast shapes.
+//! Chains of descriptors: what one is, and where the buffers of one frame are gathered.
 
 use super::RingFault;
-use super::feature;
-use super::split::{Desc, INDIRECT, NEXT, SplitRing, WRITE};
+use crate::memory::access;
 use crate::memory::{Gpa, GuestMap, Span};
 
+/// The buffer goes on in another descriptor.
+pub(super) const NEXT: u16 = 1;
+/// The device writes the buffer.
+pub(super) const WRITE: u16 = 2;
+/// The buffer is a table of descriptors.
+pub(super) const INDIRECT: u16 = 4;
+
+/// Bytes of a descriptor, in the ring or in an indirect table.
+pub(super) const DESC_SIZE: u32 = 16;
 /// Most descriptors for one frame: the ring's, those of indirect tables, and those of all buffers merged.
 pub(super) const MAX_CHAIN: usize = 1024;
+/// Most entries of an indirect table.
+const MAX_TABLE: u32 = 32_768;
+
+/// What the driver wants back: the head's index (split), or the buffer id and the descriptors it covers (packed).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub id: u16,
+    /// Descriptors of the ring; 1 in a split ring, where nobody needs it.
+    pub count: u16,
+}
+
+impl Chain {
+    pub(super) const NONE: Self = Self { id: 0, count: 1 };
+}
+
+/// A descriptor, as read once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Desc {
+    pub addr: u64,
+    pub len: u32,
+    pub flags: u16,
+    /// The next one's index (split), or the buffer id (packed).
+    pub link: u16,
+}
 
 /// Which side writes the buffers of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +47,21 @@ pub(super) enum Direction {
     Readable,
     /// A receiveq: we only write.
     Writable,
+}
+
+/// The two words of entry `index` of an indirect table; None past its end.
+#[inline]
+#[allow(unsafe_code, reason = "indirect tables are guest memory")]
+pub(super) fn words_in_table(table: Span, index: u16) -> Option<(u64, u64)> {
+    if u32::from(index) >= table.len / DESC_SIZE {
+        return None;
+    }
+    let at = table.start.wrapping_add(usize::from(index) * DESC_SIZE as usize);
+    // SAFETY: the first half of an entry inside the table, which the caller's map keeps mapped while it holds the span.
+    let addr = unsafe { access::load::<u64>(at) };
+    // SAFETY: the second half of the same entry.
+    let rest = unsafe { access::load::<u64>(at.wrapping_add(8)) };
+    Some((addr, rest))
 }
 
 /// Room for one chain, taken once per queue.
@@ -38,71 +85,26 @@ impl Scratch {
         self.descs = 0;
     }
 
-    /// Appends every buffer of the chain that starts at `head`; gives the bytes added.
-    ///
-    /// # Errors
-    /// What is wrong with the chain; `spans` then holds part of it.
-    pub(super) fn append_chain(
-        &mut self,
-        ring: &SplitRing,
-        memory: &GuestMap,
-        head: u16,
-        direction: Direction,
-    ) -> Result<u32, RingFault> {
-        let (mut desc, mut steps, mut bytes) = (ring.desc(head)?, 0_u32, 0_u32);
-        loop {
-            if desc.flags & INDIRECT != 0 {
-                return self.append_indirect(ring, memory, desc, direction, bytes);
-            }
-            bytes = self.append_buffer(memory, desc, direction, bytes)?;
-            if desc.flags & NEXT == 0 {
-                return Ok(bytes);
-            }
-            steps += 1;
-            if steps >= ring.size() {
-                return Err(RingFault::ChainLoop);
-            }
-            desc = ring.desc(desc.next)?;
-        }
-    }
-
-    fn append_indirect(
-        &mut self,
-        ring: &SplitRing,
-        memory: &GuestMap,
-        table: Desc,
-        direction: Direction,
-        mut bytes: u32,
-    ) -> Result<u32, RingFault> {
-        let count = table.len / 16;
-        if ring.features & feature::INDIRECT_DESC == 0
-            || table.flags & NEXT != 0
-            || !table.len.is_multiple_of(16)
+    /// Where the indirect table that `desc` points at is, and how many entries it has.
+    pub(super) fn table(memory: &GuestMap, desc: Desc, negotiated: bool) -> Result<(Span, u32), RingFault> {
+        let count = desc.len / DESC_SIZE;
+        if !negotiated
+            || desc.flags & NEXT != 0
+            || !desc.len.is_multiple_of(DESC_SIZE)
             || count == 0
-            || count > 32_768
+            || count > MAX_TABLE
         {
             return Err(RingFault::BadIndirect);
         }
-        let entries = memory.translate(Gpa(table.addr), table.len, &mut 0).ok_or(RingFault::Address)?;
-        let (mut index, mut steps) = (0_u16, 0_u32);
-        loop {
-            let desc = Desc::in_table(entries, index).ok_or(RingFault::IndexRange)?;
-            if desc.flags & INDIRECT != 0 {
-                return Err(RingFault::BadIndirect);
-            }
-            bytes = self.append_buffer(memory, desc, direction, bytes)?;
-            if desc.flags & NEXT == 0 {
-                return Ok(bytes);
-            }
-            steps += 1;
-            if steps >= count {
-                return Err(RingFault::ChainLoop);
-            }
-            index = desc.next;
-        }
+        let entries = memory.translate(Gpa(desc.addr), desc.len, &mut 0).ok_or(RingFault::Address)?;
+        Ok((entries, count))
     }
 
-    fn append_buffer(
+    /// Appends one buffer to a chain of `bytes` bytes; gives the chain's bytes with it.
+    ///
+    /// # Errors
+    /// The wrong direction, too many descriptors or bytes, an address outside memory.
+    pub(super) fn append_buffer(
         &mut self,
         memory: &GuestMap,
         desc: Desc,

@@ -3,6 +3,8 @@
 //! ```text
 //!   RingConfig ──activate()──▶ Ring ──▶ Transmitq   gather a burst from the guest, commit it back
 //!   (what the session heard)       └──▶ Receiveq    deliver packets of a burst to the guest
+//!                                        │
+//!                                        └── Layout: what both ask of a ring, of either kind
 //! ```
 //!
 //! Invariants: a ring's addresses were translated by the map whose `Arc` it holds. Everything the driver wrote is read
@@ -11,6 +13,10 @@
 //! switch.
 
 mod chain;
+mod doorbell;
+mod journal;
+mod kind;
+mod layout;
 mod notify;
 mod receiveq;
 mod split;
@@ -19,12 +25,16 @@ mod transmitq;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use journal::{Cursor, Element, Intent, Journal, Past};
+pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};
-pub use split::SplitRing as Ring;
 pub use transmitq::Transmitq;
 
 use crate::error::{Error, Result};
-use crate::memory::GuestMap;
+use crate::memory::{GuestMap, Span, Uva};
+use doorbell::Doorbell;
+use kind::Kind;
+use split::SplitRing;
 
 /// Feature bits that change how a ring or its buffers are read (virtio 1.2 §5.1.3, §6).
 pub mod feature {
@@ -40,6 +50,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// `VIRTIO_F_VERSION_1`.
     pub const VERSION_1: u64 = 1 << 32;
+    /// `VIRTIO_F_RING_PACKED`.
+    pub const RING_PACKED: u64 = 1 << 34;
 }
 
 /// What a front-end said about one vring before it started it.
@@ -62,9 +74,6 @@ pub struct RingConfig {
 impl RingConfig {
     /// Checks everything and makes the ring usable.
     ///
-    /// Where to start: at the used index in memory if it differs from the base sent (virtio-user sends 0 on every
-    /// reconnect, and a crash leaves buffers between the two), else at the base.
-    ///
     /// # Errors
     /// `Peer`: a size that is no power of two in 1..=32768, an address outside the memory table or misaligned, memory
     /// that the VMM keeps private, a kick or call descriptor that is no eventfd.
@@ -72,8 +81,47 @@ impl RingConfig {
         if !self.size.is_power_of_two() || self.size > 32_768 {
             return Err(Error::Peer(format!("ring size {} is not a power of two in 1..32768", self.size)));
         }
-        Ring::new(self, memory, kick, call)
+        if memory.is_private_at(Uva(self.desc_uva)) {
+            return Err(Error::Peer(
+                "guest memory is private to the VMM: what the guest writes never reaches this process; add share=on to \
+                 its memory backend (libvirt: memAccess='shared')"
+                    .into(),
+            ));
+        }
+        SplitRing::new(self, memory, Doorbell::new(kick, call)?).map(|ring| Ring(Kind::Split(ring)))
     }
+
+    /// As [`Self::activate`]; the ring writes down how far it is in the journal of `past`, and goes on where that knows it
+    /// stood. What is in the way of going on is told beside the ring.
+    ///
+    /// # Errors
+    /// As [`Self::activate`].
+    pub fn resume(
+        &self,
+        memory: &Arc<GuestMap>,
+        kick: Option<File>,
+        call: Option<File>,
+        past: Option<Past>,
+    ) -> Result<(Ring, Option<String>)> {
+        let mut ring = self.activate(memory, kick, call)?;
+        let note = past.and_then(|past| ring.take_up(past));
+        Ok((ring, note))
+    }
+}
+
+/// Translates one of a ring's areas, `bytes` bytes at the front-end's address `uva`.
+fn area(memory: &GuestMap, name: &str, uva: u64, bytes: u32, align: u64) -> Result<Span> {
+    if !uva.is_multiple_of(align) {
+        return Err(Error::Peer(format!("{name} at {uva:#x} is not aligned to {align} bytes")));
+    }
+    let span = memory.translate_uva(Uva(uva), bytes);
+    let span =
+        span.ok_or_else(|| Error::Peer(format!("{name} at {uva:#x} ({bytes} bytes) is outside the memory table")))?;
+    // A region may be mapped at an odd place, by its address or its offset: indices are atomics here.
+    if !(span.start.addr() as u64).is_multiple_of(align) {
+        return Err(Error::Peer(format!("{name} at {uva:#x} lies in a region that is not page-aligned")));
+    }
+    Ok(span)
 }
 
 /// How a driver broke its ring. Stops the queue until the front-end sets it up anew.

@@ -1,8 +1,9 @@
 //! A guest's receiveq as the switch writes it: deliver packets of a burst into the buffers the guest posted.
 #![allow(unsafe_code, reason = "writes frames into guest memory")]
 
-use super::chain::{Direction, MAX_CHAIN, Scratch};
-use super::split::{SplitRing, WRITE};
+use super::chain::{Chain, Direction, MAX_CHAIN, Scratch, WRITE};
+use super::kind::{Kind, with_layout};
+use super::layout::Layout;
 use super::transmitq::header_size;
 use super::{Ring, RingFault, feature};
 use crate::burst::{Burst, MAX_BURST, Packet};
@@ -24,7 +25,7 @@ pub struct Delivery {
 /// A posted buffer, looked at ahead of need.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    id: u16,
+    chain: Chain,
     /// Empty when the chain has more than one buffer, or crosses regions: walk it then.
     span: Span,
 }
@@ -32,15 +33,9 @@ struct Slot {
 /// The queue. Belongs to one thread at a time.
 #[derive(Debug)]
 pub struct Receiveq {
-    ring: SplitRing,
-    header_size: u32,
-    mergeable: bool,
-    /// The guest takes partial checksums.
-    guest_csum: bool,
-    slots: Box<[Slot; MAX_BURST]>,
-    hint: usize,
-    scratch: Scratch,
-    /// Entries published since the last notification decision.
+    ring: Ring,
+    writer: Writer,
+    /// Places published since the last notification decision.
     pending: u16,
 }
 
@@ -48,17 +43,7 @@ impl Receiveq {
     /// Takes a ring over. Its kicks stay off: nobody waits for buffers.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        let features = ring.features;
-        Self {
-            header_size: header_size(features),
-            mergeable: features & feature::MRG_RXBUF != 0,
-            guest_csum: features & feature::GUEST_CSUM != 0,
-            slots: Box::new([Slot { id: 0, span: Span::EMPTY }; MAX_BURST]),
-            hint: 0,
-            scratch: Scratch::new(),
-            pending: 0,
-            ring,
-        }
+        Self { writer: Writer::new(ring.features()), pending: 0, ring }
     }
 
     /// Gives the ring back.
@@ -74,15 +59,52 @@ impl Receiveq {
     /// Copies the packets `list` of `burst` into posted buffers, in order, and publishes them together. Stops at the
     /// first that finds no room. `list` has at most 64 indices.
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
-        let mut delivery = Delivery::default();
-        if let Err(fault) = self.ring.check() {
-            return Delivery { fault: Some(fault), ..delivery };
+        let (delivery, taken) = with_layout!(&mut self.ring.0, ring => self.writer.deliver(ring, burst, list));
+        self.pending = self.pending.saturating_add(taken);
+        delivery
+    }
+
+    /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
+    pub fn flush(&mut self) -> bool {
+        let places = std::mem::take(&mut self.pending);
+        places > 0 && self.ring.notify(places)
+    }
+}
+
+/// What it takes to write packets into a ring of any layout.
+#[derive(Debug)]
+struct Writer {
+    header_size: u32,
+    mergeable: bool,
+    /// The guest takes partial checksums.
+    guest_csum: bool,
+    slots: Box<[Slot; MAX_BURST]>,
+    hint: usize,
+    scratch: Scratch,
+}
+
+impl Writer {
+    fn new(features: u64) -> Self {
+        Self {
+            header_size: header_size(features),
+            mergeable: features & feature::MRG_RXBUF != 0,
+            guest_csum: features & feature::GUEST_CSUM != 0,
+            slots: Box::new([Slot { chain: Chain::NONE, span: Span::EMPTY }; MAX_BURST]),
+            hint: 0,
+            scratch: Scratch::new(),
         }
-        let ready = match self.ready(list.len()) {
+    }
+
+    /// [`Receiveq::deliver`]; gives the places published too.
+    #[inline]
+    fn deliver<L: Layout>(&mut self, ring: &mut L, burst: &Burst, list: &[u8]) -> (Delivery, u16) {
+        let mut delivery = Delivery::default();
+        let ready = match ring.check().and_then(|()| ring.ready(list.len())) {
             Ok(ready) => ready,
-            Err(fault) => return Delivery { fault: Some(fault), ..delivery },
+            Err(fault) => return (Delivery { fault: Some(fault), ..delivery }, 0),
         };
-        let looked = self.look_ahead(usize::from(ready).min(list.len()), &mut delivery.fault);
+        let looked = self.look_ahead(ring, usize::from(ready).min(list.len()), &mut delivery.fault);
+        // Every chain that was looked at takes one place, so a place is a slot's index too.
         let mut taken: u16 = 0;
         for (position, &index) in list.iter().enumerate() {
             let Some(packet) = burst.packets().get(usize::from(index)) else { break };
@@ -91,11 +113,11 @@ impl Receiveq {
                 Some(slot) if usize::from(taken) < looked && slot.span.len >= need => {
                     let slot = *slot;
                     self.write_one(burst, usize::from(index), packet, slot.span);
-                    self.ring.put_used(taken, slot.id, need);
+                    ring.put_used(taken, slot.chain, need);
                     taken += 1;
                 }
-                _ => match self.place(burst, usize::from(index), packet, taken) {
-                    Ok(Some(chains)) => taken += chains,
+                _ => match self.place(ring, burst, usize::from(index), packet, taken) {
+                    Ok(Some(places)) => taken += places,
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
                         delivery.fault = delivery.fault.or(stop);
@@ -109,32 +131,19 @@ impl Receiveq {
             delivery.fault = None;
         }
         if taken > 0 {
-            self.ring.publish(taken);
-            self.pending = self.pending.wrapping_add(taken);
+            ring.publish(taken);
         }
-        delivery
+        (delivery, taken)
     }
 
-    /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
-    pub fn flush(&mut self) -> bool {
-        let count = std::mem::take(&mut self.pending);
-        count > 0 && self.ring.notify(count)
-    }
-
-    /// Posted buffers, looking at the guest's index again only if `want` are not known yet.
+    /// Reads up to `count` posted buffers and asks for their lines. Gives how many are good, each in a chain of one place.
     #[inline]
-    fn ready(&mut self, want: usize) -> Result<u16, RingFault> {
-        let known = self.ring.known_ready();
-        if usize::from(known) >= want { Ok(known) } else { self.ring.ready() }
-    }
-
-    /// Reads up to `count` posted buffers and asks for their lines. Gives how many are good.
-    #[inline]
-    fn look_ahead(&mut self, count: usize, fault: &mut Option<RingFault>) -> usize {
+    fn look_ahead<L: Layout>(&mut self, ring: &L, count: usize, fault: &mut Option<RingFault>) -> usize {
         for (i, slot) in self.slots.iter_mut().take(count).enumerate() {
             #[allow(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
-            let (id, desc) = match self.ring.head(i as u16).and_then(|id| Ok((id, self.ring.desc(id)?))) {
-                Ok(found) => found,
+            let (chain, desc) = match ring.head(i as u16) {
+                Ok(Some((chain, desc))) if L::ends_at(desc) => (chain, desc),
+                Ok(_) => return i,
                 Err(broken) => {
                     *fault = Some(broken);
                     return i;
@@ -142,13 +151,13 @@ impl Receiveq {
             };
             let mut span = Span::EMPTY;
             if desc.flags == WRITE
-                && let Some(buffer) = self.ring.memory.translate(Gpa(desc.addr), desc.len, &mut self.hint)
+                && let Some(buffer) = ring.memory().translate(Gpa(desc.addr), desc.len, &mut self.hint)
             {
                 span = buffer;
                 access::prefetch_write(span.start);
                 access::prefetch_write(span.start.wrapping_add(64));
             }
-            *slot = Slot { id, span };
+            *slot = Slot { chain, span };
         }
         count
     }
@@ -181,11 +190,12 @@ impl Receiveq {
         if self.guest_csum { packet.offload } else { Offload::default() }
     }
 
-    /// Any other shape: chains of buffers, several of them if the guest merges. Gives the chains used, None if the
+    /// Any other shape: chains of buffers, several of them if the guest merges. Gives the places used, None if the
     /// frame can never fit, `Err(None)` when the guest has too few buffers now.
     #[cold]
-    fn place(
+    fn place<L: Layout>(
         &mut self,
+        ring: &mut L,
         burst: &Burst,
         index: usize,
         packet: &Packet,
@@ -193,16 +203,15 @@ impl Receiveq {
     ) -> Result<Option<u16>, Option<RingFault>> {
         let need = self.header_size + packet.len;
         self.scratch.clear();
-        let (mut room, mut chains) = (0_u32, 0_u16);
-        // The chains' ids and sizes go into the used ring as they are found: the index is not published before `deliver`
-        // says so, and a place given up is overwritten by the next.
+        let (mut room, mut chains, mut place) = (0_u32, 0_u16, taken);
+        // The chains are noted as used as they are found: nothing is published before `deliver` says so, and that stops
+        // at the first frame that is given up.
         while room < need {
-            if self.ring.known_ready() <= taken + chains && self.ring.ready().map_err(Some)? <= taken + chains {
+            if ring.ready(usize::from(place) + 1).map_err(Some)? <= place {
                 return Err(None);
             }
-            let id = self.ring.head(taken + chains).map_err(Some)?;
-            let bytes =
-                self.scratch.append_chain(&self.ring, &self.ring.memory, id, Direction::Writable).map_err(Some)?;
+            let Some((chain, _)) = ring.head(place).map_err(Some)? else { return Err(None) };
+            let (chain, bytes) = ring.walk(place, chain, Direction::Writable, &mut self.scratch).map_err(Some)?;
             if chains == 0 && bytes < self.header_size {
                 return Err(Some(RingFault::ShortChain));
             }
@@ -214,11 +223,11 @@ impl Receiveq {
             if room < need && !self.mergeable {
                 return Ok(None);
             }
-            self.ring.put_used(taken + chains, id, written);
-            chains += 1;
+            ring.put_used(place, chain, written);
+            (place, chains) = (place + L::places(chain), chains + 1);
         }
         self.write_many(burst, index, packet, chains);
-        Ok(Some(chains))
+        Ok(Some(place - taken))
     }
 
     fn write_many(&mut self, burst: &Burst, index: usize, packet: &Packet, chains: u16) {

@@ -7,73 +7,31 @@
 //! ```
 #![allow(unsafe_code, reason = "rings are guest memory")]
 
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, words_in_table};
+use super::doorbell::Doorbell;
+use super::journal::{Intent, Journal, Past};
+use super::layout::Layout;
 use super::notify;
-use super::{RingConfig, RingFault, feature};
+use super::{RingConfig, RingFault, area, feature};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMap, Span, Uva, access};
-use crate::sys::eventfd::{self, Notifier};
+use crate::memory::{GuestMap, Span, access};
 
-/// The buffer goes on in the descriptor `next`.
-pub(super) const NEXT: u16 = 1;
-/// The device writes the buffer.
-pub(super) const WRITE: u16 = 2;
-/// The buffer is a table of descriptors.
-pub(super) const INDIRECT: u16 = 4;
-
-const DESC_SIZE: u32 = 16;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
-/// A descriptor, as read once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Desc {
-    pub addr: u64,
-    pub len: u32,
-    pub flags: u16,
-    pub next: u16,
-}
-
-impl Desc {
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
-    fn from_words(addr: u64, rest: u64) -> Self {
-        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
-    }
-
-    /// Reads entry `index` of a table that starts at `table`.
-    ///
-    /// # Safety
-    /// The table has more than `index` entries in a live mapping.
-    #[inline]
-    unsafe fn read(table: *const u8, index: u16) -> Self {
-        let at = table.wrapping_add(usize::from(index) * 16);
-        // SAFETY: the first half of an entry inside the table, by the caller.
-        let addr = unsafe { access::load::<u64>(at) };
-        // SAFETY: the second half of the same entry.
-        let rest = unsafe { access::load::<u64>(at.wrapping_add(8)) };
-        Self::from_words(addr, rest)
-    }
-}
-
-impl Desc {
-    /// Reads entry `index` of an indirect table; None past its end.
-    #[inline]
-    pub(super) fn in_table(table: Span, index: u16) -> Option<Self> {
-        if u32::from(index) >= table.len / DESC_SIZE {
-            return None;
-        }
-        // SAFETY: the index is inside the table, which the caller's map keeps mapped while it holds the span.
-        Some(unsafe { Self::read(table.start, index) })
-    }
+/// The fields of a descriptor (virtio 1.2 §2.7.5).
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+fn desc_of((addr, rest): (u64, u64)) -> Desc {
+    Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, link: (rest >> 48) as u16 }
 }
 
 /// A split ring that was checked and translated. Owned by one thread at a time.
 #[derive(Debug)]
-pub struct SplitRing {
+pub(super) struct SplitRing {
     desc: *const u8,
     avail: *const u8,
     used: *mut u8,
@@ -83,12 +41,10 @@ pub struct SplitRing {
     /// The last available index read: re-read only when it is used up.
     seen: u16,
     event_idx: bool,
-    pub(super) features: u64,
-    pub(super) memory: Arc<GuestMap>,
-    kick: Option<File>,
-    call: Option<Notifier>,
-    /// The call descriptor's owner made a call hang.
-    jammed: bool,
+    features: u64,
+    journal: Journal,
+    memory: Arc<GuestMap>,
+    doorbell: Doorbell,
 }
 
 // SAFETY: the pointers are into mappings that `memory` keeps, usable from any thread; the ring moves whole.
@@ -96,37 +52,14 @@ unsafe impl Send for SplitRing {}
 
 impl SplitRing {
     /// `RingConfig::activate`, once the size is known to be good.
-    pub(super) fn new(
-        config: &RingConfig,
-        memory: &Arc<GuestMap>,
-        kick: Option<File>,
-        call: Option<File>,
-    ) -> Result<Self> {
+    ///
+    /// Where to start: at the used index in memory if it differs from the base sent (virtio-user sends 0 on every
+    /// reconnect, and a crash leaves buffers between the two), else at the base.
+    pub(super) fn new(config: &RingConfig, memory: &Arc<GuestMap>, doorbell: Doorbell) -> Result<Self> {
         let size = config.size;
-        if memory.is_private_at(Uva(config.desc_uva)) {
-            return Err(Error::Peer(
-                "guest memory is private to the VMM: what the guest writes never reaches this process; add share=on to \
-                 its memory backend (libvirt: memAccess='shared')"
-                    .into(),
-            ));
-        }
-        let area = |name: &str, uva: u64, bytes: u32, align: u64| {
-            if !uva.is_multiple_of(align) {
-                return Err(Error::Peer(format!("{name} at {uva:#x} is not aligned to {align} bytes")));
-            }
-            let span = memory.translate_uva(Uva(uva), bytes);
-            let span = span.ok_or_else(|| {
-                Error::Peer(format!("{name} at {uva:#x} ({bytes} bytes) is outside the memory table"))
-            })?;
-            // A region may be mapped at an odd place, by its address or its offset: indices are atomics here.
-            if !(span.start.addr() as u64).is_multiple_of(align) {
-                return Err(Error::Peer(format!("{name} at {uva:#x} lies in a region that is not page-aligned")));
-            }
-            Ok(span)
-        };
-        let desc = area("descriptor table", config.desc_uva, DESC_SIZE * size, 16)?;
-        let avail = area("available ring", config.avail_uva, 6 + 2 * size, 2)?;
-        let used = area("used ring", config.used_uva, 6 + 8 * size, 4)?;
+        let desc = area(memory, "descriptor table", config.desc_uva, DESC_SIZE * size, 16)?;
+        let avail = area(memory, "available ring", config.avail_uva, 6 + 2 * size, 2)?;
+        let used = area(memory, "used ring", config.used_uva, 6 + 8 * size, 4)?;
         // SAFETY: the index is two bytes into the used ring translated above.
         let used_idx = unsafe { access::load_acquire(used.start.wrapping_add(2)) };
         let mask = u16::try_from(size - 1).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
@@ -139,59 +72,51 @@ impl SplitRing {
             seen: used_idx,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
+            journal: Journal::private(0)?,
             memory: Arc::clone(memory),
-            kick: kick.map(eventfd::checked).transpose()?,
-            call: call.map(Notifier::new).transpose()?,
-            jammed: false,
+            doorbell,
         })
     }
 
-    /// The index to answer when the ring stops (`vhost-user: GET_VRING_BASE`): available = used.
-    pub fn next_index(&self) -> u16 {
+    /// The index to answer when the ring stops: available = used.
+    pub(super) fn next_index(&self) -> u16 {
         self.next
     }
 
+    /// Writes down from now on, in another's memory, where the ring stands, and says what that held against it. The used
+    /// index is the guest's memory's own word for where it stood, and the commit itself: the journal only confirms it.
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        let Intent { old, new, .. } = past.journal.intent();
+        let at = self.next;
+        let is_new = past.is_known && at != old && at != new;
+        past.journal.settle(at);
+        self.journal = past.journal;
+        is_new.then(|| format!("its used index is {at}, not {new} as written down: the guest set it up anew"))
+    }
+
     /// Elements.
-    pub fn size(&self) -> u32 {
+    pub(super) fn size(&self) -> u32 {
         u32::from(self.mask) + 1
     }
 
-    /// The eventfd that the driver's kicks arrive on; awaited edge-triggered and never read. None: poll by timer.
-    pub fn kick(&self) -> Option<&File> {
-        self.kick.as_ref()
+    /// The map its addresses come from.
+    pub(super) fn map(&self) -> &Arc<GuestMap> {
+        &self.memory
     }
 
-    /// Replaces the call descriptor (`vhost-user: SET_VRING_CALL`) and calls once: a call to the old one may be lost.
-    pub fn set_call(&mut self, call: Option<Notifier>) {
-        self.call = call;
-        self.greet();
+    /// Its kick and call descriptors.
+    pub(super) fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
     }
 
-    /// The first call, which needs no reason: one before may be lost. A descriptor that would make it hang is spared.
-    pub fn greet(&mut self) {
-        if self.call.as_ref().is_some_and(Notifier::is_ready) {
-            self.call();
-        }
+    /// The same, to replace or use them.
+    pub(super) fn doorbell_mut(&mut self) -> &mut Doorbell {
+        &mut self.doorbell
     }
 
-    /// What makes every further use of this ring pointless, if anything.
+    /// Reads the driver's index: available entries not yet taken. One acquire load.
     #[inline]
-    pub(super) fn check(&self) -> std::result::Result<(), RingFault> {
-        if self.jammed {
-            return Err(RingFault::CallJammed);
-        }
-        if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
-    }
-
-    /// What lies behind a fault: memory that was taken away reads as zeroes, and those as nonsense.
-    #[cold]
-    pub(super) fn cause_of(&self, fault: RingFault) -> RingFault {
-        self.check().err().unwrap_or(fault)
-    }
-
-    /// Available entries not yet taken. One acquire load.
-    #[inline]
-    pub(super) fn ready(&mut self) -> std::result::Result<u16, RingFault> {
+    fn look(&mut self) -> std::result::Result<u16, RingFault> {
         // SAFETY: the index is two bytes into the available ring, mapped by `memory`.
         let seen = unsafe { access::load_acquire(self.avail.wrapping_add(2)) };
         let ready = seen.wrapping_sub(self.next);
@@ -206,89 +131,48 @@ impl SplitRing {
 
     /// Available entries not yet taken, as far as known without reading the driver's index again.
     #[inline]
-    pub(super) fn known_ready(&self) -> u16 {
+    fn known_ready(&self) -> u16 {
         self.seen.wrapping_sub(self.next)
-    }
-
-    /// Head of the `ahead`-th entry not yet taken.
-    #[inline]
-    pub(super) fn head(&self, ahead: u16) -> std::result::Result<u16, RingFault> {
-        let slot = usize::from(self.next.wrapping_add(ahead) & self.mask);
-        // SAFETY: the slot is masked to the ring, which `memory` keeps mapped.
-        let head = unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * slot)) };
-        if head > self.mask { Err(RingFault::IndexRange) } else { Ok(head) }
     }
 
     /// Descriptor `index` of the ring's own table.
     #[inline]
-    pub(super) fn desc(&self, index: u16) -> std::result::Result<Desc, RingFault> {
+    fn desc(&self, index: u16) -> std::result::Result<Desc, RingFault> {
         if index > self.mask {
             return Err(RingFault::IndexRange);
         }
-        // SAFETY: the index is inside the table, which `memory` keeps mapped.
-        Ok(unsafe { Desc::read(self.desc, index) })
+        let at = self.desc.wrapping_add(usize::from(index) * DESC_SIZE as usize);
+        // SAFETY: the first half of an entry inside the table, which `memory` keeps mapped.
+        let addr = unsafe { access::load::<u64>(at) };
+        // SAFETY: the second half of the same entry.
+        let rest = unsafe { access::load::<u64>(at.wrapping_add(8)) };
+        Ok(desc_of((addr, rest)))
     }
 
-    /// Writes the used element for the `ahead`-th entry not yet taken. Visible to the driver after [`Self::publish`].
-    #[inline]
-    pub(super) fn put_used(&self, ahead: u16, id: u16, written: u32) {
-        let slot = usize::from(self.next.wrapping_add(ahead) & self.mask);
-        // SAFETY: the slot is masked to the ring, which `memory` keeps mapped. A driver that keeps its ring nearly empty
-        // reads the same lines; leaving equal ones untouched saves it the miss.
-        unsafe {
-            access::store_if_changed(self.used.wrapping_add(4 + 8 * slot), u64::from(id) | u64::from(written) << 32);
+    fn walk_table(
+        &self,
+        table: Desc,
+        direction: Direction,
+        mut bytes: u32,
+        scratch: &mut Scratch,
+    ) -> std::result::Result<u32, RingFault> {
+        let (entries, count) = Scratch::table(&self.memory, table, self.features & feature::INDIRECT_DESC != 0)?;
+        let (mut index, mut steps) = (0_u16, 0_u32);
+        loop {
+            let desc = Self::in_table(entries, index).ok_or(RingFault::IndexRange)?;
+            if desc.flags & INDIRECT != 0 {
+                return Err(RingFault::BadIndirect);
+            }
+            bytes = scratch.append_buffer(&self.memory, desc, direction, bytes)?;
+            if desc.flags & NEXT == 0 {
+                return Ok(bytes);
+            }
+            steps += 1;
+            if steps >= count {
+                return Err(RingFault::ChainLoop);
+            }
+            index = desc.link;
         }
-    }
-
-    /// Gives `count` entries back: everything written before is visible once the driver sees the new index.
-    #[inline]
-    pub(super) fn publish(&mut self, count: u16) {
-        self.next = self.next.wrapping_add(count);
-        // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
-        unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
-    }
-
-    /// Tells the driver that `count` entries were published, if it wants to know; true if it did. The one full fence of a commit is
-    /// here: it orders our index before our reading of the driver's wish.
-    #[inline]
-    pub(super) fn notify(&mut self, count: u16) -> bool {
-        fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
-            // SAFETY: used_event follows the available ring's entries; its two bytes were translated with it.
-            let event = unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * (usize::from(self.mask) + 1))) };
-            notify::passes(event, self.next, self.next.wrapping_sub(count))
-        } else {
-            // SAFETY: the flags are the available ring's first two bytes.
-            let flags = unsafe { access::load::<u16>(self.avail) };
-            flags & AVAIL_NO_INTERRUPT == 0
-        };
-        if wanted {
-            self.call();
-        }
-        wanted
-    }
-
-    /// Calls the driver unconditionally; a spurious call is allowed and cures a lost one after a restart.
-    pub(super) fn call(&mut self) {
-        if let Some(call) = &self.call
-            && !self.jammed
-            && !call.notify()
-        {
-            (self.call, self.jammed) = (None, true);
-        }
-    }
-
-    /// Asks the driver for kicks from the next entry on. True if one came in meanwhile: then do not sleep.
-    pub(super) fn enable_kicks(&mut self) -> bool {
-        self.want_kicks(true);
-        fence(Ordering::SeqCst);
-        // A broken index counts as work, so that the queue is looked at and stopped.
-        self.ready() != Ok(0)
-    }
-
-    /// Tells the driver that we look by ourselves.
-    pub(super) fn disable_kicks(&mut self) {
-        self.want_kicks(false);
     }
 
     fn want_kicks(&mut self, wanted: bool) {
@@ -301,5 +185,137 @@ impl SplitRing {
             // SAFETY: the flags are the used ring's first two bytes.
             unsafe { access::store::<u16>(self.used, if wanted { 0 } else { USED_NO_NOTIFY }) };
         }
+    }
+}
+
+impl Layout for SplitRing {
+    #[inline]
+    fn memory(&self) -> &GuestMap {
+        &self.memory
+    }
+
+    #[inline]
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    #[inline]
+    fn check(&self) -> std::result::Result<(), RingFault> {
+        self.doorbell.check()?;
+        if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn ready(&mut self, want: usize) -> std::result::Result<u16, RingFault> {
+        let known = self.known_ready();
+        if usize::from(known) >= want { Ok(known) } else { self.look() }
+    }
+
+    #[inline]
+    fn head(&self, place: u16) -> std::result::Result<Option<(Chain, Desc)>, RingFault> {
+        let slot = usize::from(self.next.wrapping_add(place) & self.mask);
+        // SAFETY: the slot is masked to the ring, which `memory` keeps mapped.
+        let id = unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * slot)) };
+        Ok(Some((Chain { id, count: 1 }, self.desc(id)?)))
+    }
+
+    #[inline]
+    fn ends_at(_first: Desc) -> bool {
+        true
+    }
+
+    #[inline]
+    fn second(&self, _place: u16, chain: Chain, first: Desc) -> Option<(Chain, Desc)> {
+        let second = self.desc(first.link).ok()?;
+        (second.flags == 0).then_some((chain, second))
+    }
+
+    #[inline]
+    fn in_table(table: Span, index: u16) -> Option<Desc> {
+        words_in_table(table, index).map(desc_of)
+    }
+
+    #[inline]
+    fn is_pair(first: Desc, second: Desc) -> bool {
+        first.flags == NEXT && first.link == 1 && second.flags == 0
+    }
+
+    fn walk(
+        &self,
+        _place: u16,
+        chain: Chain,
+        direction: Direction,
+        scratch: &mut Scratch,
+    ) -> std::result::Result<(Chain, u32), RingFault> {
+        let (mut desc, mut steps, mut bytes) = (self.desc(chain.id)?, 0_u32, 0_u32);
+        loop {
+            if desc.flags & INDIRECT != 0 {
+                return self.walk_table(desc, direction, bytes, scratch).map(|bytes| (chain, bytes));
+            }
+            bytes = scratch.append_buffer(&self.memory, desc, direction, bytes)?;
+            if desc.flags & NEXT == 0 {
+                return Ok((chain, bytes));
+            }
+            steps += 1;
+            if steps >= self.size() {
+                return Err(RingFault::ChainLoop);
+            }
+            desc = self.desc(desc.link)?;
+        }
+    }
+
+    #[inline]
+    fn places(_chain: Chain) -> u16 {
+        1
+    }
+
+    #[inline]
+    fn put_used(&mut self, place: u16, chain: Chain, written: u32) {
+        let slot = usize::from(self.next.wrapping_add(place) & self.mask);
+        // SAFETY: the slot is masked to the ring, which `memory` keeps mapped. A driver that keeps its ring nearly empty
+        // reads the same lines; leaving equal ones untouched saves it the miss.
+        unsafe {
+            let element = u64::from(chain.id) | u64::from(written) << 32;
+            access::store_if_changed(self.used.wrapping_add(4 + 8 * slot), element);
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self, places: u16) {
+        let old = self.next;
+        self.next = old.wrapping_add(places);
+        self.journal.intend(old, self.next, 0);
+        // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
+        unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
+        self.journal.settle(self.next);
+    }
+
+    #[inline]
+    fn notify(&mut self, places: u16) -> bool {
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            // SAFETY: used_event follows the available ring's entries; its two bytes were translated with it.
+            let event = unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * (usize::from(self.mask) + 1))) };
+            notify::passes(event, self.next, self.next.wrapping_sub(places))
+        } else {
+            // SAFETY: the flags are the available ring's first two bytes.
+            let flags = unsafe { access::load::<u16>(self.avail) };
+            flags & AVAIL_NO_INTERRUPT == 0
+        };
+        if wanted {
+            self.doorbell.call();
+        }
+        wanted
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        self.want_kicks(true);
+        fence(Ordering::SeqCst);
+        // A broken index counts as work, so that the queue is looked at and stopped.
+        self.look() != Ok(0)
+    }
+
+    fn disable_kicks(&mut self) {
+        self.want_kicks(false);
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Gathering goes over the burst three times, so that the cache misses of its frames overlap: descriptors, then
 //! indirect tables, then heads. One buffer, header and data in two, and the same two in an indirect table are what
-//! drivers post; all else takes the walk in `chain`.
+//! drivers post; all else takes the slow, equally correct walk.
 #![allow(unsafe_code, reason = "reads the virtio header out of guest memory")]
 
 use std::fs::File;
 
-use super::chain::{Direction, Scratch};
-use super::split::{Desc, INDIRECT, NEXT, SplitRing};
+use super::chain::{Chain, Direction, INDIRECT, NEXT, Scratch};
+use super::kind::{Kind, with_layout};
+use super::layout::Layout;
 use super::{Ring, RingFault, feature};
 use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
 use crate::drops::DropReason;
@@ -16,10 +17,10 @@ use crate::frame::ethernet;
 use crate::frame::vnet_hdr::{self, Offload};
 use crate::memory::{Gpa, Span, access};
 
-/// What the first pass found out about one available entry.
+/// What the first pass found out about one chain.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
-    id: u16,
+    chain: Chain,
     shape: Shape,
     /// Header, or header and data in one, or the indirect table.
     first: Span,
@@ -41,30 +42,15 @@ enum Shape {
 /// The queue and its one burst. Belongs to one thread.
 #[derive(Debug)]
 pub struct Transmitq {
-    ring: SplitRing,
-    burst: Burst,
-    header_size: u32,
-    csum: bool,
-    indirect: bool,
-    ahead: Box<[Ahead; MAX_BURST]>,
-    scratch: Scratch,
+    ring: Ring,
+    gatherer: Gatherer,
 }
 
 impl Transmitq {
     /// Takes a ring over.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        let features = ring.features;
-        let empty = Ahead { id: 0, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
-        Self {
-            burst: Burst::new(std::sync::Arc::clone(&ring.memory)),
-            header_size: header_size(features),
-            csum: features & feature::CSUM != 0,
-            indirect: features & feature::INDIRECT_DESC != 0,
-            ahead: Box::new([empty; MAX_BURST]),
-            scratch: Scratch::new(),
-            ring,
-        }
+        Self { gatherer: Gatherer::new(&ring), ring }
     }
 
     /// Gives the ring back, every burst settled.
@@ -85,7 +71,7 @@ impl Transmitq {
     /// The burst gathered last.
     #[inline]
     pub fn burst(&self) -> &Burst {
-        &self.burst
+        &self.gatherer.burst
     }
 
     /// Kicks on, before its thread sleeps; true if work came in meanwhile.
@@ -103,39 +89,118 @@ impl Transmitq {
     /// # Errors
     /// The ring is broken at its next entry. What came before it was gathered by earlier calls.
     pub fn gather(&mut self) -> Result<usize, RingFault> {
+        with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring))
+    }
+
+    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
+    pub fn commit(&mut self) -> bool {
+        with_layout!(&mut self.ring.0, ring => self.gatherer.commit(ring))
+    }
+}
+
+/// How a pass over the next chains ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// There are no more, or enough.
+    Done,
+    /// At a chain that has to be walked before it is known where the next one begins.
+    Unknown,
+    /// The ring is broken here.
+    Fault(RingFault),
+}
+
+/// The burst, and what it takes to fill it from a ring of any layout.
+#[derive(Debug)]
+struct Gatherer {
+    burst: Burst,
+    header_size: u32,
+    csum: bool,
+    indirect: bool,
+    /// Beside the burst's packets: which chain each came in.
+    ahead: Box<[Ahead; MAX_BURST]>,
+    scratch: Scratch,
+}
+
+impl Gatherer {
+    fn new(ring: &Ring) -> Self {
+        let features = ring.features();
+        let empty = Ahead { chain: Chain::NONE, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
+        Self {
+            burst: Burst::new(std::sync::Arc::clone(ring.memory())),
+            header_size: header_size(features),
+            csum: features & feature::CSUM != 0,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            ahead: Box::new([empty; MAX_BURST]),
+            scratch: Scratch::new(),
+        }
+    }
+
+    /// [`Transmitq::gather`].
+    #[inline]
+    fn gather<L: Layout>(&mut self, ring: &mut L) -> Result<usize, RingFault> {
         self.burst.clear();
-        let ready = self.ring.ready().map_err(|fault| self.ring.cause_of(fault))?;
+        let ready = ring.ready(MAX_BURST).map_err(|fault| ring.cause_of(fault))?;
         if ready == 0 {
             return Ok(0);
         }
-        self.ring.check()?;
-        let (count, indirect, mut fault) = self.look_ahead(usize::from(ready).min(MAX_BURST));
-        if indirect {
-            self.open_tables(count);
+        ring.check()?;
+        let most = usize::from(ready).min(MAX_BURST);
+        let mut end = self.gather_known(ring, 0, most);
+        while end == End::Unknown {
+            end = self.gather_unknown(ring, most);
         }
-        for i in 0..count {
-            if let Err(e) = self.take(i) {
-                fault = e;
-                break;
-            }
-        }
-        match fault {
-            Some(fault) if self.burst.is_empty() => Err(fault),
+        match end {
+            End::Fault(fault) if self.burst.is_empty() => Err(fault),
             _ => Ok(self.burst.len()),
         }
     }
 
-    /// First pass: heads and descriptors. Gives how many are good, whether any has an indirect table, and what ended it.
+    /// Appends the chains from `place` on, up to `most` in the burst, as long as each tells where the next one begins.
     #[inline]
-    fn look_ahead(&mut self, count: usize) -> (usize, bool, Option<RingFault>) {
+    fn gather_known<L: Layout>(&mut self, ring: &L, place: u16, most: usize) -> End {
+        let from = self.burst.len();
+        let (count, indirect, end) = self.look_ahead(ring, place, from, most);
+        if indirect {
+            self.open_tables::<L>(from, count);
+        }
+        for i in from..count {
+            match self.take(ring, i) {
+                Ok(()) => {}
+                Err(Some(fault)) => return End::Fault(fault),
+                Err(None) => return End::Done,
+            }
+        }
+        end
+    }
+
+    /// Appends one chain that has to be walked to know where it ends, and goes on after it.
+    #[cold]
+    fn gather_unknown<L: Layout>(&mut self, ring: &L, most: usize) -> End {
+        let place = self.place_of::<L>(self.burst.len());
+        match self.take_chain(ring, self.burst.len(), place) {
+            Ok(()) => self.gather_known(ring, self.place_of::<L>(self.burst.len()), most),
+            Err(Some(fault)) => End::Fault(fault),
+            Err(None) => End::Done,
+        }
+    }
+
+    /// Where the `i`-th chain of the burst begins.
+    fn place_of<L: Layout>(&self, i: usize) -> u16 {
+        self.ahead.iter().take(i).map(|ahead| L::places(ahead.chain)).sum()
+    }
+
+    /// First pass: heads and descriptors, from slot `from` of the burst up to `most`. Gives the slot after the last that is
+    /// good, whether any has an indirect table, and what ended it.
+    #[inline]
+    fn look_ahead<L: Layout>(&mut self, ring: &L, mut place: u16, from: usize, most: usize) -> (usize, bool, End) {
         let mut indirect = false;
-        for (i, slot) in self.ahead.iter_mut().take(count).enumerate() {
-            #[allow(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
-            let (id, desc) = match self.ring.head(i as u16).and_then(|id| Ok((id, self.ring.desc(id)?))) {
-                Ok(found) => found,
-                Err(fault) => return (i, indirect, Some(fault)),
+        for (i, slot) in self.ahead.iter_mut().enumerate().take(most).skip(from) {
+            let (chain, desc) = match ring.head(place) {
+                Ok(Some(found)) => found,
+                Ok(None) => return (i, indirect, End::Done),
+                Err(fault) => return (i, indirect, End::Fault(fault)),
             };
-            let mut ahead = Ahead { id, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
+            let mut ahead = Ahead { chain, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
             match desc.flags {
                 0 => {
                     if let Some(span) = self.burst.translate(Gpa(desc.addr), desc.len) {
@@ -145,14 +210,13 @@ impl Transmitq {
                     }
                 }
                 NEXT if desc.len == self.header_size => {
-                    if let Ok(second) = self.ring.desc(desc.next)
-                        && second.flags == 0
+                    if let Some((chain, second)) = ring.second(place, chain, desc)
                         && let Some(first) = self.burst.translate(Gpa(desc.addr), desc.len)
                         && let Some(data) = self.burst.translate(Gpa(second.addr), second.len)
                     {
                         access::prefetch(first.start);
                         access::prefetch(data.start);
-                        (ahead.shape, ahead.first, ahead.data) = (Shape::Two, first, data);
+                        ahead = Ahead { chain, shape: Shape::Two, first, data };
                     }
                 }
                 INDIRECT if desc.len == 32 && self.indirect => {
@@ -165,19 +229,22 @@ impl Transmitq {
                 _ => {}
             }
             *slot = ahead;
+            if ahead.shape == Shape::Other && !L::ends_at(desc) {
+                return (i, indirect, End::Unknown);
+            }
+            place += L::places(ahead.chain);
         }
-        (count, indirect, None)
+        (most, indirect, End::Done)
     }
 
     /// Second pass: indirect tables of header and data become the same two buffers.
-    fn open_tables(&mut self, count: usize) {
-        for ahead in self.ahead.iter_mut().take(count).filter(|a| a.shape == Shape::Table) {
+    fn open_tables<L: Layout>(&mut self, from: usize, to: usize) {
+        let slots = self.ahead.iter_mut().take(to).skip(from);
+        for ahead in slots.filter(|a| a.shape == Shape::Table) {
             ahead.shape = Shape::Other;
-            if let Some((head, tail)) = Desc::in_table(ahead.first, 0).zip(Desc::in_table(ahead.first, 1))
-                && head.flags == NEXT
-                && head.next == 1
+            if let Some((head, tail)) = L::in_table(ahead.first, 0).zip(L::in_table(ahead.first, 1))
+                && L::is_pair(head, tail)
                 && head.len == self.header_size
-                && tail.flags == 0
                 && let Some(first) = self.burst.translate(Gpa(head.addr), head.len)
                 && let Some(data) = self.burst.translate(Gpa(tail.addr), tail.len)
             {
@@ -188,21 +255,21 @@ impl Transmitq {
         }
     }
 
-    /// Third pass, one entry: header judged, head copied. `Ok` when the entry is in the burst, `Err(None)` when the
+    /// Third pass, one chain: header judged, head copied. `Ok` when the chain is in the burst, `Err(None)` when the
     /// burst has no room for its pieces.
     #[inline]
-    fn take(&mut self, i: usize) -> Result<(), Option<RingFault>> {
-        let Some(&Ahead { id, shape, first, data }) = self.ahead.get(i) else { return Err(None) };
+    fn take<L: Layout>(&mut self, ring: &L, i: usize) -> Result<(), Option<RingFault>> {
+        let Some(&Ahead { shape, first, data, .. }) = self.ahead.get(i) else { return Err(None) };
         let data = match shape {
             Shape::Two => data,
             Shape::One if first.len >= self.header_size => {
                 Span { start: first.start.wrapping_add(self.header_size as usize), len: first.len - self.header_size }
             }
-            _ => return self.take_chain(id),
+            _ => return self.take_chain(ring, i, self.place_of::<L>(i)),
         };
         let raw = Self::header_at(first.start);
         let (drop, offload) = judge(raw, data.len, self.csum);
-        self.burst.push(id, data, drop, offload);
+        self.burst.push(data, drop, offload);
         Ok(())
     }
 
@@ -215,10 +282,13 @@ impl Transmitq {
         u128::from(low) | u128::from(high) << 64
     }
 
+    /// A chain of any shape, which begins at `place`, into slot `i` of the burst.
     #[cold]
-    fn take_chain(&mut self, id: u16) -> Result<(), Option<RingFault>> {
+    fn take_chain<L: Layout>(&mut self, ring: &L, i: usize, place: u16) -> Result<(), Option<RingFault>> {
+        let Some(ahead) = self.ahead.get_mut(i) else { return Err(None) };
         self.scratch.clear();
-        let bytes = self.scratch.append_chain(&self.ring, &self.ring.memory, id, Direction::Readable).map_err(Some)?;
+        let (chain, bytes) = ring.walk(place, ahead.chain, Direction::Readable, &mut self.scratch).map_err(Some)?;
+        ahead.chain = chain;
         if bytes < self.header_size {
             return Err(Some(RingFault::ShortChain));
         }
@@ -245,23 +315,24 @@ impl Transmitq {
         let raw = u128::from_le_bytes(header) & ((1 << 80) - 1);
         let (drop, offload) = judge(raw, len, self.csum);
         let pieces = self.scratch.spans.get(used..).unwrap_or_default();
-        self.burst.push_pieces(id, pieces, len, drop, offload);
+        self.burst.push_pieces(pieces, len, drop, offload);
         Ok(())
     }
 
-    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
-    pub fn commit(&mut self) -> bool {
-        let mut count = 0;
-        for packet in self.burst.packets() {
-            self.ring.put_used(count, packet.id, 0);
-            count += 1;
+    /// [`Transmitq::commit`].
+    #[inline]
+    fn commit<L: Layout>(&mut self, ring: &mut L) -> bool {
+        let mut places = 0;
+        for ahead in self.ahead.iter().take(self.burst.len()) {
+            ring.put_used(places, ahead.chain, 0);
+            places += L::places(ahead.chain);
         }
         self.burst.clear();
-        if count == 0 {
+        if places == 0 {
             return false;
         }
-        self.ring.publish(count);
-        self.ring.notify(count)
+        ring.publish(places);
+        ring.notify(places)
     }
 }
 

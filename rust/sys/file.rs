@@ -51,6 +51,34 @@ pub fn duplicate(fd: RawFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
+/// Claims `file` for this process alone, until it is closed (`flock(2)`). False if another has it.
+pub fn claim(file: &File) -> io::Result<bool> {
+    // SAFETY: flock takes a descriptor that is open for as long as `file` lives.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        e if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        e => Err(e),
+    }
+}
+
+/// Gives `file` its first `size` bytes, with pages that cannot be missing later (`fallocate(2)`).
+pub fn reserve(file: &File, size: usize) -> io::Result<()> {
+    let size = libc::off_t::try_from(size).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: fallocate takes a descriptor that is open for as long as `file` lives; no memory is involved.
+    match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The calling process's effective user.
+pub fn effective_user() -> u32 {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// Takes the count of an eventfd if there is one, and never waits for it.
 pub fn read_if_ready(file: &File) {
     let mut count = [0_u8; 8];

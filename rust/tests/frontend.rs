@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use ovsvhost::datapath::{Datapath, PortConfig};
+use ovsvhost::pmd::Steering;
 use ovsvhost::testing::hostile::Case;
 use ovsvhost::testing::traffic::{EndSettings, Json, RunSettings, Runner};
 use ovsvhost::vhost::EndpointKind;
@@ -34,6 +35,8 @@ impl Bench {
                 ofport,
                 mtu: 9000,
                 retries: 8,
+                backpressure_us: 0,
+                steering: Steering::Hash,
                 socket_mode: 0o600,
                 socket_owner: None,
                 socket_group: None,

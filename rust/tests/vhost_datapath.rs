@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use ovsvhost::datapath::{Datapath, PortConfig, PortState};
+use ovsvhost::pmd::Steering;
 use ovsvhost::vhost::EndpointKind;
 use rig::{Vm, eventually};
 use vhost::VhostBackend;
@@ -46,6 +47,8 @@ impl Bench {
             socket: self.socket(name),
             mtu: 1500,
             retries: 8,
+            backpressure_us: 0,
+            steering: Steering::Hash,
             socket_mode: 0o600,
             socket_owner: None,
             socket_group: None,

@@ -17,6 +17,9 @@ pub const MEM_SLOTS: u64 = 509;
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// `VHOST_F_LOG_ALL`.
+pub const LOG_ALL: u64 = 1 << 26;
+
 /// Virtio bits of a network device, by number (virtio 1.2 §5.1.3, §6; vhost-user for 26 and 30).
 const NAMES: [(u32, &str); 39] = [
     (0, "CSUM"),

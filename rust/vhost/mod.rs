@@ -27,9 +27,11 @@ mod vring;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use endpoint::{Endpoint, EndpointHandle};
 
+use crate::recovery::Recovery;
 use crate::ring::Ring;
 
 /// Who makes the socket file.
@@ -58,6 +60,8 @@ pub struct EndpointConfig {
     pub socket_group: Option<u32>,
     /// Accept guest memory on disk files.
     pub allow_file_memory: bool,
+    /// Where each vring's place is written down.
+    pub recovery: Arc<Recovery>,
 }
 
 /// How much an event matters.

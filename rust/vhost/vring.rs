@@ -7,14 +7,16 @@
 //! ```
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserVringAddr;
 
-use super::features::PROTOCOL_FEATURES;
+use super::features::{LOG_ALL, PROTOCOL_FEATURES};
 use crate::error::{Error, Result};
-use crate::memory::GuestMap;
-use crate::ring::{Ring, RingConfig};
+use crate::memory::{GuestMap, Uva};
+use crate::recovery::Identity;
+use crate::ring::{Past, Ring, RingConfig};
 use crate::sys::{eventfd::Notifier, file, socket};
 
 /// Whether the vring is started, and how we learn that the driver added buffers.
@@ -94,8 +96,28 @@ impl Vring {
         self.enable.unwrap_or(features & PROTOCOL_FEATURES == 0)
     }
 
-    /// Makes the ring, with descriptors of its own.
-    pub(super) fn activate(&self, memory: &Arc<GuestMap>, features: u64) -> Result<Ring> {
+    /// Which ring this is, whatever process looks at it. None while its memory is not all there.
+    pub(super) fn identity(&self, at: usize, socket: &Path, memory: &GuestMap, features: u64) -> Option<Identity> {
+        let addr = self.addr.as_ref()?;
+        let area = |uva| memory.place_of(Uva(uva));
+        Some(Identity {
+            socket: socket.to_owned(),
+            vring: u16::try_from(at).ok()?,
+            size: self.size,
+            // These come and go while a ring runs.
+            features: features & !(PROTOCOL_FEATURES | LOG_ALL),
+            areas: [area(addr.descriptor)?, area(addr.available)?, area(addr.used)?],
+        })
+    }
+
+    /// Makes the ring, with descriptors of its own. It goes on where `past` knows it stood; what is wrong with that is
+    /// told beside it.
+    pub(super) fn activate(
+        &self,
+        memory: &Arc<GuestMap>,
+        features: u64,
+        past: Option<Past>,
+    ) -> Result<(Ring, Option<String>)> {
         let addr = self.addr.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
         let config = RingConfig {
             size: self.size,
@@ -110,7 +132,7 @@ impl Vring {
             Kick::Timer | Kick::Stopped => None,
         };
         let call = self.call.as_ref().map(duplicate).transpose()?;
-        config.activate(memory, kick, call)
+        config.resume(memory, kick, call, past)
     }
 
     /// Tells the front-end through the error descriptor, if it gave one, that the vring broke.

@@ -106,7 +106,10 @@ def test_an_affinity_that_is_none_is_refused(text: str) -> None:
         rxq_affinity(text)
 
 
-@given(st.dictionaries(st.sampled_from([*LIVE, "pmd-auto-lb"]), st.text() | st.sampled_from(["true", "false", "5"])))
+VALUES = st.sampled_from(["true", "false", "5", "0x3", "group", "101", "1:5", "", "-1"]) | st.text(max_size=4)
+
+
+@given(st.dictionaries(st.sampled_from([*LIVE, "pmd-auto-lb"]), VALUES, max_size=4))
 def test_whatever_is_written_is_read_or_refused_by_name(other_config: dict[str, str]) -> None:
     pmds, refused = poll_threads(other_config, BEFORE)
     assert set(refused) <= set(other_config)

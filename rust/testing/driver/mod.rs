@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The driver's half of a virtqueue, over raw guest memory; no sockets, no threads.
 //!
-//! * [`SplitRing`]: the ring itself: indices, descriptors, notification arithmetic. It writes what
-//!   it is told, so that a hostile driver can be built on it.
-//! * [`SplitDriver`]: chains of any shape with a free list, for tests, benches and fuzz targets.
-//! * [`SlotRing`]: fixed buffers, each with its descriptors written ahead, for traffic at full rate.
+//! * [`SplitRing`], [`PackedRing`]: the rings themselves: indices or wrap counters, descriptors, notification
+//!   arithmetic. They write what they are told, so that a hostile driver can be built on them. Behind [`RingFormat`]
+//!   they look alike.
+//! * [`SplitDriver`], [`PackedDriver`]: chains of any shape with a free list, for tests, benches and fuzz targets.
+//! * [`SlotRing`]: fixed buffers over either format, for traffic at full rate; with split rings each slot has its
+//!   descriptors written ahead.
 //!
-//! What the device writes (used index, ids, lengths) is checked before it is used: a device that
-//! breaks the rules is counted in [`Violations`], never trusted.
+//! What the device writes (used index, flags, ids, lengths) is checked before it is used: a device that breaks the
+//! rules is counted in [`Violations`], never trusted.
 
+mod format;
+mod in_order;
+mod packed;
+mod packed_ring;
 mod shape;
 mod slots;
 mod split;
 mod split_ring;
 mod violations;
 
+pub use format::{RingFormat, Segment};
+pub use packed::PackedDriver;
+pub use packed_ring::{Cursor, PackedDescriptor, PackedRing};
 pub use shape::{Layout, Shape};
-pub use slots::{SlotRing, SlotRingConfig};
-pub use split::{Segment, SplitDriver, Used};
+pub(crate) use slots::either;
+pub use slots::{SlotRing, SlotRingConfig, Slots};
+pub use split::{SplitDriver, Used};
 pub use split_ring::{Descriptor, RingPlace, SplitRing};
 pub use violations::Violations;
 
@@ -27,3 +37,7 @@ pub const DESC_NEXT: u16 = 1;
 pub const DESC_WRITE: u16 = 2;
 /// Descriptor flag: it points to a table of descriptors.
 pub const DESC_INDIRECT: u16 = 4;
+/// Descriptor flag, packed: the driver's wrap counter when it was made available.
+pub const DESC_AVAILABLE: u16 = 0x80;
+/// Descriptor flag, packed: the device's wrap counter when it was used.
+pub const DESC_USED: u16 = 0x8000;

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Fixed buffers over a split ring: slot *i* always has the same memory and the same descriptors.
+//! Fixed buffers over a ring: slot *i* always has the same memory and, in a split ring, the same descriptors.
 //!
 //! ```text
 //!  slot 0        slot 1        slot 2          free: the slots that are ours, in the order they
 //!  desc 0,1      desc 2,3      desc 4,5   …    came back; posted: the device's
 //! ```
-//! Descriptors are written when a slot is first posted and again when a frame's length differs (or
-//! always, if asked): with frames of one size, posting a slot costs one available entry.
+//! Split: descriptors are written when a slot is first posted and again when a frame's length differs (or always, if
+//! asked): with frames of one size, posting a slot costs one available entry. Packed: the slot's number is the buffer
+//! id, and its descriptors are written where the ring has come to.
+//!
+//! [`Slots`] is compiled once per ring format; [`SlotRing`] is either, and is looked into once per pass.
 //!
 //! Invariant: a slot is free or posted, never both; only a posted slot can come back.
 #![expect(clippy::cast_possible_truncation, reason = "slots, pieces and slot offsets are bounded at construction")]
 
-use super::split_ring::{Descriptor, RingPlace, SplitRing};
+use super::format::{RingFormat, Segment};
+use super::packed_ring::PackedRing;
+use super::split_ring::{RingPlace, SplitRing};
 use super::violations::Violations;
-use super::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Layout, Shape};
+use super::{Layout, Shape};
 use crate::testing::memory::{Gpa, GuestRam, Window};
+use crate::testing::wire::features;
 use crate::testing::{Error, Result};
 
 /// What a slot ring is made from.
@@ -24,8 +30,8 @@ pub struct SlotRingConfig {
     pub place: RingPlace,
     /// Descriptors in the ring.
     pub size: u16,
-    /// Whether `EVENT_IDX` was negotiated.
-    pub event_idx: bool,
+    /// Features agreed on: `RING_PACKED`, `IN_ORDER` and `EVENT_IDX` make a difference.
+    pub agreed: u64,
     /// How a frame lies in a slot.
     pub shape: Shape,
     /// Whether the device writes the slots (a receiveq).
@@ -39,9 +45,11 @@ pub struct SlotRingConfig {
 struct Slot {
     gpa: Gpa,
     offset: u32,
-    /// Bytes its descriptors describe; 0 before they are written.
+    /// Bytes its descriptors or its table describe; 0 before they are written.
     len: u32,
     area: u32,
+    /// Entries of its indirect table.
+    entries: u16,
     posted: bool,
 }
 
@@ -51,33 +59,182 @@ struct Area {
     gpa: Gpa,
 }
 
-/// A ring of fixed buffers.
+/// A ring of fixed buffers, of either format.
 #[derive(Debug)]
-pub struct SlotRing {
-    ring: SplitRing,
-    shape: Shape,
-    writable: bool,
-    rewrite: bool,
-    descriptors_per_slot: u16,
-    areas: Vec<Area>,
-    tables: Option<Area>,
-    slots: Vec<Slot>,
-    free: Vec<u16>,
-    free_mask: usize,
-    free_head: usize,
-    free_tail: usize,
-    broken: bool,
-    violations: Violations,
+pub enum SlotRing {
+    /// Over a split ring.
+    Split(Slots<SplitRing>),
+    /// Over a packed ring.
+    Packed(Slots<PackedRing>),
 }
+
+/// The same to be done with either.
+macro_rules! either {
+    ($queue:expr, $slots:ident => $what:expr) => {
+        match $queue {
+            SlotRing::Split($slots) => $what,
+            SlotRing::Packed($slots) => $what,
+        }
+    };
+}
+pub(crate) use either;
 
 impl SlotRing {
     /// Takes guest memory for as many slots as the ring has room for, spread over all regions.
     ///
     /// # Errors
-    /// `Config` when memory is too small or a frame needs more descriptors than the ring has.
+    /// `Config` when memory is too small, the ring cannot have its size, or a frame needs more descriptors than the
+    /// ring has.
     pub fn new(ram: &mut GuestRam, config: SlotRingConfig) -> Result<Self> {
-        let SlotRingConfig { place, size, event_idx, shape, writable, rewrite } = config;
-        let ring = SplitRing::new(ram, place, size, event_idx)?;
+        let SlotRingConfig { place, size, agreed, shape, .. } = config;
+        if agreed & features::RING_PACKED == 0 {
+            let ring = SplitRing::new(ram, place, size, agreed)?;
+            return Ok(Self::Split(Slots::new(ram, &config, ring)?));
+        }
+        // A chain may have fewer pieces than its layout says, when there are fewer bytes than pieces.
+        let stride = match shape.layout {
+            Layout::Chain(_) => 0,
+            _ => shape.layout.ring_descriptors() as u16,
+        };
+        let ring = PackedRing::new(ram, place, size, agreed, stride)?;
+        Ok(Self::Packed(Slots::new(ram, &config, ring)?))
+    }
+
+    /// The split ring underneath, if it is one.
+    pub fn split(&self) -> Option<&SplitRing> {
+        match self {
+            Self::Split(slots) => Some(&slots.ring),
+            Self::Packed(_) => None,
+        }
+    }
+
+    /// The packed ring underneath, if it is one.
+    pub fn packed(&mut self) -> Option<&mut PackedRing> {
+        match self {
+            Self::Split(_) => None,
+            Self::Packed(slots) => Some(&mut slots.ring),
+        }
+    }
+
+    /// Where the ring is.
+    pub fn place(&self) -> RingPlace {
+        either!(self, slots => slots.ring.place())
+    }
+
+    /// How frames lie in the slots.
+    pub fn shape(&self) -> &Shape {
+        either!(self, slots => slots.shape())
+    }
+
+    /// Slots in all.
+    pub fn slots(&self) -> usize {
+        either!(self, slots => slots.slots())
+    }
+
+    /// Slots that are the driver's.
+    pub fn free(&self) -> usize {
+        either!(self, slots => slots.free())
+    }
+
+    /// Slots that are the device's.
+    pub fn posted(&self) -> usize {
+        either!(self, slots => slots.posted())
+    }
+
+    /// Rules that the device broke so far.
+    pub fn violations(&self) -> Violations {
+        either!(self, slots => slots.violations())
+    }
+
+    /// Takes a free slot.
+    pub fn take_free(&mut self) -> Option<u16> {
+        either!(self, slots => slots.take_free())
+    }
+
+    /// Gives a slot back to the driver's side.
+    pub fn put_free(&mut self, slot: u16) {
+        either!(self, slots => slots.put_free(slot));
+    }
+
+    /// Hands the device a slot with `total` bytes, header included; visible after [`publish`](Self::publish).
+    pub fn post(&mut self, slot: u16, total: usize) {
+        either!(self, slots => slots.post(slot, total));
+    }
+
+    /// Makes posted slots visible; `true` when the device wants to be kicked.
+    pub fn publish(&mut self) -> bool {
+        either!(self, slots => slots.publish())
+    }
+
+    /// How many slots came back and wait to be taken.
+    pub fn used_waiting(&mut self) -> usize {
+        either!(self, slots => slots.used_waiting(1))
+    }
+
+    /// Takes the next slot that came back: the slot and the bytes written.
+    pub fn take_used(&mut self) -> Option<(u16, usize)> {
+        either!(self, slots => slots.take_used())
+    }
+
+    /// Takes back all slots the device is done with; gives their number.
+    pub fn reclaim(&mut self) -> usize {
+        either!(self, slots => slots.reclaim())
+    }
+
+    /// Writes header and frame into the slot's pieces.
+    pub fn scatter(&self, slot: u16, bytes: &[u8]) {
+        either!(self, slots => slots.scatter(slot, bytes));
+    }
+
+    /// Appends the first `len` bytes the device wrote into the slot.
+    pub fn gather(&self, slot: u16, len: usize, bytes: &mut Vec<u8>) {
+        either!(self, slots => slots.gather(slot, len, bytes));
+    }
+
+    /// Asks for calls, or asks for none; after asking, look for used slots once more before sleeping.
+    pub fn want_calls(&mut self, wanted: bool) {
+        either!(self, slots => slots.ring.want_calls(wanted));
+    }
+
+    /// Begins anew on cleared ring memory, as a driver does that reset its queue; gives how many slots the device had.
+    pub fn restart(&mut self) -> usize {
+        either!(self, slots => slots.restart())
+    }
+
+    /// The base to resume at (`SET_VRING_BASE`) after the back-end died without a word, as QEMU has it: what the used
+    /// ring says; 0, "unknown", for a packed ring.
+    pub fn base_of_qemu(&self) -> u32 {
+        self.split().map_or(0, |ring| ring.used_index().into())
+    }
+
+    /// The base of a ring that nobody used yet, for available and used index: a packed one begins in round 1.
+    pub fn first_base(&self) -> u32 {
+        self.split().map_or(0x8000_8000, |_| 0)
+    }
+}
+
+/// Fixed buffers over a ring of one format.
+#[derive(Debug)]
+pub struct Slots<R> {
+    ring: R,
+    shape: Shape,
+    writable: bool,
+    rewrite: bool,
+    /// What a slot's number is multiplied by to become the ring's number of its buffer.
+    scale: u16,
+    areas: Vec<Area>,
+    tables: Option<Area>,
+    each: Vec<Slot>,
+    free: Vec<u16>,
+    free_mask: usize,
+    free_head: usize,
+    free_tail: usize,
+    violations: Violations,
+}
+
+impl<R: RingFormat> Slots<R> {
+    fn new(ram: &mut GuestRam, config: &SlotRingConfig, ring: R) -> Result<Self> {
+        let &SlotRingConfig { size, shape, writable, rewrite, .. } = config;
         let per_slot = shape.layout.ring_descriptors();
         let count = usize::from(size) / per_slot;
         if count == 0 {
@@ -91,12 +248,12 @@ impl SlotRing {
             let gpa = ram.alloc(region, size, 4096)?;
             areas.push(Area { window: ram.window(gpa, size)?, gpa });
         }
-        let slots = (0..count)
+        let each = (0..count)
             .zip(areas.iter().enumerate().cycle())
             .map(|(slot, (area, place))| {
                 let offset = slot / regions * stride;
                 let gpa = place.gpa.plus(offset as u64);
-                Slot { gpa, offset: offset as u32, len: 0, area: area as u32, posted: false }
+                Slot { gpa, offset: offset as u32, len: 0, area: area as u32, entries: 0, posted: false }
             })
             .collect();
         let tables = match shape.layout {
@@ -117,27 +274,16 @@ impl SlotRing {
             shape,
             writable,
             rewrite,
-            descriptors_per_slot: per_slot as u16,
+            scale: if R::KEEPS_DESCRIPTORS { per_slot as u16 } else { 1 },
             areas,
             tables,
-            slots,
+            each,
             free,
             free_mask: capacity - 1,
             free_head: 0,
             free_tail: count,
-            broken: false,
             violations: Violations::default(),
         })
-    }
-
-    /// The ring underneath.
-    pub fn ring(&self) -> &SplitRing {
-        &self.ring
-    }
-
-    /// The ring underneath, for notification wishes and raw writes.
-    pub fn ring_mut(&mut self) -> &mut SplitRing {
-        &mut self.ring
     }
 
     /// How frames lie in the slots.
@@ -147,7 +293,7 @@ impl SlotRing {
 
     /// Slots in all.
     pub fn slots(&self) -> usize {
-        self.slots.len()
+        self.each.len()
     }
 
     /// Slots that are the driver's.
@@ -159,7 +305,7 @@ impl SlotRing {
     /// Slots that are the device's.
     #[inline]
     pub fn posted(&self) -> usize {
-        self.slots.len() - self.free()
+        self.each.len() - self.free()
     }
 
     /// Rules that the device broke so far.
@@ -196,17 +342,21 @@ impl SlotRing {
     /// Asks for the first lines of the next `count` slots that came back, to be read.
     #[inline]
     pub fn prefetch_used(&self, count: usize) {
-        let count = count.min(self.slots.len());
+        let count = count.min(self.each.len());
         self.ring.prefetch_used(count as u16);
         for ahead in 0..count {
-            let (id, _) = self.ring.peek_used(ahead as u16);
-            let per_slot = u32::from(self.descriptors_per_slot);
-            let index = if per_slot == 1 { id } else { id / per_slot };
-            if (index as usize) < self.slots.len() {
+            let index = self.slot_of(self.ring.probably_used(ahead as u16));
+            if index < self.each.len() {
                 let (window, at) = self.place(index as u16);
                 window.prefetch(at);
             }
         }
+    }
+
+    /// The slot of a buffer; no slot at all for numbers that the ring does not have.
+    #[inline]
+    fn slot_of(&self, buffer: u32) -> usize {
+        (if self.scale == 1 { buffer } else { buffer / u32::from(self.scale) }) as usize
     }
 
     /// Gives a slot back to the driver's side.
@@ -220,14 +370,30 @@ impl SlotRing {
     /// [`publish`](Self::publish).
     #[inline]
     pub fn post(&mut self, slot: u16, total: usize) {
-        let state = &mut self.slots[usize::from(slot)];
+        let state = &mut self.each[usize::from(slot)];
         let gpa = state.gpa;
         let described = std::mem::replace(&mut state.len, total as u32);
         state.posted = true;
-        if self.rewrite || described as usize != total {
-            self.describe(slot, gpa, total);
+        let buffer = slot * self.scale;
+        if R::KEEPS_DESCRIPTORS && !self.rewrite && described as usize == total {
+            self.ring.post_again(buffer);
+        } else if let Layout::One = self.shape.layout {
+            self.ring.post_one(buffer, Segment { gpa, len: total as u32, writable: self.writable });
+        } else {
+            let segments = segments(&self.shape, self.writable, gpa, total);
+            match &self.tables {
+                None => self.ring.post_chain(buffer, segments),
+                Some(tables) => {
+                    // The table of a slot stays as it is, as its descriptors do.
+                    let first = 16 * self.shape.layout.pieces() * usize::from(slot);
+                    if self.rewrite || described as usize != total {
+                        self.each[usize::from(slot)].entries = write_table::<R>(tables, first, segments);
+                    }
+                    let size = 16 * u32::from(self.each[usize::from(slot)].entries);
+                    self.ring.post_table(buffer, tables.gpa.plus(first as u64), size);
+                }
+            }
         }
-        self.ring.put_available(slot * self.descriptors_per_slot);
     }
 
     /// Makes posted slots visible; `true` when the device wants to be kicked.
@@ -236,17 +402,11 @@ impl SlotRing {
         self.ring.publish()
     }
 
-    /// How many slots came back and wait to be taken; reads the device's index.
+    /// How many slots came back and wait to be taken; reads what the device wrote. A packed ring may say less while
+    /// there are fewer than `least`.
     #[inline]
-    pub fn used_waiting(&mut self) -> usize {
-        let waiting = usize::from(self.ring.used_waiting());
-        if waiting > self.posted() {
-            if !self.broken {
-                self.violations.used_index_jumped += 1;
-            }
-            self.broken = true;
-        }
-        if self.broken { 0 } else { waiting }
+    pub fn used_waiting(&mut self, least: usize) -> usize {
+        self.ring.used_waiting(least, &mut self.violations)
     }
 
     /// Takes the next slot that came back, of those [`used_waiting`](Self::used_waiting) saw: the
@@ -254,14 +414,13 @@ impl SlotRing {
     #[inline]
     pub fn take_used(&mut self) -> Option<(u16, usize)> {
         loop {
-            let (id, len) = self.ring.take_used()?;
-            let per_slot = u32::from(self.descriptors_per_slot);
-            let index = if per_slot == 1 { id } else { id / per_slot };
-            let Some(slot) = self.slots.get_mut(index as usize) else {
+            let (buffer, len) = self.ring.take_used(&mut self.violations)?;
+            let index = self.slot_of(buffer);
+            let Some(slot) = self.each.get_mut(index) else {
                 self.violations.unknown_head += 1;
                 continue;
             };
-            if per_slot != 1 && id % per_slot != 0 {
+            if self.scale != 1 && !buffer.is_multiple_of(u32::from(self.scale)) {
                 self.violations.unknown_head += 1;
                 continue;
             }
@@ -270,6 +429,7 @@ impl SlotRing {
                 continue;
             }
             slot.posted = false;
+            let len = len.unwrap_or(slot.len);
             if self.writable && len > slot.len {
                 self.violations.length_too_large += 1;
             }
@@ -278,11 +438,23 @@ impl SlotRing {
         }
     }
 
+    /// Begins anew on cleared ring memory; gives how many slots the device had.
+    fn restart(&mut self) -> usize {
+        let posted = self.posted();
+        self.ring.restart();
+        for (slot, state) in (0_u16..).zip(&mut self.each) {
+            state.posted = false;
+            self.free[usize::from(slot)] = slot;
+        }
+        (self.free_head, self.free_tail) = (0, self.each.len());
+        posted
+    }
+
     /// Takes back all slots the device is done with; gives their number. For a transmitq.
     #[inline]
     pub fn reclaim(&mut self) -> usize {
         let mut count = 0;
-        let waiting = self.used_waiting();
+        let waiting = self.used_waiting(1);
         if waiting > 0 {
             self.ring.prefetch_used(waiting as u16);
             while let Some((slot, _)) = self.take_used() {
@@ -296,7 +468,7 @@ impl SlotRing {
     /// Window and offset of a slot's first byte.
     #[inline]
     pub fn place(&self, slot: u16) -> (&Window, usize) {
-        let slot = &self.slots[usize::from(slot)];
+        let slot = &self.each[usize::from(slot)];
         (&self.areas[slot.area as usize].window, slot.offset as usize)
     }
 
@@ -316,7 +488,7 @@ impl SlotRing {
         let (window, base) = self.place(slot);
         let mut left = len;
         // The descriptors describe the whole slot, so the pieces are cut for all of it.
-        for (at, size) in self.shape.pieces(self.slots[usize::from(slot)].len as usize) {
+        for (at, size) in self.shape.pieces(self.each[usize::from(slot)].len as usize) {
             let size = size.min(left);
             let start = bytes.len();
             bytes.resize(start + size, 0);
@@ -324,52 +496,24 @@ impl SlotRing {
             left -= size;
         }
     }
+}
 
-    #[inline]
-    fn describe(&self, slot: u16, gpa: Gpa, total: usize) {
-        if let Layout::One = self.shape.layout {
-            let flags = self.direction();
-            self.ring.write_descriptor(slot, Descriptor { address: gpa.0, len: total as u32, flags, next: 0 });
-        } else if let Some(tables) = &self.tables {
-            self.describe_indirect(slot, gpa, total, tables);
-        } else {
-            self.describe_chain(slot, gpa, total);
-        }
-    }
+/// The segments of a frame of `total` bytes in the slot at `gpa`.
+#[inline]
+fn segments(shape: &Shape, writable: bool, gpa: Gpa, total: usize) -> impl Iterator<Item = Segment> + use<> {
+    let pieces = shape.pieces(total);
+    pieces.map(move |(at, size)| Segment { gpa: gpa.plus(at as u64), len: size as u32, writable })
+}
 
-    fn direction(&self) -> u16 {
-        if self.writable { DESC_WRITE } else { 0 }
+/// Writes an indirect table at `first` of the tables; gives its entries.
+#[inline(never)]
+fn write_table<R: RingFormat>(tables: &Area, first: usize, segments: impl Iterator<Item = Segment>) -> u16 {
+    let table = tables.window.part(first, tables.window.size() - first);
+    let mut segments = segments.peekable();
+    let mut entries = 0;
+    while let Some(segment) = segments.next() {
+        R::write_entry(&table, entries, segment, segments.peek().is_some());
+        entries += 1;
     }
-
-    #[inline(never)]
-    fn describe_chain(&self, slot: u16, gpa: Gpa, total: usize) {
-        let first = slot * self.descriptors_per_slot;
-        for (index, piece) in (first..).zip(self.piece_descriptors(gpa, total, first)) {
-            self.ring.write_descriptor(index, piece);
-        }
-    }
-
-    #[inline(never)]
-    fn describe_indirect(&self, slot: u16, gpa: Gpa, total: usize, tables: &Area) {
-        let first = 16 * self.shape.layout.pieces() * usize::from(slot);
-        let mut entries = 0;
-        for piece in self.piece_descriptors(gpa, total, 0) {
-            piece.store(&tables.window, first + 16 * entries);
-            entries += 1;
-        }
-        let address = tables.gpa.plus(first as u64).0;
-        let table = Descriptor { address, len: 16 * entries as u32, flags: DESC_INDIRECT, next: 0 };
-        self.ring.write_descriptor(slot, table);
-    }
-
-    /// The descriptors of a frame's pieces, the first of them at index `first`.
-    fn piece_descriptors(&self, gpa: Gpa, total: usize, first: u16) -> impl Iterator<Item = Descriptor> {
-        let direction = self.direction();
-        let mut pieces = (first + 1..).zip(self.shape.pieces(total)).peekable();
-        std::iter::from_fn(move || {
-            let (next, (at, size)) = pieces.next()?;
-            let more = if pieces.peek().is_some() { DESC_NEXT } else { 0 };
-            Some(Descriptor { address: gpa.plus(at as u64).0, len: size as u32, flags: direction | more, next })
-        })
-    }
+    entries
 }

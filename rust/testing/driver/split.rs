@@ -3,22 +3,14 @@
 //!
 //! Invariant: a descriptor is in the free list or in exactly one posted chain.
 
+use std::collections::VecDeque;
+
+use super::format::{RingFormat, Segment};
 use super::split_ring::{Descriptor, RingPlace, SplitRing};
 use super::violations::Violations;
 use super::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 use crate::testing::memory::{Gpa, GuestRam};
 use crate::testing::{Error, Result};
-
-/// One buffer of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where it is.
-    pub gpa: Gpa,
-    /// Its bytes.
-    pub len: u32,
-    /// Whether the device writes it.
-    pub writable: bool,
-}
 
 /// A chain that came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +25,8 @@ pub struct Used {
 #[derive(Debug)]
 pub struct SplitDriver {
     ring: SplitRing,
-    free: Vec<u16>,
+    /// Taken from the front and given back at the end: a device that works in order sees ring order (§2.7.9).
+    free: VecDeque<u16>,
     chains: Vec<Option<Vec<u16>>>,
     violations: Violations,
 }
@@ -43,10 +36,10 @@ impl SplitDriver {
     ///
     /// # Errors
     /// As [`SplitRing::new`].
-    pub fn new(ram: &GuestRam, place: RingPlace, size: u16, event_idx: bool) -> Result<Self> {
+    pub fn new(ram: &GuestRam, place: RingPlace, size: u16, agreed: u64) -> Result<Self> {
         Ok(Self {
-            ring: SplitRing::new(ram, place, size, event_idx)?,
-            free: (0..size).rev().collect(),
+            ring: SplitRing::new(ram, place, size, agreed)?,
+            free: (0..size).collect(),
             chains: vec![None; usize::from(size)],
             violations: Violations::default(),
         })
@@ -110,14 +103,11 @@ impl SplitDriver {
         self.ring.publish()
     }
 
-    /// Takes back the next chain the device is done with.
+    /// Takes back the next chain the device is done with. `len` is 0 for one of a batch, whose length it does not tell.
     pub fn poll_used(&mut self) -> Option<Used> {
+        self.ring.used_waiting(1, &mut self.violations);
         loop {
-            if self.ring.used_waiting() > self.ring.size() {
-                self.violations.used_index_jumped += 1;
-                return None;
-            }
-            let (id, len) = self.ring.take_used()?;
+            let (id, len) = self.ring.take_used(&mut self.violations)?;
             let Some(head) = u16::try_from(id).ok().filter(|&head| head < self.ring.size()) else {
                 self.violations.unknown_head += 1;
                 continue;
@@ -126,8 +116,8 @@ impl SplitDriver {
                 self.violations.head_not_posted += 1;
                 continue;
             };
-            self.free.extend(chain.iter().rev());
-            return Some(Used { head, len });
+            self.free.extend(chain);
+            return Some(Used { head, len: len.unwrap_or(0) });
         }
     }
 
@@ -135,9 +125,7 @@ impl SplitDriver {
         if count == 0 || count > self.free.len() {
             return Err(Error::Config(format!("a chain of {count} does not fit {} free descriptors", self.free.len())));
         }
-        let mut taken = self.free.split_off(self.free.len() - count);
-        taken.reverse();
-        Ok(taken)
+        Ok(self.free.drain(..count).collect())
     }
 
     fn post(&mut self, taken: Vec<u16>) -> Result<u16> {
@@ -145,7 +133,7 @@ impl SplitDriver {
         if let Some(chain) = self.chains.get_mut(usize::from(head)) {
             *chain = Some(taken);
         }
-        self.ring.put_available(head);
+        self.ring.offer(head);
         Ok(head)
     }
 }
@@ -165,7 +153,7 @@ mod tests {
         let specs = RegionSpec::spread(1, 1 << 20, &Backing::Memfd);
         let mut ram = GuestRam::new(&specs).unwrap();
         let place = RingPlace::alloc(&mut ram, 0, size).unwrap();
-        let driver = SplitDriver::new(&ram, place, size, false).unwrap();
+        let driver = SplitDriver::new(&ram, place, size, 0).unwrap();
         (ram, driver)
     }
 
@@ -203,6 +191,7 @@ mod tests {
     fn a_buffer_returned_twice_is_a_violation() {
         let (_ram, mut driver) = driver(4);
         let head = driver.add(&[SEGMENT]).unwrap();
+        driver.add(&[SEGMENT]).unwrap();
         give_back(&driver, 0, u32::from(head), 0);
         assert!(driver.poll_used().is_some());
         give_back(&driver, 1, u32::from(head), 0);
@@ -213,6 +202,7 @@ mod tests {
     #[test]
     fn an_unknown_head_and_a_jumping_index_are_violations() {
         let (_ram, mut driver) = driver(4);
+        driver.add(&[SEGMENT]).unwrap();
         give_back(&driver, 0, 4, 0);
         assert_eq!(driver.poll_used(), None);
         assert_eq!(driver.violations().unknown_head, 1);

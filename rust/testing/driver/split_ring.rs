@@ -11,7 +11,12 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use super::format::{RingFormat, Segment};
+use super::in_order::Order;
+use super::violations::Violations;
+use super::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 use crate::testing::memory::{Gpa, GuestRam, Window};
+use crate::testing::wire::features;
 use crate::testing::{Error, Result};
 
 const NO_NOTIFY: u16 = 1;
@@ -20,11 +25,11 @@ const NO_INTERRUPT: u16 = 1;
 /// Where the three parts of a ring are.
 #[derive(Clone, Copy, Debug)]
 pub struct RingPlace {
-    /// The descriptor table.
+    /// The descriptor table; the descriptor ring, if packed.
     pub descriptors: Gpa,
-    /// The available ring.
+    /// The available ring; the driver area, if packed.
     pub available: Gpa,
-    /// The used ring.
+    /// The used ring; the device area, if packed.
     pub used: Gpa,
 }
 
@@ -43,6 +48,31 @@ impl RingPlace {
         // Drivers clear their rings; a back-end may take a ring that nobody ever wrote for private memory.
         ram.window(base, whole)?.fill(0);
         Ok(Self { descriptors: base, available: base.plus(table as u64), used: base.plus(used_at as u64) })
+    }
+
+    /// The same for a packed ring: each area on lines of its own.
+    ///
+    /// # Errors
+    /// `Config` when the region is too small.
+    pub fn alloc_packed(ram: &mut GuestRam, region: usize, size: u16) -> Result<Self> {
+        let driver_at = (16 * usize::from(size)).next_multiple_of(128);
+        let whole = driver_at + 256;
+        let base = ram.alloc(region, whole, 4096)?;
+        ram.window(base, whole)?.fill(0);
+        let area = |at: usize| base.plus((driver_at + at) as u64);
+        Ok(Self { descriptors: base, available: area(0), used: area(128) })
+    }
+
+    /// Takes room for a ring of the format agreed on.
+    ///
+    /// # Errors
+    /// `Config` when the region is too small.
+    pub fn alloc_agreed(ram: &mut GuestRam, region: usize, size: u16, agreed: u64) -> Result<Self> {
+        if agreed & features::RING_PACKED == 0 {
+            Self::alloc(ram, region, size)
+        } else {
+            Self::alloc_packed(ram, region, size)
+        }
     }
 }
 
@@ -93,14 +123,17 @@ pub struct SplitRing {
     published: u16,
     last_used: u16,
     seen_used: u16,
+    order: Option<Order>,
+    broken: bool,
 }
 
 impl SplitRing {
-    /// A ring over memory that reads as zero; `size` is a power of two up to 32768.
+    /// A ring over memory that reads as zero; `size` is a power of two up to 32768, `agreed` are the features agreed
+    /// on.
     ///
     /// # Errors
     /// `Config` for another size, or a place that is not in guest memory.
-    pub fn new(ram: &GuestRam, place: RingPlace, size: u16, event_idx: bool) -> Result<Self> {
+    pub fn new(ram: &GuestRam, place: RingPlace, size: u16, agreed: u64) -> Result<Self> {
         if !size.is_power_of_two() {
             return Err(Error::Config(format!("ring size {size} is not a power of two")));
         }
@@ -112,11 +145,13 @@ impl SplitRing {
             place,
             size,
             mask: size - 1,
-            event_idx,
+            event_idx: agreed & features::EVENT_IDX != 0,
             next_available: 0,
             published: 0,
             last_used: 0,
             seen_used: 0,
+            order: (agreed & features::IN_ORDER != 0).then(|| Order::new(size)),
+            broken: false,
         };
         Ok(ring)
     }
@@ -198,39 +233,38 @@ impl SplitRing {
         }
     }
 
-    /// How many used elements wait to be taken; reads the device's index.
+    /// The used element `ahead` places after the next.
     #[inline]
-    pub fn used_waiting(&mut self) -> u16 {
-        self.seen_used = self.used.load_u16_acquire(2);
-        self.seen_used.wrapping_sub(self.last_used)
-    }
-
-    /// The used element `ahead` places after the next, without taking it; only below
-    /// [`used_waiting`](Self::used_waiting).
-    #[inline]
-    pub fn peek_used(&self, ahead: u16) -> (u32, u32) {
+    fn peek_used(&self, ahead: u16) -> (u32, u32) {
         let at = 4 + 8 * usize::from(self.last_used.wrapping_add(ahead) & self.mask);
         (self.used.load_u32(at), self.used.load_u32(at + 4))
     }
 
-    /// Asks for the lines of the next `count` used elements.
+    /// Puts the head of a chain of ours in the available ring, not yet visible.
     #[inline]
-    pub fn prefetch_used(&self, count: u16) {
-        // Eight elements a line.
-        for ahead in (0..count).step_by(8) {
-            self.used.prefetch(4 + 8 * usize::from(self.last_used.wrapping_add(ahead) & self.mask));
+    pub(super) fn offer(&mut self, head: u16) {
+        self.put_available(head);
+        if let Some(order) = &mut self.order {
+            order.post(head);
         }
     }
 
-    /// Takes the next used element of those last seen: its id and length.
-    #[inline]
-    pub fn take_used(&mut self) -> Option<(u32, u32)> {
-        if self.last_used == self.seen_used {
-            return None;
+    /// Takes the next buffer of a device that works in order.
+    fn take_in_order(&mut self, violations: &mut Violations) -> Option<(u32, Option<u32>)> {
+        let waiting = self.seen_used.wrapping_sub(self.last_used);
+        let (id, len) = self.peek_used(0);
+        let order = self.order.as_mut()?;
+        if !order.is_in_batch() {
+            let Some(before) = order.before(id).filter(|before| *before < waiting) else {
+                violations.head_not_posted += 1;
+                self.broken = true;
+                return None;
+            };
+            order.begin_batch(before + 1, len);
         }
-        let element = self.peek_used(0);
+        let (buffer, len) = order.take();
         self.last_used = self.last_used.wrapping_add(1);
-        Some(element)
+        Some((buffer.into(), len))
     }
 
     /// Asks for calls, or asks for none; after asking, look at
@@ -248,6 +282,121 @@ impl SplitRing {
     }
 }
 
+impl RingFormat for SplitRing {
+    const KEEPS_DESCRIPTORS: bool = true;
+
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn place(&self) -> RingPlace {
+        self.place
+    }
+
+    #[inline]
+    fn post_one(&mut self, buffer: u16, segment: Segment) {
+        self.write_descriptor(buffer, describe(segment, 0, false));
+        self.offer(buffer);
+    }
+
+    #[inline]
+    fn post_chain(&mut self, buffer: u16, segments: impl Iterator<Item = Segment>) {
+        let mut segments = segments.peekable();
+        let mut index = buffer;
+        while let Some(segment) = segments.next() {
+            self.write_descriptor(index, describe(segment, index + 1, segments.peek().is_some()));
+            index += 1;
+        }
+        self.offer(buffer);
+    }
+
+    fn post_table(&mut self, buffer: u16, table: Gpa, size: u32) {
+        self.write_descriptor(buffer, Descriptor { address: table.0, len: size, flags: DESC_INDIRECT, next: 0 });
+        self.offer(buffer);
+    }
+
+    #[inline]
+    fn post_again(&mut self, buffer: u16) {
+        self.offer(buffer);
+    }
+
+    #[inline]
+    fn write_entry(table: &Window, index: u16, segment: Segment, more: bool) {
+        describe(segment, index + 1, more).store(table, 16 * usize::from(index));
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        Self::publish(self)
+    }
+
+    #[inline]
+    fn used_waiting(&mut self, _: usize, violations: &mut Violations) -> usize {
+        if self.broken {
+            return 0;
+        }
+        self.seen_used = self.used.load_u16_acquire(2);
+        let waiting = self.seen_used.wrapping_sub(self.last_used);
+        if waiting > self.next_available.wrapping_sub(self.last_used) {
+            violations.used_index_jumped += 1;
+            self.broken = true;
+            return 0;
+        }
+        waiting.into()
+    }
+
+    #[inline]
+    fn probably_used(&self, ahead: u16) -> u32 {
+        match &self.order {
+            Some(order) => order.ahead(ahead).into(),
+            None => self.peek_used(ahead).0,
+        }
+    }
+
+    #[inline]
+    fn prefetch_used(&self, count: u16) {
+        // Eight elements a line.
+        for ahead in (0..count).step_by(8) {
+            self.used.prefetch(4 + 8 * usize::from(self.last_used.wrapping_add(ahead) & self.mask));
+        }
+    }
+
+    #[inline]
+    fn take_used(&mut self, violations: &mut Violations) -> Option<(u32, Option<u32>)> {
+        if self.last_used == self.seen_used || self.broken {
+            return None;
+        }
+        if self.order.is_some() {
+            return self.take_in_order(violations);
+        }
+        let (id, len) = self.peek_used(0);
+        self.last_used = self.last_used.wrapping_add(1);
+        Some((id, Some(len)))
+    }
+
+    fn want_calls(&mut self, wanted: bool) {
+        Self::want_calls(self, wanted);
+    }
+
+    fn restart(&mut self) {
+        // The wish about calls stands in the available ring, but a driver that resets its ring writes it anew.
+        self.available.fill(0);
+        self.used.fill(0);
+        (self.next_available, self.published, self.last_used, self.seen_used) = (0, 0, 0, 0);
+        self.broken = false;
+        if let Some(order) = &mut self.order {
+            order.clear();
+        }
+    }
+}
+
+/// A segment as a descriptor, followed by `next` if there is more.
+fn describe(segment: Segment, next: u16, more: bool) -> Descriptor {
+    let direction = if segment.writable { DESC_WRITE } else { 0 };
+    let (flags, next) = if more { (DESC_NEXT, next) } else { (0, 0) };
+    Descriptor { address: segment.gpa.0, len: segment.len, flags: direction | flags, next }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +406,7 @@ mod tests {
         let specs = RegionSpec::spread(1, 1 << 20, &Backing::Memfd);
         let mut ram = GuestRam::new(&specs).unwrap();
         let place = RingPlace::alloc(&mut ram, 0, size).unwrap();
-        SplitRing::new(&ram, place, size, event_idx).unwrap()
+        SplitRing::new(&ram, place, size, if event_idx { features::EVENT_IDX } else { 0 }).unwrap()
     }
 
     #[test]
@@ -293,10 +442,12 @@ mod tests {
         let mut ring = ring(4, false);
         ring.used().store_u32(4, 7);
         ring.used().store_u32(8, 60);
+        ring.put_available(7);
         ring.used().store_u16(2, 1);
-        assert_eq!(ring.used_waiting(), 1);
-        assert_eq!(ring.take_used(), Some((7, 60)));
-        assert_eq!(ring.take_used(), None);
+        let mut violations = Violations::default();
+        assert_eq!(ring.used_waiting(1, &mut violations), 1);
+        assert_eq!(ring.take_used(&mut violations), Some((7, Some(60))));
+        assert_eq!(ring.take_used(&mut violations), None);
     }
 
     #[test]
@@ -304,7 +455,7 @@ mod tests {
         let specs = RegionSpec::spread(1, 1 << 20, &Backing::Memfd);
         let mut ram = GuestRam::new(&specs).unwrap();
         let place = RingPlace::alloc(&mut ram, 0, 8).unwrap();
-        assert!(SplitRing::new(&ram, place, 6, false).is_err());
-        assert!(SplitRing::new(&ram, place, 0, false).is_err());
+        assert!(SplitRing::new(&ram, place, 6, 0).is_err());
+        assert!(SplitRing::new(&ram, place, 0, 0).is_err());
     }
 }

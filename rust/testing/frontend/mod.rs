@@ -167,11 +167,12 @@ impl Frontend {
     }
 
     /// Hands memory and rings to the back-end and enables the first `enabled` queue pairs.
-    /// `bases` has one index per vring.
+    /// `bases` has one per vring: an index; with packed rings those of available and used descriptors, each with its
+    /// wrap counter in bit 15, used in the upper half.
     ///
     /// # Errors
     /// `Peer` when the back-end refuses or hangs up.
-    pub fn start(&mut self, places: &[RingPlace], bases: &[u16], enabled: u16) -> Result<()> {
+    pub fn start(&mut self, places: &[RingPlace], bases: &[u32], enabled: u16) -> Result<()> {
         let Some(session) = self.session.as_mut() else { return Err(no_session()) };
         let rings = start::Rings { places, bases, enabled, kicks: &self.kicks, calls: &self.calls };
         start::start(&self.config, &self.ram, session, &rings)?;

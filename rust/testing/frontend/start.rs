@@ -19,7 +19,7 @@ const FEATURES_OK: u64 = 8;
 
 pub(super) struct Rings<'a> {
     pub(super) places: &'a [RingPlace],
-    pub(super) bases: &'a [u16],
+    pub(super) bases: &'a [u32],
     pub(super) enabled: u16,
     pub(super) kicks: &'a [EventFd],
     pub(super) calls: &'a [EventFd],
@@ -125,7 +125,6 @@ fn set_rings(config: &FrontendConfig, ram: &GuestRam, session: &Session, rings: 
         let number = vring(index);
         let size = u32::from(config.ring_size);
         set(session, Message::vring(Request::SET_VRING_NUM, number, size), &[])?;
-        let base = u32::from(base);
         set(session, Message::vring(Request::SET_VRING_BASE, number, base), &[])?;
         let addresses = VringAddresses {
             descriptors: ram.user_address(place.descriptors)?,

@@ -12,7 +12,6 @@ use crate::testing::frames::{Mac, announcement, vnet_header_size};
 use crate::testing::frontend::Frontend;
 use crate::testing::memory::Gpa;
 use crate::testing::traffic::Json;
-use crate::testing::wire::features;
 use crate::testing::{Error, Result};
 
 /// Bytes set aside for each frame or buffer.
@@ -38,11 +37,10 @@ impl Guest {
     /// Starts rings honestly and announces the guest's address.
     pub(super) fn start(mut frontend: Frontend, mac: Option<Mac>) -> Result<Self> {
         let agreed = frontend.session().map_or(0, crate::testing::frontend::Session::features);
-        let event_idx = agreed & features::EVENT_IDX != 0;
         let size = frontend.config().ring_size;
         let ram = frontend.ram_mut();
         let places = [RingPlace::alloc(ram, 0, size)?, RingPlace::alloc(ram, 0, size)?];
-        let [receiveq, transmitq] = places.map(|place| SplitDriver::new(ram, place, size, event_idx));
+        let [receiveq, transmitq] = places.map(|place| SplitDriver::new(ram, place, size, agreed));
         let cells = ram.alloc(1, CELL * CELLS, CELL)?;
         let mut guest = Self {
             receiveq: receiveq?,

@@ -147,6 +147,15 @@ impl Window {
         word.store(value, Ordering::Release);
     }
 
+    /// Writes the 64-bit word at `at` after everything written before.
+    #[inline]
+    pub fn store_u64_release(&self, at: usize, value: u64) {
+        let place = self.aligned::<u64>(at);
+        // SAFETY: in bounds, aligned, alive; all accesses to words are atomic.
+        let word = unsafe { AtomicU64::from_ptr(place) };
+        word.store(value, Ordering::Release);
+    }
+
     /// Copies bytes out.
     #[inline]
     pub fn read(&self, at: usize, bytes: &mut [u8]) {

@@ -190,13 +190,19 @@ impl End {
         }
         let config = self.frontend.config();
         let enabled = self.settings.enabled_pairs.unwrap_or(config.pairs);
-        let bases: Vec<u16> = match config.order {
-            // QEMU lost the back-end's own index with it and takes what the used ring says.
-            Order::Qemu => self.rings().map(|ring| ring.ring().used_index()).collect(),
-            Order::VirtioUser => vec![0; self.places.len()],
-        };
+        let bases: Vec<u32> = self.rings().map(|ring| self.base_of(ring)).collect();
         self.frontend.start(&self.places, &bases, enabled)?;
         Ok(true)
+    }
+
+    /// Where a ring is said to begin.
+    fn base_of(&self, ring: &SlotRing) -> u32 {
+        match self.frontend.config().order {
+            // QEMU lost the back-end's own index with it: of a split ring it takes what the used ring says.
+            Order::Qemu if self.frontend.sessions() > 0 => ring.base_of_qemu(),
+            // DPDK sends where a ring begins, whatever became of it since.
+            Order::Qemu | Order::VirtioUser => ring.first_base(),
+        }
     }
 
     fn fit_out(&mut self) -> Result<()> {

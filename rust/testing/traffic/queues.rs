@@ -45,10 +45,8 @@ impl QueueMaker<'_> {
             queues.senders.push(self.sender(ram, region, pair)?);
         }
         let pairs = queues.receivers.iter().zip(&queues.senders);
-        queues.places = pairs
-            .flat_map(|(receiver, sender)| [receiver.queue(), sender.queue()])
-            .map(|queue| queue.ring().place())
-            .collect();
+        queues.places =
+            pairs.flat_map(|(receiver, sender)| [receiver.queue(), sender.queue()]).map(SlotRing::place).collect();
         Ok(queues)
     }
 
@@ -84,15 +82,15 @@ impl QueueMaker<'_> {
     fn ring(&self, ram: &mut GuestRam, region: usize, shape: Shape, writable: bool) -> Result<SlotRing> {
         let size = self.settings.frontend.ring_size;
         let config = SlotRingConfig {
-            place: RingPlace::alloc(ram, region, size)?,
+            place: RingPlace::alloc_agreed(ram, region, size, self.agreed)?,
             size,
-            event_idx: self.agreed & features::EVENT_IDX != 0,
+            agreed: self.agreed,
             shape,
             writable,
             rewrite: self.settings.rewrite && !writable,
         };
         let mut queue = SlotRing::new(ram, config)?;
-        queue.ring_mut().want_calls(false);
+        queue.want_calls(false);
         Ok(queue)
     }
 

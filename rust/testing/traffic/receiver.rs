@@ -2,7 +2,7 @@
 //! One receiveq: takes frames, judges them, gives the buffers back.
 
 use super::counters::{ReceiveCounters, Streams};
-use crate::testing::driver::{SlotRing, Violations};
+use crate::testing::driver::{RingFormat, SlotRing, Slots, Violations, either};
 use crate::testing::frames::{Inspector, Verdict, inspect_number};
 use crate::testing::{Error, Result};
 
@@ -36,6 +36,12 @@ impl Check {
 #[derive(Debug)]
 pub struct Receiver {
     queue: SlotRing,
+    judge: Judge,
+}
+
+/// All of a receiver but its queue: compiled once per ring format.
+#[derive(Debug)]
+struct Judge {
     inspector: Inspector,
     check: Check,
     mergeable: bool,
@@ -46,11 +52,9 @@ pub struct Receiver {
 impl Receiver {
     /// A receiver that posts all buffers of `queue`, not yet published.
     pub fn new(mut queue: SlotRing, inspector: Inspector, check: Check, mergeable: bool) -> Self {
-        let total = queue.shape().header_size + queue.shape().room;
-        while let Some(slot) = queue.take_free() {
-            queue.post(slot, total);
-        }
-        Self { queue, inspector, check, mergeable, frame: Vec::new(), counters: ReceiveCounters::default() }
+        post_all(&mut queue);
+        let counters = ReceiveCounters::default();
+        Self { queue, judge: Judge { inspector, check, mergeable, frame: Vec::new(), counters } }
     }
 
     /// The queue.
@@ -65,7 +69,7 @@ impl Receiver {
 
     /// Counters so far.
     pub fn counters(&self) -> ReceiveCounters {
-        self.counters
+        self.judge.counters
     }
 
     /// Rules that the device broke.
@@ -75,67 +79,85 @@ impl Receiver {
 
     /// Counts a kick that was written.
     pub(super) fn note_kick(&mut self) {
-        self.counters.kicks += 1;
+        self.judge.counters.kicks += 1;
     }
 
     /// Takes up to about `most` frames; gives how many, and whether to kick.
     #[inline]
     pub fn pass(&mut self, most: usize, streams: &mut Streams) -> (usize, bool) {
-        let mut count = 0;
-        let mut left = self.queue.used_waiting();
-        if self.check != Check::Count {
-            self.queue.prefetch_used(left.min(most));
-        }
-        while left > 0 && count < most {
-            left -= self.take_one(left, streams);
-            count += 1;
-        }
-        (count, count > 0 && self.queue.publish())
+        either!(&mut self.queue, queue => self.judge.pass(queue, most, streams))
     }
 
     /// Takes one frame whole, for `each` to look at, whatever the check is; gives `false` when there
     /// is none. The frame is accounted for as in [`pass`](Self::pass).
     pub fn take_frame(&mut self, streams: &mut Streams, each: impl FnOnce(&[u8])) -> (bool, bool) {
-        let waiting = self.queue.used_waiting();
-        if waiting == 0 {
-            return (false, false);
+        let judge = &mut self.judge;
+        either!(&mut self.queue, queue => {
+            let waiting = queue.used_waiting(1);
+            if waiting == 0 {
+                return (false, false);
+            }
+            let check = std::mem::replace(&mut judge.check, Check::Full);
+            judge.take_one(queue, waiting, streams);
+            judge.check = check;
+            each(&judge.frame);
+            (true, queue.publish())
+        })
+    }
+}
+
+/// Posts every free slot whole.
+fn post_all(queue: &mut SlotRing) {
+    let total = queue.shape().header_size + queue.shape().room;
+    while let Some(slot) = queue.take_free() {
+        queue.post(slot, total);
+    }
+}
+
+impl Judge {
+    #[inline]
+    fn pass<R: RingFormat>(&mut self, queue: &mut Slots<R>, most: usize, streams: &mut Streams) -> (usize, bool) {
+        let mut count = 0;
+        let mut left = queue.used_waiting(1);
+        if self.check != Check::Count {
+            queue.prefetch_used(left.min(most));
         }
-        let check = std::mem::replace(&mut self.check, Check::Full);
-        self.take_one(waiting, streams);
-        self.check = check;
-        each(&self.frame);
-        (true, self.queue.publish())
+        while left > 0 && count < most {
+            left -= self.take_one(queue, left, streams);
+            count += 1;
+        }
+        (count, count > 0 && queue.publish())
     }
 
     /// Takes one frame and reposts its buffers; gives the used elements it took of those waiting.
     #[inline]
-    fn take_one(&mut self, waiting: usize, streams: &mut Streams) -> usize {
+    fn take_one<R: RingFormat>(&mut self, queue: &mut Slots<R>, waiting: usize, streams: &mut Streams) -> usize {
         self.frame.clear();
-        let Some((slot, len)) = self.queue.take_used() else { return waiting };
-        let shape = *self.queue.shape();
+        let Some((slot, len)) = queue.take_used() else { return waiting };
+        let shape = *queue.shape();
         if len < shape.header_size {
-            self.queue.violations_mut().length_too_small += 1;
-            self.repost(slot);
+            queue.violations_mut().length_too_small += 1;
+            repost(queue, slot);
             return 1;
         }
         // What does not fill its buffer ends there: whoever only counts need not touch the frame to know that.
         let whole = self.check == Check::Count && len < shape.header_size + shape.room;
-        let buffers = if self.mergeable && !whole { self.buffers(slot, waiting) } else { 1 };
+        let buffers = if self.mergeable && !whole { buffers_of(queue, slot, waiting) } else { 1 };
         self.counters.frames += 1;
         self.counters.bytes += (len - shape.header_size) as u64;
         match self.check {
-            Check::Full => self.queue.gather(slot, len, &mut self.frame),
+            Check::Full => queue.gather(slot, len, &mut self.frame),
             Check::Sequence => {
-                let (window, at) = self.queue.place(slot);
+                let (window, at) = queue.place(slot);
                 let noted = inspect_number(window, at + shape.header_size)
                     .is_some_and(|(stream, sequence)| streams.note(stream, sequence));
                 self.counters.foreign += u64::from(!noted);
             }
             Check::Count => {}
         }
-        self.repost(slot);
+        repost(queue, slot);
         if buffers > 1 {
-            self.take_rest(buffers - 1);
+            self.take_rest(queue, buffers - 1);
         }
         if self.check == Check::Full {
             self.judge(streams);
@@ -144,35 +166,16 @@ impl Receiver {
     }
 
     #[cold]
-    fn take_rest(&mut self, buffers: usize) {
+    fn take_rest<R: RingFormat>(&mut self, queue: &mut Slots<R>, buffers: usize) {
         self.counters.merged += 1;
         for _ in 0..buffers {
-            let Some((slot, len)) = self.queue.take_used() else { return };
+            let Some((slot, len)) = queue.take_used() else { return };
             self.counters.bytes += len as u64;
             if self.check == Check::Full {
-                self.queue.gather(slot, len, &mut self.frame);
+                queue.gather(slot, len, &mut self.frame);
             }
-            self.repost(slot);
+            repost(queue, slot);
         }
-    }
-
-    /// The buffers of the frame that begins in `slot`, at most those that wait.
-    #[inline]
-    fn buffers(&mut self, slot: u16, waiting: usize) -> usize {
-        let (window, at) = self.queue.place(slot);
-        let mut field = [0; 2];
-        window.read(at + 10, &mut field);
-        let buffers = usize::from(u16::from_le_bytes(field));
-        if buffers == 0 || buffers > waiting {
-            self.queue.violations_mut().wrong_num_buffers += 1;
-        }
-        buffers.clamp(1, waiting)
-    }
-
-    #[inline]
-    fn repost(&mut self, slot: u16) {
-        let total = self.queue.shape().header_size + self.queue.shape().room;
-        self.queue.post(slot, total);
     }
 
     fn judge(&mut self, streams: &mut Streams) {
@@ -182,4 +185,23 @@ impl Receiver {
             Verdict::Numbered { .. } | Verdict::Foreign => self.counters.foreign += 1,
         }
     }
+}
+
+/// The buffers of the frame that begins in `slot`, at most those that wait.
+#[inline]
+fn buffers_of<R: RingFormat>(queue: &mut Slots<R>, slot: u16, waiting: usize) -> usize {
+    let (window, at) = queue.place(slot);
+    let mut field = [0; 2];
+    window.read(at + 10, &mut field);
+    let buffers = usize::from(u16::from_le_bytes(field));
+    if buffers == 0 || buffers > waiting {
+        queue.violations_mut().wrong_num_buffers += 1;
+    }
+    buffers.clamp(1, waiting)
+}
+
+#[inline]
+fn repost<R: RingFormat>(queue: &mut Slots<R>, slot: u16) {
+    let total = queue.shape().header_size + queue.shape().room;
+    queue.post(slot, total);
 }

@@ -6,16 +6,22 @@
 //! writes their line would slow the device down.
 
 use super::counters::SendCounters;
-use crate::testing::driver::{SlotRing, Violations};
+use crate::testing::driver::{RingFormat, SlotRing, Slots, Violations, either};
 use crate::testing::frames::FramePlan;
 
-/// Used slots that must wait before they are taken back.
+/// Used slots that must wait before they are taken back; of a small ring the sixteenth part.
 const RECLAIM_BATCH: usize = 32;
 
 /// Sends one stream on one transmitq.
 #[derive(Debug)]
 pub struct Sender {
     queue: SlotRing,
+    stream: Stream,
+}
+
+/// All of a sender but its queue: compiled once per ring format.
+#[derive(Debug)]
+struct Stream {
     plan: FramePlan,
     light: bool,
     next: u64,
@@ -29,8 +35,9 @@ impl Sender {
     /// queue's layout must allow.
     pub fn new(queue: SlotRing, plan: FramePlan, light: bool) -> Self {
         let light = light && plan.has_lines() && queue.shape().gap == 0;
-        let batch = RECLAIM_BATCH.min(queue.slots() / 4).max(1);
-        Self { queue, plan, light, next: 0, batch, frame: Vec::new(), counters: SendCounters::default() }
+        let batch = RECLAIM_BATCH.min(queue.slots() / 16).max(1);
+        let stream = Stream { plan, light, next: 0, batch, frame: Vec::new(), counters: SendCounters::default() };
+        Self { queue, stream }
     }
 
     /// The queue.
@@ -45,18 +52,18 @@ impl Sender {
 
     /// The plan of its frames.
     pub fn plan(&self) -> &FramePlan {
-        &self.plan
+        &self.stream.plan
     }
 
     /// The number of the next frame, which is also the number of frames sent.
     #[inline]
     pub fn next(&self) -> u64 {
-        self.next
+        self.stream.next
     }
 
     /// Counters so far.
     pub fn counters(&self) -> SendCounters {
-        self.counters
+        self.stream.counters
     }
 
     /// Rules that the device broke.
@@ -66,7 +73,7 @@ impl Sender {
 
     /// Counts a kick that was written.
     pub(super) fn note_kick(&mut self) {
-        self.counters.kicks += 1;
+        self.stream.counters.kicks += 1;
     }
 
     /// Whether no slot is free and the device returned too few to bother.
@@ -78,21 +85,7 @@ impl Sender {
     /// Takes slots back and sends up to `most` frames; gives how many, and whether to kick.
     #[inline]
     pub fn pass(&mut self, most: usize) -> (usize, bool) {
-        let waiting = self.queue.used_waiting();
-        self.counters.tries += 1;
-        if 10 * (self.queue.posted() - waiting) >= 9 * self.queue.slots() {
-            self.counters.full_tries += 1;
-        }
-        if waiting >= self.batch {
-            self.take_back();
-        }
-        let count = most.min(self.queue.free());
-        self.queue.prefetch_free(count);
-        for _ in 0..count {
-            self.send_one();
-        }
-        self.counters.frames += count as u64;
-        (count, self.queue.publish())
+        either!(&mut self.queue, queue => self.stream.pass(queue, most))
     }
 
     /// Takes back every slot the device is done with.
@@ -115,20 +108,43 @@ impl Sender {
         self.queue.post(slot, bytes.len());
         Some(self.queue.publish())
     }
+}
+
+impl Stream {
+    #[inline]
+    fn pass<R: RingFormat>(&mut self, queue: &mut Slots<R>, most: usize) -> (usize, bool) {
+        let waiting = queue.used_waiting(self.batch);
+        self.counters.tries += 1;
+        // Fewer than a batch may have come back without being seen: they do not count as held.
+        let back = waiting.max(self.batch - 1);
+        if 10 * queue.posted().saturating_sub(back) >= 9 * queue.slots() {
+            self.counters.full_tries += 1;
+        }
+        if waiting >= self.batch {
+            queue.reclaim();
+        }
+        let count = most.min(queue.free());
+        queue.prefetch_free(count);
+        for _ in 0..count {
+            self.send_one(queue);
+        }
+        self.counters.frames += count as u64;
+        (count, queue.publish())
+    }
 
     #[inline]
-    fn send_one(&mut self) {
-        let Some(slot) = self.queue.take_free() else { return };
-        let header = self.queue.shape().header_size;
+    fn send_one<R: RingFormat>(&mut self, queue: &mut Slots<R>) {
+        let Some(slot) = queue.take_free() else { return };
+        let header = queue.shape().header_size;
         let size = self.plan.size(self.next);
         if self.light {
-            let (window, at) = self.queue.place(slot);
+            let (window, at) = queue.place(slot);
             self.plan.write_line(self.next, window, at);
         } else {
             self.plan.build(self.next, &mut self.frame);
-            self.queue.scatter(slot, &self.frame);
+            queue.scatter(slot, &self.frame);
         }
-        self.queue.post(slot, header + size);
+        queue.post(slot, header + size);
         self.counters.bytes += size as u64;
         self.next += 1;
     }

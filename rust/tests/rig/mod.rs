@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use guest::*;
+use ovsvhost::recovery::Recovery;
 use ovsvhost::ring::Ring;
 use ovsvhost::vhost::{Endpoint, EndpointConfig, EndpointKind, Level, PortLink};
 pub(crate) use raw::*;
@@ -160,6 +161,7 @@ pub(crate) fn config(kind: EndpointKind, socket: &Path) -> EndpointConfig {
         socket_owner: None,
         socket_group: None,
         allow_file_memory: false,
+        recovery: Arc::new(Recovery::in_process()),
     }
 }
 

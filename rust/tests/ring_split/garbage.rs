@@ -87,9 +87,6 @@ proptest! {
         for _ in 0..4 {
             let Ok(count) = tx.gather() else { break };
             prop_assert!(count <= 64);
-            for packet in tx.burst().packets() {
-                prop_assert!(u32::from(packet.id) < SIZE);
-            }
             tx.commit();
         }
         let used = driver.used..driver.used + 6 + 8 * u64::from(SIZE);

@@ -11,6 +11,8 @@ use std::time::Instant;
 
 use ovsvhost::burst::MAX_BURST;
 use ovsvhost::datapath::{Datapath, PortConfig};
+use ovsvhost::pmd::Steering;
+use ovsvhost::recovery::Recovery;
 use ovsvhost::testing::traffic::LinkState;
 use ovsvhost::vhost::EndpointKind;
 use vmm_sys_util::tempdir::TempDir;
@@ -28,7 +30,7 @@ fn socket(folder: &Path, port: &str) -> PathBuf {
 #[ignore = "it is the switch that the other test of this file starts and kills"]
 fn the_switch() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by its test"));
-    let datapath = Datapath::new(&[], None).unwrap();
+    let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder).unwrap()).unwrap();
     datapath.add_bridge("br0").unwrap();
     for (name, ofport) in [("a", 1), ("b", 2)] {
         let config = PortConfig {
@@ -38,6 +40,8 @@ fn the_switch() {
             socket: socket(&folder, name),
             mtu: 9_000,
             retries: 8,
+            backpressure_us: 0,
+            steering: Steering::Hash,
             socket_mode: 0o600,
             socket_owner: None,
             socket_group: None,
@@ -81,7 +85,7 @@ impl Drop for Process {
 fn a_switch_that_is_killed_under_traffic_loses_nothing_it_took() {
     const DEATHS: u64 = 6;
     for order in ["qemu", "virtio-user"] {
-        let folder = TempDir::new_with_prefix("/tmp/ovsvhost-killed-").unwrap();
+        let folder = TempDir::new_with_prefix("/dev/shm/ovsvhost-killed-").unwrap();
         let settings = [("order", order), ("sizes", "64+1500+9000"), ("layout", "two")];
         let ends = (0..).zip(["a", "b"]);
         let ends =

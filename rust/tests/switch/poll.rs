@@ -7,8 +7,9 @@ use std::thread;
 use std::time::Instant;
 
 use ovsvhost::counters::QueueCounters;
+use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::memory::{self, GuestMap};
-use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, ReceiveSlot, Topology, TransmitQueue};
+use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
 use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -29,7 +30,7 @@ impl Guest {
     fn new() -> (Self, Ring) {
         let mut ram = GuestRam::new(&RegionSpec::spread(1, 1 << 20, &Backing::Memfd)).unwrap();
         let place = RingPlace::alloc(&mut ram, 0, SIZE).unwrap();
-        let driver = SplitDriver::new(&ram, place, SIZE, false).unwrap();
+        let driver = SplitDriver::new(&ram, place, SIZE, 0).unwrap();
         // A page of the file must be there, or the memory counts as private.
         ram.regions()[0].window().fill(0);
         let region = &ram.regions()[0];
@@ -81,14 +82,19 @@ impl Pair {
     fn new() -> Self {
         let ((sender, sending), (receiver, receiving)) = (Guest::new(), Guest::new());
         let slot = Arc::new(ReceiveSlot::new(Receiveq::new(receiving), 1, 0, Arc::default(), 0));
-        let port = |receiveqs| Some(PortView { bridge: 0, mtu: 1_500, admin_up: true, retries: 8, receiveqs });
+        let port = |receiveqs| {
+            let (steering, counters) = (Steering::Hash, Arc::default());
+            let (mtu, retries, backpressure_us) = (1_500, 8, 0);
+            Some(PortView { bridge: 0, mtu, admin_up: true, retries, backpressure_us, steering, counters, receiveqs })
+        };
         let fdb = Arc::new(Fdb::new(64, 300));
         let topology = Topology {
             ports: vec![port(Vec::new()), port(vec![Arc::clone(&slot)])],
             bridges: vec![Some(BridgeView { fdb, members: vec![0, 1], forward_bpdu: false })],
+            flow_key: FlowKey::default(),
         };
         let cpu = cpu::allowed_cpus().unwrap()[0];
-        let pmd = Pmd::spawn(cpu, None, Instant::now(), channel().0).unwrap();
+        let pmd = Pmd::spawn(cpu, 0, None, Instant::now(), channel().0).unwrap();
         let (done, passed) = channel();
         pmd.post(Message::Topology(Arc::new(topology), done));
         passed.recv().unwrap();
@@ -128,7 +134,7 @@ fn a_thread_that_rests_takes_nothing_and_gives_its_queues_back() {
     for _ in 0..3 {
         pair.sender.post(false);
     }
-    let queue = pair.pmd.release(0, 1, |late| panic!("{late}")).expect("it still has the queue");
+    let queue = pair.pmd.release(0, 1, false, |late| panic!("{late}")).expect("it still has the queue");
     assert_eq!(queue.queue.into_ring().next_index(), 1, "what was taken is settled, the rest is the guest's");
     pair.sender.wait_used();
     assert!(pair.sender.driver.poll_used().is_none() && pair.receiver.driver.poll_used().is_none());

@@ -7,7 +7,11 @@ use super::rig::{Switch, wait};
 use super::traffic::Crew;
 
 fn two_pairs(switch: &mut Switch) -> Crew {
-    Crew::pair(switch, EndpointKind::Client, &[("pairs", "2"), ("sizes", "64+1500"), ("layout", "two")])
+    Crew::pair(
+        switch,
+        EndpointKind::Client,
+        &[("pairs", "2"), ("sizes", "64+1500"), ("layout", "two"), ("flows", "64")],
+    )
 }
 
 fn wait_count(switch: &Switch, name: &str, count: &str) {

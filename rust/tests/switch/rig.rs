@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ovsvhost::datapath::{Datapath, PortConfig, PortState};
+use ovsvhost::pmd::Steering;
 use ovsvhost::vhost::EndpointKind;
 
 /// The longest wait for anything that must happen: long, for the machine may be busy.
@@ -64,6 +65,8 @@ impl Switch {
             socket: socket.clone(),
             mtu: 9_000,
             retries: 8,
+            backpressure_us: 0,
+            steering: Steering::Hash,
             socket_mode: 0o600,
             socket_owner: None,
             socket_group: None,

@@ -8,7 +8,6 @@ use ovsvhost::testing::driver::{RingPlace, Segment, SplitDriver};
 use ovsvhost::testing::frames::vnet_header_size;
 use ovsvhost::testing::frontend::{Frontend, FrontendConfig, Side};
 use ovsvhost::testing::memory::{Backing, Gpa, RegionSpec};
-use ovsvhost::testing::wire::features;
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
@@ -55,12 +54,11 @@ impl Station {
         let mut frontend = Frontend::new(config).unwrap();
         wait("the switch to connect", || frontend.try_connect().unwrap());
         let agreed = frontend.session().unwrap().features();
-        let event_idx = agreed & features::EVENT_IDX != 0;
         let mut drivers = Vec::new();
         let mut places = Vec::new();
         for _ in 0..2 {
             let place = RingPlace::alloc(frontend.ram_mut(), 0, SIZE).unwrap();
-            let mut driver = SplitDriver::new(frontend.ram(), place, SIZE, event_idx).unwrap();
+            let mut driver = SplitDriver::new(frontend.ram(), place, SIZE, agreed).unwrap();
             driver.ring_mut().want_calls(false);
             places.push(place);
             drivers.push(driver);
@@ -195,7 +193,7 @@ impl Station {
     /// Sets rings and memory up anew with the switch, as a driver that was reset does; the rings are those there are.
     pub fn restart(&mut self) {
         wait("the switch to connect", || self.frontend.try_connect().unwrap());
-        let bases = [self.rx.ring().used_index(), self.tx.ring().used_index()];
+        let bases = [&self.rx, &self.tx].map(|driver| driver.ring().used_index().into());
         self.frontend.start(&self.places, &bases, 1).unwrap();
     }
 }

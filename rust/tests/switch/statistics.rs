@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use ovsvhost::datapath::PortChange;
 use ovsvhost::testing::traffic::LinkState;
 use ovsvhost::vhost::EndpointKind;
 
@@ -110,7 +111,7 @@ fn a_receiver_that_is_short_of_buffers_is_tried_again_as_often_as_is_set() {
         let mut switch = Switch::new();
         let mut a = Station::join(&mut switch, "a", 1);
         let mut b = Station::join(&mut switch, "b", 2);
-        switch.datapath().set_port("b", None, None, Some(retries)).unwrap();
+        switch.datapath().set_port("b", &PortChange { retries: Some(retries), ..PortChange::default() }).unwrap();
         b.send(&b.frame([0xff; 6], 64));
         a.next();
         // All but 20 of its 64 buffers are full; then 30 frames come at once. The first attempt fills what is left, and

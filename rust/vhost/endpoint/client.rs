@@ -39,7 +39,6 @@ enum Obstacle {
 /// A watch, and what it waits for.
 struct Watch {
     directory: PathBuf,
-    name: OsString,
     inotify: DirectoryWatch,
 }
 
@@ -125,7 +124,7 @@ impl<'a> Client<'a> {
             if self.control.is_stopping() {
                 return Ok(());
             }
-            let told = woken && self.watch.as_mut().is_some_and(|watch| watch.inotify.drain_for(&watch.name));
+            let told = woken && self.watch.as_ref().is_some_and(|watch| watch.inotify.take());
             if told {
                 self.watch = None;
                 self.retry = FIRST_RETRY;
@@ -144,9 +143,9 @@ impl<'a> Client<'a> {
         if self.blind || self.watch.as_ref().is_some_and(|watch| watch.directory == directory) {
             return false;
         }
-        match DirectoryWatch::new(&directory) {
+        match DirectoryWatch::new(&directory, &name) {
             Ok(inotify) => {
-                self.watch = Some(Watch { directory, name, inotify });
+                self.watch = Some(Watch { directory, inotify });
                 true
             }
             // Gone again, or not ours to read: the retry copes.

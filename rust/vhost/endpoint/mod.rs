@@ -31,6 +31,7 @@ use super::session::{End, Session};
 use super::status::{SessionState, Snapshot};
 use super::{EndpointConfig, EndpointKind, Level, PortLink};
 use crate::error::{Error, Result};
+use crate::recovery::Recovery;
 use crate::sys::socket;
 
 /// How long a thread may take to end before it is left behind and named.
@@ -40,15 +41,16 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 pub(super) struct Port {
     pub(super) name: String,
     kind: EndpointKind,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
     pub(super) allow_file_memory: bool,
+    pub(super) recovery: Arc<Recovery>,
     pub(super) link: Arc<dyn PortLink>,
 }
 
 impl Port {
     pub(super) fn new(config: EndpointConfig, link: Arc<dyn PortLink>) -> Self {
-        let EndpointConfig { name, kind, socket, allow_file_memory, .. } = config;
-        Self { name, kind, socket, allow_file_memory, link }
+        let EndpointConfig { name, kind, socket, allow_file_memory, recovery, .. } = config;
+        Self { name, kind, socket, allow_file_memory, recovery, link }
     }
 
     pub(super) fn path(&self) -> path::Display<'_> {
@@ -356,6 +358,7 @@ mod tests {
             socket_owner: None,
             socket_group: None,
             allow_file_memory: false,
+            recovery: Arc::new(Recovery::in_process()),
         };
         let long = format!("/{}", "x".repeat(107));
         for (path, cure) in

@@ -26,6 +26,7 @@ use super::vring::{self, Kick, Vring};
 use super::{Level, PortLink};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, RegionSpec, Uva};
+use crate::ring::Past;
 
 /// What a refusal was about; doing it right clears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -208,6 +209,7 @@ impl Handler {
         if let Some(ring) = self.port.link.stop(at) {
             vring.base = ring.next_index();
         }
+        self.port.recovery.stopped(&self.port.socket, at);
     }
 
     fn stop_all(&mut self) {
@@ -242,18 +244,47 @@ impl Handler {
     }
 
     fn start(&mut self, at: usize) {
-        let (Some(memory), Some(features)) = (&self.memory, self.features) else { return };
+        let (Some(memory), Some(features)) = (self.memory.clone(), self.features) else { return };
+        let past = self.past_of(at, &memory, features);
         let Some(vring) = self.vrings.get_mut(at) else { return };
-        match vring.activate(memory, features) {
-            Ok(ring) => {
+        match vring.activate(&memory, features, past) {
+            Ok((ring, note)) => {
                 vring.live = true;
                 let ring_at = vring.addr.map_or(0, |addr| addr.descriptor);
                 self.numa = memory.numa_node_at(Uva(ring_at)).unwrap_or(0);
                 self.port.link.on_node(self.numa);
+                self.port.recovery.started(&self.port.socket, at);
+                self.tell_start(at, note);
                 self.port.link.start(at, ring);
             }
             Err(e) => self.record_fault(at, &e.to_string()),
         }
+    }
+
+    /// Where a vring's place is written down, and where it stood. None if it cannot be: then it runs all the same.
+    fn past_of(&self, at: usize, memory: &GuestMap, features: u64) -> Option<Past> {
+        let identity = self.vrings.get(at)?.identity(at, &self.port.socket, memory, features)?;
+        match self.port.recovery.seat(&identity) {
+            Ok(seat) => {
+                self.tell_start(at, seat.note);
+                Some(Past { journal: seat.journal, is_known: seat.is_known })
+            }
+            Err(e) => {
+                self.event(Level::Warning, "notice", format!("{}: {}: {e}", self.port.name, vring::name(at)));
+                None
+            }
+        }
+    }
+
+    fn tell_start(&self, at: usize, note: Option<String>) {
+        if let Some(note) = note {
+            self.event(Level::Info, "notice", format!("{}: {}: {note}", self.port.name, vring::name(at)));
+        }
+    }
+
+    /// The front-end knows where a vring stands from now on, or the vring begins anew.
+    fn forget(&self, at: usize) {
+        self.port.recovery.forget(&self.port.socket, at);
     }
 
     /// Tells the log and the `PortLink` what is different from the last time.
@@ -359,8 +390,9 @@ impl Handler {
     /// Every vring has to be started again by the front-end.
     fn unstart_all(&mut self) {
         self.stop_all();
-        for vring in &mut self.vrings {
-            vring.kick = Kick::Stopped;
+        for at in 0..self.vrings.len() {
+            self.vring(at).kick = Kick::Stopped;
+            self.forget(at);
         }
         self.report();
     }

@@ -69,6 +69,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn reset_device(&mut self) -> VhostResult<()> {
         self.stop_all();
+        for at in 0..self.vrings.len() {
+            self.forget(at);
+        }
         for vring in &mut self.vrings {
             // The front-end does not send the call and error descriptors again, nor the memory table.
             let (call, err, reported) = (vring.call.take(), vring.err.take(), vring.reported);
@@ -146,6 +149,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             base = vring.base;
         })
         .map_err(wrap)?;
+        self.forget(vring_number(index).map_err(wrap)?);
         Ok(VhostUserVringState::new(index, u32::from(base)))
     }
 

@@ -18,6 +18,7 @@ use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::recovery::Recovery;
 use crate::ring::Ring;
 use crate::vhost::backend::NetExt;
 use crate::vhost::{EndpointConfig, EndpointKind};
@@ -54,6 +55,7 @@ fn handler(link: Arc<Shelf>, stream: &UnixStream) -> Handler {
         socket_owner: None,
         socket_group: None,
         allow_file_memory: false,
+        recovery: Arc::new(Recovery::in_process()),
     };
     Handler::new(Arc::new(Port::new(config, link)), Peer::of(stream).unwrap())
 }

@@ -1,0 +1,307 @@
+//! Delivering a group to one port: its MTU, the receiveq, the lock, the guest's buffers.
+//!
+//! ```text
+//!   deliver ── MTU ──▶ steer ─┬─ one receiveq ──────────────┬─▶ deliver_to ── try_lock ── Receiveq::deliver
+//!                             ├─ several: by flow (spread) ─┤         │ another thread has it, or no buffers
+//!                             └─ several: by thread ────────┘         ▼
+//!                                                                  Waiting, with the transmitq ── resume ─▶ again
+//! ```
+//!
+//! A frame that gets here is counted once at this port: as delivered, or as dropped for one reason.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, MutexGuard, TryLockError};
+
+use super::output::List;
+use super::wait::{Group, Waiting, mask};
+use super::{Fault, FaultCause, PortView, ReceiveSlot, Steering, Topology};
+use crate::burst::{Burst, MAX_BURST};
+use crate::counters::Tally;
+use crate::drops::DropReason;
+use crate::frame::ethernet::{self, Mac};
+use crate::frame::flow::FlowKey;
+use crate::ring::Receiveq;
+use crate::switch::PortId;
+use crate::sys::tsc;
+
+/// Most receiveqs of a port: a virtio-net device has 128 pairs here.
+const MAX_QUEUES: usize = 128;
+/// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
+/// as a group takes to copy.
+const ASK_US: u64 = 100;
+
+/// Room to sort the frames for one port by receiveq; empty between two ports.
+#[derive(Debug)]
+pub(super) struct Spread {
+    /// Flow numbers of this burst, as far as they are known.
+    hashes: [u32; MAX_BURST],
+    known: u64,
+    /// By receiveq, the frames it gets.
+    frames: Box<[u64; MAX_QUEUES]>,
+}
+
+impl Spread {
+    pub(super) fn new() -> Self {
+        Self { hashes: [0; MAX_BURST], known: 0, frames: Box::new([0; MAX_QUEUES]) }
+    }
+
+    /// Another burst: nothing is known of it.
+    #[inline]
+    pub(super) fn begin(&mut self) {
+        self.known = 0;
+    }
+
+    /// Forgets what a panic left.
+    pub(super) fn forget(&mut self) {
+        *self = Self::new();
+    }
+
+    /// The flow number of frame `index`, made once however many ports the frame goes to.
+    #[inline]
+    fn hash(&mut self, key: FlowKey, burst: &Burst, index: u8) -> u32 {
+        let Some((hash, head)) = self.hashes.get_mut(usize::from(index)).zip(burst.heads().get(usize::from(index)))
+        else {
+            return 0;
+        };
+        if self.known >> index & 1 == 0 {
+            *hash = key.hash(&head.0);
+            self.known |= 1 << index;
+        }
+        *hash
+    }
+}
+
+/// Where a burst comes from, and what its delivery needs to know.
+pub(super) struct Source<'a> {
+    pub burst: &'a Burst,
+    pub port: PortId,
+    /// Which of the poll threads this is.
+    pub thread: usize,
+    pub topology: &'a Topology,
+    pub faults: &'a Sender<Fault>,
+    pub spread: &'a mut Spread,
+    /// Where a group goes that cannot be delivered now.
+    pub waiting: &'a mut Waiting,
+    /// The burst must be settled by then (TSC cycles): nothing waits for buffers, and a lock is asked for until then.
+    pub settle_by: Option<u64>,
+}
+
+impl Source<'_> {
+    /// Delivers a list to one port, or drops it by name.
+    #[inline]
+    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8]) {
+        if !port.admin_up {
+            return port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64);
+        }
+        let limit = port.mtu + ethernet::HEADER_SIZE;
+        if list.iter().any(|&i| self.len_of(i) > limit) {
+            return self.deliver_within(port, list, limit);
+        }
+        self.steer(port, list);
+    }
+
+    /// Some frames may be longer than the receiver's MTU: drops those.
+    #[cold]
+    fn deliver_within(&mut self, port: &PortView, list: &[u8], limit: u32) {
+        let mut fitting = List::EMPTY;
+        for &index in list {
+            let tagged = self.burst.heads().get(usize::from(index)).is_some_and(|h| ethernet::parse(&h.0).tagged);
+            if self.len_of(index) <= limit + if tagged { ethernet::TAG_SIZE } else { 0 } {
+                fitting.push(index);
+            }
+        }
+        let fitting = fitting.as_slice();
+        port.counters.lost(DropReason::MtuExceeded, (list.len() - fitting.len()) as u64);
+        self.steer(port, fitting);
+    }
+
+    #[inline]
+    fn len_of(&self, index: u8) -> u32 {
+        self.burst.packets().get(usize::from(index)).map_or(0, |p| p.len)
+    }
+
+    /// Chooses the receiveq.
+    #[inline]
+    fn steer(&mut self, port: &PortView, list: &[u8]) {
+        match (port.receiveqs.as_slice(), port.steering) {
+            ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
+            ([only], _) => self.deliver_to(port, only, list, 0),
+            (several, Steering::Thread) => {
+                if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
+                    self.deliver_to(port, slot, list, 0);
+                }
+            }
+            (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
+        }
+    }
+
+    /// Every flow has its receiveq; its frames stay in order.
+    fn deliver_by_flow(&mut self, port: &PortView, slots: &[Arc<ReceiveSlot>], list: &[u8]) {
+        let (mut touched, queues) = (0_u128, slots.len().min(MAX_QUEUES) as u64);
+        for &index in list {
+            let hash = self.spread.hash(self.topology.flow_key, self.burst, index);
+            #[allow(clippy::cast_possible_truncation, reason = "below the number of queues")]
+            let queue = ((u64::from(hash) * queues) >> 32) as usize;
+            if let Some(frames) = self.spread.frames.get_mut(queue) {
+                *frames |= 1_u64.wrapping_shl(u32::from(index));
+                touched |= 1_u128 << queue;
+            }
+        }
+        let mut room = [0; MAX_BURST];
+        while touched != 0 {
+            let queue = touched.trailing_zeros() as usize;
+            touched &= touched - 1;
+            if let (Some(frames), Some(slot)) = (self.spread.frames.get_mut(queue), slots.get(queue)) {
+                let list = super::wait::indices(std::mem::take(frames), &mut room);
+                self.deliver_to(port, slot, list, 0);
+            }
+        }
+    }
+
+    /// Tries a group again that waited. Where its receiveq was taken from the guest meanwhile, its frames go to those
+    /// that are left.
+    pub(super) fn resume(&mut self, group: &Group, list: &[u8]) {
+        let port = self.topology.port(group.slot.port).filter(|view| Arc::ptr_eq(&view.counters, &group.port));
+        match port {
+            None => group.port.lost(DropReason::LinkDown, list.len() as u64),
+            Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
+            Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
+                self.deliver_to(port, &group.slot, list, group.since);
+            }
+            Some(port) => self.steer(port, list),
+        }
+    }
+
+    /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
+    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], since: u64) {
+        if slot.is_broken() {
+            return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
+        }
+        let taken = try_queue(slot).or_else(|| self.contend(port, slot, list, since));
+        let Some(mut guard) = taken else { return };
+        let Some(queue) = guard.as_mut() else {
+            return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
+        };
+        let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
+        while !rest.is_empty() {
+            let delivery = queue.deliver(self.burst, rest);
+            let (settled, left) = rest.split_at(delivery.settled);
+            for (position, &index) in settled.iter().enumerate() {
+                if delivery.too_small >> position & 1 == 0 {
+                    self.count(&mut tally, index);
+                }
+            }
+            if delivery.too_small != 0 {
+                slot.counters.lost(DropReason::BufferTooSmall, u64::from(delivery.too_small.count_ones()));
+            }
+            rest = left;
+            if let Some(fault) = delivery.fault {
+                slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
+                rest = &[];
+                if slot.mark_broken() {
+                    let cause = FaultCause::Ring(fault);
+                    // The receiver of faults lives as long as the datapath.
+                    let _ = self.faults.send(Fault { port: slot.port, vring: slot.vring, run: slot.run, cause });
+                }
+                break;
+            }
+            if !rest.is_empty() {
+                // As OVS: try again only while the guest makes progress, and only so often.
+                if settled.is_empty() || retries >= port.retries {
+                    break;
+                }
+                retries += 1;
+            }
+        }
+        if !tally.is_empty() {
+            slot.counters.called(queue.flush());
+            slot.counters.add(&tally);
+        }
+        if retries > 0 {
+            slot.counters.retries.add(u64::from(retries));
+        }
+        if port.backpressure_us > 0 && rest.len() < list.len() {
+            slot.set_silent(false);
+        }
+        drop(guard);
+        if !rest.is_empty() {
+            self.hold_back(port, slot, rest, since);
+        }
+    }
+
+    /// Another thread has the ring: the group waits with its transmitq, and the thread goes on with other queues. Gives
+    /// the ring if waiting is out of the question and it came free in time.
+    #[cold]
+    fn contend<'s>(
+        &mut self,
+        port: &PortView,
+        slot: &'s Arc<ReceiveSlot>,
+        list: &[u8],
+        since: u64,
+    ) -> Option<MutexGuard<'s, Option<Receiveq>>> {
+        slot.counters.contentions.add_shared(1);
+        let until = match self.settle_by {
+            None if !self.waiting.is_full() => {
+                self.wait(port, slot, list, since);
+                return None;
+            }
+            None => tsc::now() + ASK_US * tsc::cycles_per_us(),
+            Some(until) => until,
+        };
+        while tsc::now() < until {
+            std::hint::spin_loop();
+            if let Some(guard) = try_queue(slot) {
+                return Some(guard);
+            }
+        }
+        slot.counters.lost(DropReason::Contended, list.len() as u64);
+        None
+    }
+
+    /// The guest has no buffers for these. With `backpressure-us` they wait that long from the first refusal, unless it
+    /// took nothing since others waited that long in vain: nobody waits twice for a guest that does not move.
+    #[cold]
+    fn hold_back(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
+        let count = rest.len() as u64;
+        let may_wait = port.backpressure_us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
+        if !may_wait {
+            return slot.counters.lost(DropReason::NoBuffer, count);
+        }
+        let now = tsc::now();
+        if since != 0 && now.wrapping_sub(since) > u64::from(port.backpressure_us) * tsc::cycles_per_us() {
+            slot.set_silent(true);
+        }
+        if slot.is_silent() {
+            return slot.counters.lost(DropReason::Backpressure, count);
+        }
+        if since == 0 {
+            slot.counters.waits.add_shared(1);
+        }
+        self.wait(port, slot, rest, if since == 0 { now } else { since });
+    }
+
+    /// Leaves a group with the transmitq.
+    fn wait(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], since: u64) {
+        let (slot, port) = (Arc::clone(slot), Arc::clone(&port.counters));
+        self.waiting.push(Group { slot, port, frames: mask(list), since });
+    }
+
+    #[inline]
+    fn count(&self, tally: &mut Tally, index: u8) {
+        if let Some((packet, head)) = self.burst.frame(index) {
+            let dst = Mac::destination(&head.0);
+            tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+        }
+    }
+}
+
+/// The queue, unless another thread has it.
+#[inline]
+fn try_queue(slot: &ReceiveSlot) -> Option<MutexGuard<'_, Option<Receiveq>>> {
+    match slot.queue.try_lock() {
+        Ok(guard) => Some(guard),
+        // A panic over one sender's burst: nothing of it was published, and the receiver is not to blame.
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}

@@ -1,0 +1,105 @@
+//! What is left of a burst that could not be delivered at once.
+//!
+//! ```text
+//!   burst ─▶ group A ✓ delivered
+//!         ─▶ group B … its receiveq is with another thread, or its guest is short of buffers
+//!         ─▶ group C ✓ delivered                      ▼
+//!                                     Waiting: group B, until it is delivered or dropped by name
+//! ```
+//!
+//! The frames stay in their sender's buffers, so nothing is copied to wait. While a burst waits its transmitq is not
+//! polled: that keeps the order of every flow, and lets the sender's ring fill, which is the only back-pressure a guest
+//! understands. One burst a queue at most, and room for its groups is taken once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::ReceiveSlot;
+use crate::burst::MAX_BURST;
+use crate::counters::QueueCounters;
+
+/// Groups a burst can leave behind: as many as it has frames. Only a flood to more receivers that are all busy finds no
+/// room here.
+const MAX_GROUPS: usize = MAX_BURST;
+
+/// Frames of the burst that go to one receiveq.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// Where they go. It may be out of the topology by now.
+    pub slot: Arc<ReceiveSlot>,
+    /// Counters of the port it belongs to: these outlive its sessions, and tell the port from another with its number.
+    pub port: Arc<QueueCounters>,
+    /// Bit i: frame i of the burst.
+    pub frames: u64,
+    /// When the guest first had no buffer for them, in TSC cycles; 0 if it was never asked.
+    pub since: u64,
+}
+
+/// The groups of one burst that wait.
+#[derive(Debug)]
+pub(super) struct Waiting(VecDeque<Group>);
+
+impl Waiting {
+    pub(super) fn new() -> Self {
+        Self(VecDeque::with_capacity(MAX_GROUPS))
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.0.len() >= MAX_GROUPS
+    }
+
+    /// Adds a group; the caller asked whether there is room.
+    pub(super) fn push(&mut self, group: Group) {
+        self.0.push_back(group);
+    }
+
+    /// The one that waits longest.
+    pub(super) fn pop(&mut self) -> Option<Group> {
+        self.0.pop_front()
+    }
+}
+
+/// The indices whose bits are set, in order.
+pub(super) fn indices(frames: u64, into: &mut [u8; MAX_BURST]) -> &[u8] {
+    let (mut left, mut len) = (frames, 0);
+    while left != 0 {
+        if let Some(place) = into.get_mut(len) {
+            #[allow(clippy::cast_possible_truncation, reason = "below 64")]
+            let index = left.trailing_zeros() as u8;
+            *place = index;
+        }
+        (left, len) = (left & (left - 1), len + 1);
+    }
+    into.get(..len).unwrap_or_default()
+}
+
+/// The other way round.
+pub(super) fn mask(list: &[u8]) -> u64 {
+    list.iter().fold(0, |mask, &index| mask | 1_u64.wrapping_shl(u32::from(index)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_mask_gives_back_its_list(frames: u64) {
+            let mut into = [0; MAX_BURST];
+            let list = indices(frames, &mut into);
+            prop_assert!(list.is_sorted());
+            prop_assert_eq!(list.len(), frames.count_ones() as usize);
+            prop_assert_eq!(mask(list), frames);
+        }
+    }
+}

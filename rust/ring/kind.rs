@@ -1,0 +1,91 @@
+//! A ring of either layout: the one place that tells them apart, once for a burst and never for a packet.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::doorbell::Doorbell;
+use super::journal::Past;
+use super::layout::Layout;
+use super::split::SplitRing;
+use crate::memory::GuestMap;
+use crate::sys::eventfd::Notifier;
+
+/// A vring that was checked and translated. Owned by one thread at a time.
+#[derive(Debug)]
+pub struct Ring(pub(super) Kind);
+
+/// Which layout it has.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// virtio 1.2 §2.7.
+    Split(SplitRing),
+}
+
+/// Calls a function generic over the layout with the ring in `$kind`.
+macro_rules! with_layout {
+    ($kind:expr, $ring:ident => $call:expr) => {
+        match $kind {
+            Kind::Split($ring) => $call,
+        }
+    };
+}
+pub(super) use with_layout;
+
+impl Ring {
+    /// Where the ring stands (`vhost-user: GET_VRING_BASE`): available = used.
+    pub fn next_index(&self) -> u16 {
+        with_layout!(&self.0, ring => ring.next_index())
+    }
+
+    /// Elements.
+    pub fn size(&self) -> u32 {
+        with_layout!(&self.0, ring => ring.size())
+    }
+
+    /// The eventfd that the driver's kicks arrive on; awaited edge-triggered and never read. None: poll by timer.
+    pub fn kick(&self) -> Option<&File> {
+        self.doorbell().kick()
+    }
+
+    /// Replaces the call descriptor (`vhost-user: SET_VRING_CALL`) and calls once: a call to the old one may be lost.
+    pub fn set_call(&mut self, call: Option<Notifier>) {
+        self.doorbell_mut().set_call(call);
+    }
+
+    /// The first call, which needs no reason: one before may be lost. A descriptor that would make it hang is spared.
+    pub fn greet(&mut self) {
+        self.doorbell_mut().greet();
+    }
+
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        with_layout!(&mut self.0, ring => ring.take_up(past))
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMap> {
+        with_layout!(&self.0, ring => ring.map())
+    }
+
+    pub(super) fn features(&self) -> u64 {
+        with_layout!(&self.0, ring => ring.features())
+    }
+
+    pub(super) fn notify(&mut self, places: u16) -> bool {
+        with_layout!(&mut self.0, ring => ring.notify(places))
+    }
+
+    pub(super) fn enable_kicks(&mut self) -> bool {
+        with_layout!(&mut self.0, ring => ring.enable_kicks())
+    }
+
+    pub(super) fn disable_kicks(&mut self) {
+        with_layout!(&mut self.0, ring => ring.disable_kicks());
+    }
+
+    fn doorbell(&self) -> &Doorbell {
+        with_layout!(&self.0, ring => ring.doorbell())
+    }
+
+    fn doorbell_mut(&mut self) -> &mut Doorbell {
+        with_layout!(&mut self.0, ring => ring.doorbell_mut())
+    }
+}
