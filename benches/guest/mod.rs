@@ -49,6 +49,7 @@ impl SendingGuest {
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
             destination: Mac(RECEIVER),
+            destinations: 1,
             network: Network::V4,
             transport: Transport::Udp,
             checksum: Checksum::Zero,

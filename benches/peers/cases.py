@@ -1,36 +1,67 @@
-"""What is measured: frame sizes and directions, one transmitq polled by one core of the switch."""
+"""What is measured: the rows of the comparison, who takes part in each, and what has to be reached.
+
+A row is one setting in which contestants are measured in turns. Most rows set the switches side by side; some set one
+way of using ours beside another. A goal names a number of a row and what it is compared with; ``1.0`` means parity,
+and parity is met within what five interleaved pairs can tell apart (`PARITY`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+OURS = "ovsvhost"
+OURS_AWAKE = "ovsvhost without sleep"
+OURS_TOO = "ovsvhost again"
+OVS = "ovs-dpdk"
+OVS_FLOWS = "ovs-dpdk with two flows"
+TESTPMD = "testpmd"
+
+SWITCHES = (OURS, OVS, OVS_FLOWS, TESTPMD)
+"""Side by side, in this order."""
+
+PARITY = 0.97
+"""A ratio that is to be 1.0 is met from here on."""
+LATENCY_PARITY = 1.05
+"""The same for times, which are to be at most the peer's."""
+GENERATOR_LIMITS = 0.1
+"""Where the sender finds its ring full less often than this, the sender is the limit and cycles are compared."""
 
 _STANDARD_MTU = 1600
 _JUMBO_MTU = 9000
 
 
+class Load(StrEnum):
+    """Who sends and receives."""
+
+    OWN = "own front-end"
+    VIRTIO_USER = "virtio-user, back-off 2 µs"
+    VIRTIO_USER_POLLING = "virtio-user, no back-off"
+    ROUND_TRIPS = "one frame in flight"
+    SILENT = "silent guests"
+
+
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: split rings, mergeable receive buffers.
+    """How ports and guests are set up.
 
     Attributes:
         size: bytes of a frame, without FCS, as it lies in the ring.
         both: whether both guests send.
-        must: what the ratio to each peer must reach, by the peer's name; with the project's own front-end.
+        packed: packed rings instead of split ones.
+        layout: descriptors of a sent frame, as ``vhost-frontend`` names them.
+        ports: ports of the bridge; the guests of all but two are connected and silent.
+        addresses: MAC addresses behind the receiving port, sent to in turn.
+        interval_us: round trips: from one frame to the next, µs; 0: at once.
     """
 
-    size: int
-    both: bool
-    must: dict[str, float]
-
-    @property
-    def name(self) -> str:
-        """What the row is called, and what ``--cases`` takes."""
-        return f"{self.size}{'-both' if self.both else ''}"
-
-    @property
-    def title(self) -> str:
-        """The same in words."""
-        return f"{self.size} B, {'both directions' if self.both else 'one direction'}"
+    size: int = 64
+    both: bool = False
+    packed: bool = False
+    layout: str = "one"
+    ports: int = 2
+    addresses: int = 1
+    interval_us: int = 0
 
     @property
     def mtu(self) -> int:
@@ -38,13 +69,177 @@ class Case:
         return _STANDARD_MTU if self.size <= _STANDARD_MTU else _JUMBO_MTU
 
 
-OVS = "ovs-dpdk"
-TESTPMD = "testpmd"
+@dataclass(frozen=True)
+class Contestant:
+    """One side of a comparison: a switch in a setting, under a name."""
 
-CASES = (
-    Case(64, both=False, must={OVS: 2.0, TESTPMD: 1.5}),
-    Case(512, both=False, must={}),
-    Case(1518, both=False, must={OVS: 1.4, TESTPMD: 1.2}),
-    Case(9000, both=False, must={}),
-    Case(64, both=True, must={}),
+    name: str
+    switch: str
+    case: Case
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number that has to be reached.
+
+    Attributes:
+        metric: ``pps``, ``cycles_per_packet``, ``p50_us``, ``p99_us`` or ``cores``.
+        of: the contestant that is judged.
+        by: the contestant it is divided by, round by round; None judges the number itself.
+        must: what has to be reached; a floor for rates, a ceiling for all else; None where there is only an aim.
+        aim: what is hoped for.
+        scale: what the number is multiplied with when shown.
+        unit: what it is then called.
+    """
+
+    metric: str
+    of: str
+    by: str | None
+    must: float | None
+    aim: float
+    scale: float = 1.0
+    unit: str = ""
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether more is better."""
+        return self.metric == "pps"
+
+    def is_reached(self, value: float, limit: float) -> bool:
+        """Whether ``value`` keeps ``limit``, which is `must` or `aim`; parity is judged with its tolerance."""
+        if limit == 1.0 and self.by is not None:
+            limit = PARITY if self.is_floor else LATENCY_PARITY
+        return value >= limit if self.is_floor else value <= limit
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+        name: what ``--rows`` takes.
+        title: the same in words.
+        load: who sends and receives.
+        contestants: who is measured, in turns.
+        goals: what has to be reached.
+        rounds_at_most: fewer rounds than asked for, where a row is only reported.
+    """
+
+    name: str
+    title: str
+    load: Load
+    contestants: tuple[Contestant, ...]
+    goals: tuple[Goal, ...] = field(default=())
+    rounds_at_most: int = 100
+
+
+def _beside(case: Case, switches: tuple[str, ...] = SWITCHES) -> tuple[Contestant, ...]:
+    return tuple(Contestant(switch, switch, case) for switch in switches)
+
+
+def _times(ovs: tuple[float, float] | None, testpmd: tuple[float, float]) -> tuple[Goal, ...]:
+    """Rates as multiples of the peers', each ``(must, aim)``."""
+    goals = [Goal("pps", OURS, TESTPMD, *testpmd)]
+    return (Goal("pps", OURS, OVS, *ovs), *goals) if ovs else tuple(goals)
+
+
+def _virtio_user() -> list[Row]:
+    rows = []
+    for both in (False, True):
+        for packed in (False, True):
+            for load in (Load.VIRTIO_USER, Load.VIRTIO_USER_POLLING):
+                words = ["virtio-user", *["packed"] * packed, *["polling"] * (load is Load.VIRTIO_USER_POLLING)]
+                rows.append(
+                    Row(
+                        "-".join([*words, *["both"] * both]),
+                        f"64 B, {'both directions' if both else 'one direction'}, {'packed' if packed else 'split'}",
+                        load,
+                        _beside(Case(both=both, packed=packed)),
+                        () if both else _times((1.3, 2.0), (1.0, 1.4)),
+                        rounds_at_most=3 if both else 100,
+                    )
+                )
+    return rows
+
+
+_ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
+_FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
+_ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
+_ALL_GUESTS = 32
+
+ROWS = (
+    Row(
+        "64",
+        "64 B, one direction, split",
+        Load.OWN,
+        _beside(Case()),
+        (
+            *_times((2.5, 3.5), (1.7, 2.5)),
+            Goal("cycles_per_packet", OURS, None, 180, 120, unit="cycles a packet"),
+            Goal("cycles_per_packet", OURS, OVS, 0.5, 0.3),
+        ),
+    ),
+    Row("64-both", "64 B, both directions, split", Load.OWN, _beside(Case(both=True)), _times((2.3, 3), (1.9, 2.5))),
+    Row(
+        "64-packed", "64 B, one direction, packed", Load.OWN, _beside(Case(packed=True)), _times((2.4, 3.5), (1.5, 2.3))
+    ),
+    Row("512", "512 B, one direction, split", Load.OWN, _beside(Case(512)), _times((2.2, 2.8), (1.7, 2.2))),
+    Row("1518", "1518 B, one direction, split", Load.OWN, _beside(Case(1518)), _times((1.5, 2), (1.3, 1.6))),
+    Row("9000", "9000 B, one direction, split", Load.OWN, _beside(Case(9000)), _times((1.6, 2), (1.25, 1.6))),
+    Row(
+        "layouts",
+        "64 B, what Linux guests post",
+        Load.OWN,
+        (
+            Contestant(_ONE, OURS, Case()),
+            Contestant(_TWO, OURS, Case(layout="two")),
+            Contestant(_INDIRECT, OURS, Case(layout="indirect:2")),
+        ),
+        (
+            Goal("cycles_per_packet", _TWO, _ONE, 1.25, 1.1),
+            Goal("cycles_per_packet", _INDIRECT, _ONE, 1.25, 1.1),
+        ),
+    ),
+    *_virtio_user(),
+    Row(
+        "round-trips",
+        "one 64 B frame there and back, the next at once",
+        Load.ROUND_TRIPS,
+        _beside(Case(), (OURS, OVS, TESTPMD)),
+        (
+            Goal("p50_us", OURS, TESTPMD, 1.0, 1.0),
+            Goal("p99_us", OURS, TESTPMD, 1.0, 1.0),
+            Goal("p50_us", OURS, None, None, 2, unit="µs at the median"),
+            Goal("p99_us", OURS, None, None, 3, unit="µs at p99"),
+        ),
+    ),
+    Row(
+        "round-trips-ms",
+        "one 64 B frame there and back each ms",
+        Load.ROUND_TRIPS,
+        _beside(Case(interval_us=1000), (OURS, OURS_AWAKE, OVS, TESTPMD)),
+        (Goal("p50_us", OURS, None, 50, 25, unit="µs at the median"),),
+    ),
+    Row(
+        "ports",
+        "64 B, two of many ports with traffic",
+        Load.OWN,
+        (Contestant(_FEW_PORTS, OURS, Case()), Contestant(_MANY_PORTS, OURS_TOO, Case(ports=100))),
+        (Goal("pps", _MANY_PORTS, _FEW_PORTS, 0.95, 1.0),),
+    ),
+    Row(
+        "addresses",
+        "64 B, each frame to another address",
+        Load.OWN,
+        (Contestant(_ONE_ADDRESS, OURS, Case()), Contestant(_MANY_ADDRESSES, OURS_TOO, Case(addresses=100_000))),
+        (Goal("pps", _MANY_ADDRESSES, _ONE_ADDRESS, 0.85, 0.95),),
+    ),
+    Row(
+        "idle",
+        f"{_ALL_GUESTS} connected guests that say nothing",
+        Load.SILENT,
+        (Contestant(OURS, OURS_TOO, Case(ports=_ALL_GUESTS)), Contestant(OVS, OVS, Case(ports=_ALL_GUESTS))),
+        (Goal("cores", OURS, None, 0.03, 0.01, scale=100, unit="% of a core"),),
+        rounds_at_most=3,
+    ),
 )

@@ -1,14 +1,16 @@
 """What loads the switches: two guests in one process on one core, one of them sending, or both.
 
-- ``Frontend``: the project's own front-end. Writes one cache line and one descriptor a frame and looks at the first
-  line of each received frame, so that its transmitq stays full and the switch is the limit.
+- ``Frontend``: the project's own front-end. Writes one cache line and one descriptor a frame and counts used elements,
+  so that its transmitq stays full and the switch is the limit. Also the frames in flight one at a time, and guests that
+  are connected and silent.
 - ``VirtioUser``: DPDK's virtio-user driver under the generator of ``generator.c``: a real driver, and often the limit.
 
-Both create the sockets, say when their window begins, and count at the far end.
+All create the sockets, say when their window begins, and count at the far end.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -21,23 +23,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from cases import Load
+
 from ovsvhost.testing import hugepages
 from ovsvhost.testing.errors import MissingError, RigError
 from ovsvhost.testing.testpmd import virtio_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cases import Case
 
 RING_SIZE = 1024
+_QUIET_RING = "--ring-size=256"
 _START_TIMEOUT_S = 30
 _END_TIMEOUT_S = 30
 _MEMORY_MIB = 192
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
-class Load:
+class Counts:
     """What a generator saw in one window.
 
     Attributes:
@@ -78,7 +84,7 @@ class Generator(ABC):
             run.wait_for_window(warmup_s)
             yield run
 
-    def start(self, sockets: tuple[Path, Path], command: list[str]) -> Run:
+    def start(self, sockets: Sequence[Path], command: list[str]) -> Run:
         """Starts a command of this generator on fresh sockets; a context that ends it."""
         for socket in sockets:
             socket.unlink(missing_ok=True)
@@ -94,22 +100,40 @@ class Frontend(Generator):
         program: the built binary.
     """
 
-    name = "own front-end"
+    name = Load.OWN
 
     def __init__(self, cpu: int, folder: Path, program: Path) -> None:
         super().__init__(cpu, folder)
         self.program = program
 
     def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
-        words = self.base(sockets, warmup_s, duration_s)
+        words = self.base(warmup_s, duration_s)
         settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={RING_SIZE}", "--burst=256"]
-        roles = ("send", "send" if case.both else "receive")
-        ends = [f"--end=socket={socket},role={role}" for socket, role in zip(sockets, roles, strict=True)]
-        return [*words, *settings, *ends]
+        settings.append(f"--layout={case.layout}")
+        if case.packed:
+            settings += ["--with=ring_packed", "--require=ring_packed"]
+        sender, receiver = sockets
+        receives = f"--end=socket={receiver},role={'send' if case.both else 'receive'}"
+        if case.addresses > 1:
+            receives += f",addresses={case.addresses}"
+        return [*words, *settings, f"--end=socket={sender},role=send", receives]
 
-    def base(self, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
-        """What every run of it has, without the ends."""
-        del sockets
+    def round_trips(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+        """The command line of frames in flight one at a time."""
+        words = self.base(warmup_s, duration_s)
+        words += ["--mode=latency", f"--interval-us={case.interval_us}", f"--sizes={case.size}", "--check=sequence"]
+        return [*words, _QUIET_RING, *(f"--end=socket={socket}" for socket in sockets)]
+
+    @contextmanager
+    def crowd(self, sockets: Sequence[Path]) -> Iterator[None]:
+        """Guests that are connected to all of these sockets and say nothing, asleep; gone at the end."""
+        ends = [f"--end=socket={socket}" for socket in sockets]
+        with self.start(sockets, [str(self.program), "crowd", _QUIET_RING, *ends]) as run:
+            run.wait_for_event("ready")
+            yield
+
+    def base(self, warmup_s: float, duration_s: float) -> list[str]:
+        """What every run with traffic has, without the ends."""
         times = [f"--warmup={warmup_s}", f"--duration={duration_s}", "--drain=0.2", "--link-timeout=20"]
         return [str(self.program), "run", f"--cpu={self.cpu}", "--events=yes", *times]
 
@@ -125,7 +149,7 @@ class VirtioUser(Generator):
 
     def __init__(self, cpu: int, folder: Path, backoff_us: float) -> None:
         super().__init__(cpu, folder)
-        self.name = f"virtio-user, back-off {backoff_us:g} µs"
+        self.name = Load.VIRTIO_USER if backoff_us else Load.VIRTIO_USER_POLLING
         self._backoff_us = backoff_us
         self._program = _build(folder)
 
@@ -134,7 +158,8 @@ class VirtioUser(Generator):
         eal = [f"--lcores=0@{self.cpu}", "--no-pci", "--iova-mode=va", "--in-memory", "--single-file-segments"]
         # Its socket is one for all DPDK processes; connecting to it waits for ever when its owner is held.
         eal += ["--no-telemetry", "-m", str(_MEMORY_MIB), "--log-level=lib.eal:error"]
-        devices = [virtio_user(socket, queue_size=RING_SIZE) for socket in sockets]
+        options = f"mrg_rxbuf=1,in_order=0,packed_vq={int(case.packed)}"
+        devices = [virtio_user(socket, queue_size=RING_SIZE, options=options) for socket in sockets]
         eal += [f"--vdev={device.format(index)}" for index, device in enumerate(devices)]
         settings = [f"size={case.size}", f"both={int(case.both)}", f"backoff-us={self._backoff_us:g}"]
         return [str(self._program), *eal, "--", *settings, f"warmup={warmup_s}", f"duration={duration_s}"]
@@ -145,7 +170,7 @@ class Run:
 
     def __init__(self, generator: Generator, command: list[str]) -> None:
         self._name = generator.name
-        self._log = (generator.folder / "generator.log").open("w+")
+        self._log = (generator.folder / f"generator-{next(_NUMBERS)}.log").open("w+")
         tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         self._process = subprocess.Popen(
             tied, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
@@ -157,12 +182,6 @@ class Run:
     def pid(self) -> int:
         """The process number."""
         return self._process.pid
-
-    def say(self, command: str) -> None:
-        """Types one line."""
-        stdin = _stream(self._process.stdin)
-        stdin.write(command + "\n")
-        stdin.flush()
 
     def wait_for_window(self, warmup_s: float) -> None:
         """Returns when the measurement begins; RigError with its log if it does not."""
@@ -187,8 +206,12 @@ class Run:
         report: dict[str, Any] = json.loads(last)
         return report
 
-    def result(self) -> Load:
-        """The load of its window; waits for the end of it."""
+    def result(self) -> Counts:
+        """The load of its window; waits for the end of it.
+
+        Raises:
+            RigError: nothing was sent, or nothing arrived.
+        """
         report = self.report()
         measured = report.get("measured", report)
         senders = [end for end in measured["ends"] if end["sent_pps"] > 0]
@@ -196,7 +219,7 @@ class Run:
         received = sum(end["received_pps"] for end in measured["ends"])
         if not sent or not received:
             raise self._error("sent nothing" if not sent else "sent frames, and none arrived at the far end")
-        return Load(
+        return Counts(
             pps=received,
             ring_full_share=sum(end["ring_full_share"] for end in senders) / len(senders),
             lost_share=max(0.0, 1 - received / sent),

@@ -1,13 +1,12 @@
-"""What a switch costs when nothing happens, and what the first frame after a silence waits for.
+"""What a switch costs when nothing happens, and what a frame in flight alone takes.
 
-Both are measured with the project's own front-end: two guests that are connected and say nothing; one frame there and
-back, at once after the one before, or one per millisecond, so that a poll thread that sleeps has to be woken each time.
+Both are measured with the project's own front-end: guests that are connected and say nothing; one frame there and back,
+at once after the one before, or one per millisecond, so that a poll thread that sleeps has to be woken each time.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import machine
@@ -15,46 +14,38 @@ import machine
 if TYPE_CHECKING:
     from cases import Case
     from generators import Frontend
+    from rounds import Window
     from switches import Switch
 
 _SETTLE_S = 1.0
 """After the guests fell silent: announcements and the switch's own start-up are over."""
-_RING = "--ring-size=256"
 
 
-@dataclass(frozen=True)
-class RoundTrips:
-    """Times of one frame there and back, µs, through the switch twice."""
-
-    count: int
-    lost: int
-    p50_us: float
-    p99_us: float
-
-
-def idle_cores(switch: Switch, frontend: Frontend, duration_s: float) -> float:
-    """Processor time of the whole switch process with two silent guests, in cores."""
-    words = frontend.base(switch.sockets, 0, duration_s + 60)
-    ends = [f"--end=socket={socket},role=receive" for socket in switch.sockets]
-    with switch.turn(), frontend.start(switch.sockets, [*words, _RING, "--control=yes", *ends]) as run:
-        run.wait_for_event("measuring")
-        time.sleep(_SETTLE_S)
-        before, begin = machine.process_clock(switch.pid), time.monotonic()
-        time.sleep(duration_s)
-        used = machine.process_clock(switch.pid) - before
-        share = used.ran_ns / 1e9 / (time.monotonic() - begin)
-        run.say("stop")
-        run.report()
+def idle(switch: Switch, frontend: Frontend, case: Case, duration_s: float) -> Window:
+    """Processor time of the whole switch process with every guest of the case silent, in cores."""
+    with switch.turn():
+        with frontend.crowd([*switch.sockets, *switch.silent_sockets(case)]):
+            time.sleep(_SETTLE_S)
+            before, begin = machine.process_clock(switch.pid), time.monotonic()
+            time.sleep(duration_s)
+            used = machine.process_clock(switch.pid) - before
+            cores = used.ran_ns / 1e9 / (time.monotonic() - begin)
         time.sleep(0.2)
-    return share
+    return {"cores": cores, "wait_share": used.wait_share}
 
 
-def round_trips(switch: Switch, frontend: Frontend, case: Case, *, interval_us: int, duration_s: float) -> RoundTrips:
-    """One frame there and back at a time. With ``interval_us`` the next one starts so long after the last."""
-    words = frontend.base(switch.sockets, 0.2, duration_s)
-    mode = ["--mode=latency", f"--interval-us={interval_us}", f"--sizes={case.size}", "--check=sequence", _RING]
-    ends = [f"--end=socket={socket}" for socket in switch.sockets]
-    with switch.turn(), frontend.start(switch.sockets, [*words, *mode, *ends]) as run:
-        measured = run.report()["measured"]
+def round_trips(switch: Switch, frontend: Frontend, case: Case, *, warmup_s: float, duration_s: float) -> Window:
+    """One frame there and back at a time."""
+    words = frontend.round_trips(case, switch.sockets, warmup_s, duration_s)
+    with switch.turn():
+        clock = switch.clock()
+        with frontend.start(switch.sockets, words) as run:
+            found = run.report()["measured"]
+        clock = switch.clock() - clock
         time.sleep(0.2)
-    return RoundTrips(measured["round_trips"], measured["lost"], measured["p50_us"], measured["p99_us"])
+    count = found["round_trips"]
+    return {
+        **{name: found[name] for name in ("p50_us", "p99_us", "p999_us")},
+        "lost_share": found["lost"] / max(1, found["lost"] + count),
+        "wait_share": clock.wait_share,
+    }

@@ -1,4 +1,4 @@
-"""The table, the JSON and the document: what was measured, under which conditions, and how it compares.
+"""The tables and the document: what was measured, under which conditions, and what was reached.
 
 Medians stand beside the smallest and largest window. A ratio is taken round by round, between windows that lay next to
 each other, and its median is given: what drifts on the machine cancels out.
@@ -6,203 +6,240 @@ each other, and its median is given: what drifts on the machine cancels out.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import statistics
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cases import OVS, TESTPMD
+from cases import GENERATOR_LIMITS, OURS, ROWS, Goal, Load
 from rich.table import Table
-from switches import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quiet import RoundTrips
+    from cases import Row
+    from results import Results
     from rich.console import Console
     from rounds import Series
 
-_PEERS = (OVS, TESTPMD)
-_FULL_ENOUGH = 0.9
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_COMMIT_LENGTH = 12
+
+Rows = tuple[list[str], list[list[str]]]
+"""Head and lines of a table."""
 
 
-@dataclass
-class Results:
-    """Everything one run found out.
+@dataclass(frozen=True)
+class Verdict:
+    """A goal and what became of it.
 
     Attributes:
-        conditions: machine, versions and settings, as words.
-        series: throughput.
-        idle_cores: processor time of each switch with two silent guests, in cores.
-        back_to_back: one frame there and back, the next at once, by switch.
-        every_ms: the same, one frame per millisecond; ``ovsvhost, never sleeps`` is what waking is measured against.
+        title: the row and the number.
+        found: the number, with the smallest and largest of the rounds.
+        must: what had to be reached, in words; empty where there is only an aim.
+        aim: what was hoped for, in words.
+        outcome: ``aim``, ``must``, ``missed`` or ``open`` (below an aim that is no must).
+        note: what else a judge must know.
     """
 
-    conditions: dict[str, str]
-    series: list[Series] = field(default_factory=list)
-    idle_cores: dict[str, float] = field(default_factory=dict)
-    back_to_back: dict[str, RoundTrips] = field(default_factory=dict)
-    every_ms: dict[str, RoundTrips] = field(default_factory=dict)
-
-    def wake_up_us(self) -> tuple[float, float] | None:
-        """What waking a sleeping poll thread adds to a frame's way there and back, p50 and p99, µs."""
-        asleep, awake = self.every_ms.get(OURS), self.every_ms.get(NEVER_SLEEPS)
-        if asleep is None or awake is None:
-            return None
-        return asleep.p50_us - awake.p50_us, asleep.p99_us - awake.p99_us
+    title: str
+    found: str
+    must: str
+    aim: str
+    outcome: str
+    note: str
 
 
-NEVER_SLEEPS = f"{OURS}, never sleeps"
+def verdicts(results: Results) -> list[Verdict]:
+    """Every goal of every row that was measured."""
+    found = []
+    for row in ROWS:
+        series = results.series.get(row.name)
+        if series is not None:
+            found += [verdict for goal in row.goals if (verdict := _judge(row, goal, series)) is not None]
+    return found
 
 
-def to_json(results: Results) -> str:
-    """All numbers, window by window."""
+def _judge(row: Row, goal: Goal, series: Series) -> Verdict | None:
+    notes = []
+    values = series.ratios(goal.metric, goal.of, goal.by) if goal.by else series.values(goal.of, goal.metric)
+    full = series.median(goal.of, "ring_full_share")
+    if goal.metric == "pps" and goal.by and full is not None:
+        if full < GENERATOR_LIMITS:
+            notes.append(f"ring full {full:.2f}: the guest is the limit; judged by cycles a packet")
+            values = series.ratios("cycles_per_packet", goal.by, goal.of)
+        elif row.load is Load.OWN:
+            fulls = [value for name in series.windows if (value := series.median(name, "ring_full_share")) is not None]
+            notes.append(f"ring full {min(fulls):.2f} or more")
+    if not values:
+        return None
+    if len(values) < len(series.windows.get(goal.of, [])):
+        notes.append("some windows failed")
+    low, value, high = (goal.scale * number for number in (min(values), statistics.median(values), max(values)))
+    digits = 0 if goal.unit.startswith("cycles") else 2
+    what = {"pps": "rate", "cycles_per_packet": "cycles a packet", "p50_us": "median", "p99_us": "p99"}.get(
+        goal.metric, ""
+    )
+    of = "" if goal.of == OURS else f"{goal.of}, "
+    number = f"{what} by that of {goal.by}" if goal.by else goal.unit
+    title = f"{row.title}, {row.load}: {of}{number}"
+    middle = statistics.median(values)
+    outcome = "open" if goal.must is None else "missed"
+    if goal.is_reached(middle, goal.aim):
+        outcome = "aim"
+    elif goal.must is not None and goal.is_reached(middle, goal.must):
+        outcome = "must"
+    return Verdict(
+        title,
+        f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})",
+        "" if goal.must is None else _limit(goal, goal.must),
+        _limit(goal, goal.aim),
+        outcome,
+        "; ".join(notes),
+    )
 
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-        if isinstance(value, dict):
-            return {key: plain(entry) for key, entry in value.items()}
-        if isinstance(value, list):
-            return [plain(entry) for entry in value]
-        return value
 
-    document = plain(results)
-    for series, entry in zip(results.series, document["series"], strict=True):
-        entry["ratios"] = {
-            peer: series.ratios(OURS, peer) for peer in _PEERS if OURS in series.windows and peer in series.windows
-        }
-    return json.dumps(document, indent=2) + "\n"
+def _limit(goal: Goal, limit: float) -> str:
+    return f"{'≥' if goal.is_floor else '≤'} {goal.scale * limit:g}"
 
 
-def throughput_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the throughput table."""
+def goal_rows(results: Results) -> Rows:
+    """The table of goals."""
+    words = {"aim": "yes, aim too", "must": "yes", "missed": "**no**", "open": "aim not yet"}
+    head = ["what", "found: median (min to max)", "must", "aim", "reached", "note"]
+    return head, [[v.title, v.found, v.must, v.aim, words[v.outcome], v.note] for v in verdicts(results)]
+
+
+def throughput_rows(results: Results) -> Rows:
+    """The table of rates."""
     head = [
         "case",
         "front-end",
-        "switch",
+        "who",
         "Mpps min / median / max",
-        "ours by its",
+        "first by it",
         "ring full",
         "busy",
         "cycles/packet",
         "lost",
     ]
-    rows = []
-    for one in series:
-        for number, switch in enumerate(one.windows):
-            rates = sorted(rate / 1e6 for rate in one.rates(switch))
-            rows.append(
-                [
-                    one.case.title if number == 0 else "",
-                    one.generator if number == 0 else "",
-                    switch,
+    lines = []
+    for row, series in _series(results, "pps"):
+        first, *_ = series.windows
+        for number, name in enumerate(series.windows):
+            start = [row.title, row.load] if number == 0 else ["", ""]
+            if rates := sorted(value / 1e6 for value in series.values(name, "pps")):
+                ratios = series.ratios("pps", first, name) if number else []
+                numbers = [
                     f"{rates[0]:.2f} / {statistics.median(rates):.2f} / {rates[-1]:.2f}",
-                    _ratio(one, switch),
-                    f"{one.median(switch, 'ring_full_share'):.2f}",
-                    f"{one.median(switch, 'busy_share'):.2f}",
-                    f"{one.median(switch, 'cycles_per_packet'):.0f}",
-                    f"{one.median(switch, 'lost_share'):.1%}",
+                    f"{statistics.median(ratios):.2f}" if ratios else "",
+                    *(f"{series.median(name, metric):.2f}" for metric in ("ring_full_share", "busy_share")),
+                    f"{series.median(name, 'cycles_per_packet'):.0f}",
+                    f"{series.median(name, 'lost_share'):.1%}",
                 ]
-            )
-    return head, rows
+            else:
+                numbers = [_failure(series, name), *[""] * 5]
+            lines.append([*start, name, *numbers])
+    return head, lines
 
 
-def quiet_rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table of silence and single frames."""
-    head = ["switch", "idle, cores", "at once, p50 / p99 µs", "one per ms, p50 / p99 µs"]
-    names = list(dict.fromkeys([*results.idle_cores, *results.back_to_back, *results.every_ms]))
-    rows = []
-    for name in names:
-        idle = results.idle_cores.get(name)
-        rows.append(
-            [
-                name,
-                "" if idle is None else f"{idle:.3f}",
-                _trips(results.back_to_back.get(name)),
-                _trips(results.every_ms.get(name)),
-            ]
-        )
-    return head, rows
+def latency_rows(results: Results) -> Rows:
+    """The table of frames in flight alone."""
+    head = ["case", "who", "p50 µs, median (min to max)", "p99 µs", "p99.9 µs", "lost"]
+    lines = []
+    for row, series in _series(results, "p50_us"):
+        for number, name in enumerate(series.windows):
+            times = [_spread(series.values(name, metric)) for metric in ("p50_us", "p99_us", "p999_us")]
+            lost = series.median(name, "lost_share")
+            numbers = [*times, f"{lost:.1%}"] if lost is not None else [_failure(series, name), "", "", ""]
+            lines.append([row.title if number == 0 else "", name, *numbers])
+    return head, lines
 
 
-def verdicts(results: Results) -> list[tuple[str, bool]]:
-    """What had to be reached, and whether it was."""
-    found = []
-    for one in results.series:
-        for peer, least in one.case.must.items():
-            if one.generator != "own front-end" or peer not in one.windows or OURS not in one.windows:
-                continue
-            ratio = statistics.median(one.ratios(OURS, peer))
-            full = min(one.median(switch, "ring_full_share") for switch in one.windows)
-            text = f"{one.case.title}: {ratio:.2f} times {peer} (must: {least}), ring full {full:.2f} or more for all"
-            found.append((text, ratio >= least and full >= _FULL_ENOUGH))
-    if OURS in results.idle_cores:
-        idle = results.idle_cores[OURS]
-        found.append((f"idle with two silent guests: {idle:.2%} of a core (must: below 2 %)", idle < 0.02))
-    if (added := results.wake_up_us()) is not None:
-        text = f"waking adds {added[0]:.0f} µs at the median, {added[1]:.0f} µs at p99 (must: below 100 µs)"
-        found.append((text, added[0] < 100))
-    return found
+def idle_rows(results: Results) -> Rows:
+    """The table of silence."""
+    lines = [
+        [row.title, name, _spread(series.values(name, "cores"), digits=3) or _failure(series, name)]
+        for row, series in _series(results, "cores")
+        for name in series.windows
+    ]
+    return ["case", "who", "cores, median (min to max)"], lines
 
 
 def show(results: Results, console: Console) -> None:
     """Prints all of it."""
-    if results.series:
-        console.print(_table("throughput", *throughput_rows(results.series)))
-    if results.idle_cores or results.every_ms:
-        console.print(_table("idle and latency", *quiet_rows(results)))
-    for text, reached in verdicts(results):
-        console.print(f"{'[green]reached[/]' if reached else '[red]missed[/] '}  {text}", highlight=False)
-    for one in results.series:
-        if one.disturbed:
+    for title, (head, lines) in _tables(results):
+        if lines:
+            console.print(_table(title, head, lines))
+    colours = {"aim": "green", "must": "green", "missed": "red", "open": "yellow"}
+    for found in verdicts(results):
+        limits = ", ".join(f"{word} {limit}" for word, limit in (("must", found.must), ("aim", found.aim)) if limit)
+        note = f"; {found.note}" if found.note else ""
+        text = f"[{colours[found.outcome]}]{found.outcome:6}[/]  {found.title}: {found.found} ({limits}{note})"
+        console.print(text, highlight=False, soft_wrap=True)
+    for series in results.series.values():
+        if series.disturbed:
             console.print(
-                f"[yellow]disturbed[/]  {one.case.title}, {one.generator}: {one.disturbed} windows were kept although "
-                "something else ran on the cores",
+                f"[yellow]disturbed[/]  {series.row}: {series.disturbed} windows were kept although something else ran",
                 highlight=False,
             )
+        for name, failure in series.failures.items():
+            console.print(f"[red]failed[/]  {series.row}: {name}: {failure}", highlight=False, markup=True)
 
 
-def write_document(results: Results, path: Path) -> None:
+def write_document(results: Results, path: Path, picture: str | None) -> None:
     """Puts the tables into a document, between its two marks; what people wrote around them stays."""
     text = path.read_text() if path.exists() else f"{_BEGIN}\n{_END}\n"
     head, found, rest = text.partition(_BEGIN)
     _, also_found, tail = rest.partition(_END)
     if not found or not also_found:
         raise ValueError(f"{path} has no lines '{_BEGIN}' and '{_END}': put them where the tables belong")
-    parts = [_markdown(["condition", "value"], [[key, value] for key, value in results.conditions.items()])]
-    if results.series:
-        parts.append(_markdown(*throughput_rows(results.series)))
-    if results.idle_cores or results.every_ms:
-        parts.append(_markdown(*quiet_rows(results)))
-    verdict = [f"- {'reached' if reached else '**missed**'}: {text}" for text, reached in verdicts(results)]
-    disturbed = sum(one.disturbed for one in results.series)
-    repeated = sum(one.repeated for one in results.series)
-    windows = sum(len(windows) for one in results.series for windows in one.windows.values())
-    verdict.append(
-        f"- {windows} windows; {repeated} repeated because something else ran, {disturbed} kept in spite of it"
-    )
-    parts.append("\n".join(verdict))
+    parts = [f"![rates beside each other]({picture})"] if picture else []
+    parts.append(_markdown(["condition", "value"], [[key, value] for key, value in results.conditions.items()]))
+    parts += [_markdown(*rows) for _, rows in [("", goal_rows(results)), *_tables(results)] if rows[1]]
+    windows = [window for series in results.series.values() for found in series.windows.values() for window in found]
+    repeated = sum(series.repeated for series in results.series.values())
+    disturbed = sum(series.disturbed for series in results.series.values())
+    failed = sum(window is None for window in windows)
+    counts = f"{repeated} repeated because something else ran, {disturbed} kept in spite of it, {failed} failed"
+    notes = [f"- {len(windows)} windows; {counts}"]
+    taken: dict[str, list[str]] = {}
+    for series in results.series.values():
+        taken.setdefault(series.taken.partition(",")[0][:_COMMIT_LENGTH], []).append(series.row)
+    if len(taken) > 1:
+        notes += [f"- taken at {commit}: {', '.join(rows)}" for commit, rows in taken.items()]
+    parts.append("\n".join(notes))
     path.write_text(f"{head}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{tail}")
 
 
-def _ratio(series: Series, switch: str) -> str:
-    if switch == OURS or OURS not in series.windows:
+def _tables(results: Results) -> list[tuple[str, Rows]]:
+    return [
+        ("throughput", throughput_rows(results)),
+        ("one frame in flight", latency_rows(results)),
+        ("idle", idle_rows(results)),
+    ]
+
+
+def _series(results: Results, metric: str) -> list[tuple[Row, Series]]:
+    """The rows in which somebody has the metric."""
+    pairs = [(row, results.series[row.name]) for row in ROWS if row.name in results.series]
+    return [(row, series) for row, series in pairs if any(series.values(name, metric) for name in series.windows)]
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
         return ""
-    return f"{statistics.median(series.ratios(OURS, switch)):.2f}"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def _trips(trips: RoundTrips | None) -> str:
-    return "" if trips is None else f"{trips.p50_us:.1f} / {trips.p99_us:.1f}"
+def _failure(series: Series, name: str) -> str:
+    return f"failed: {series.failures.get(name, '').partition(chr(10))[0]}"
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title)
     for column in head:
-        table.add_column(column, justify="left" if column in {"case", "front-end", "switch"} else "right")
+        table.add_column(column, justify="left" if column in {"case", "front-end", "who"} else "right")
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,79 +1,70 @@
-"""Rounds: in each, every switch gets one window, so that what drifts on the machine drifts for all of them.
+"""Rounds: in each, every contestant of a row gets one window, so that what drifts on the machine drifts for all.
 
-A window counts only if the scheduler left both cores to the two threads under measurement; else it is repeated.
+A window counts only if the scheduler left both cores to the two threads under measurement; else it is repeated. One
+that fails is noted and leaves a gap, and a contestant that fails twice in a row is given up for that row: the others,
+and what was measured before, stay.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
+import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ovsvhost.errors import OvsvhostError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from cases import Case
-    from generators import Generator
-    from switches import Switch
+    from cases import Contestant, Row
 
-_EDGE_S = 0.1
-"""Kept away from both ends of a generator's window, so that the switch's counters cover nothing else."""
-_SETTLE_S = 0.15
-"""After a generator ended: time for the switch to see its sockets close before it is stopped."""
+Window = dict[str, float]
+"""What one contestant showed once, by name.
 
+Under load: ``pps`` at the far end of both directions, ``ring_full_share``, ``lost_share``, ``busy_share`` of the poll
+thread's cycles, ``cycles_per_packet`` that were busy. Frame by frame: ``p50_us``, ``p99_us``, ``p999_us``,
+``lost_share``. Idle: ``cores``. Always ``wait_share``: the larger of what the poll thread and the generator waited for
+their cores.
+"""
 
-@dataclass(frozen=True)
-class Window:
-    """One switch under one load once.
-
-    Attributes:
-        pps: frames per second at the far end.
-        ring_full_share: part of the generator's looks at its transmitq that found it full.
-        lost_share: part of the frames sent that did not arrive.
-        busy_share: part of the poll thread's cycles spent on frames.
-        cycles_per_packet: busy TSC cycles a frame.
-        wait_share: the larger of what the poll thread and the generator waited for their cores.
-    """
-
-    pps: float
-    ring_full_share: float
-    lost_share: float
-    busy_share: float
-    cycles_per_packet: float
-    wait_share: float
+_GIVE_UP_AFTER = 2
 
 
 @dataclass
 class Series:
-    """All windows of one case under one generator, by switch, in the order of the rounds.
+    """All windows of one row, by contestant, in the order of the rounds.
 
     Attributes:
-        case: the case.
-        generator: the generator's name.
-        windows: one per switch and round.
+        row: the row's name.
+        taken: commit and time, which may differ between rows that were merged.
+        windows: one per contestant and round; None where it failed.
+        failures: why windows failed, by contestant.
         repeated: windows thrown away because something else ran on the cores.
         disturbed: windows kept although they were disturbed, because no better one was to be had.
     """
 
-    case: Case
-    generator: str
-    windows: dict[str, list[Window]] = field(default_factory=dict)
+    row: str
+    taken: str
+    windows: dict[str, list[Window | None]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     repeated: int = 0
     disturbed: int = 0
 
-    def rates(self, switch: str) -> list[float]:
-        """Frames per second, by round."""
-        return [window.pps for window in self.windows[switch]]
+    def values(self, contestant: str, metric: str) -> list[float]:
+        """One of the numbers, over the rounds that have it."""
+        windows = self.windows.get(contestant, [])
+        return [window[metric] for window in windows if window is not None and metric in window]
 
-    def ratios(self, switch: str, other: str) -> list[float]:
-        """The first switch's rate by the second's of the same round."""
-        return [a / b for a, b in zip(self.rates(switch), self.rates(other), strict=True)]
+    def ratios(self, metric: str, of: str, by: str) -> list[float]:
+        """One of the numbers of the first contestant by the second's of the same round."""
+        pairs = zip(self.windows.get(of, []), self.windows.get(by, []), strict=False)
+        return [a[metric] / b[metric] for a, b in pairs if a and b and metric in a and b.get(metric)]
 
-    def median(self, switch: str, attribute: str) -> float:
-        """The median of one of a window's numbers."""
-        values: list[float] = [getattr(window, attribute) for window in self.windows[switch]]
-        return statistics.median(values)
+    def median(self, contestant: str, metric: str) -> float | None:
+        """The median of one of the numbers; None when there is none."""
+        values = self.values(contestant, metric)
+        return statistics.median(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class Timing:
     """How long and how often.
 
     Attributes:
-        rounds: windows of each switch.
+        rounds: windows of each contestant.
         warmup_s: traffic before each window, seconds.
         duration_s: a window, seconds.
         wait_limit: largest share a thread may have waited for its core.
@@ -96,51 +87,55 @@ class Timing:
 
 
 def measure(
-    case: Case, generator: Generator, switches: Sequence[Switch], timing: Timing, say: Callable[[str], None]
-) -> Series:
-    """All rounds of one case under one generator. The switches have their ports and are held."""
-    series = Series(case, generator.name, {switch.name: [] for switch in switches})
-    for number in range(timing.rounds):
-        # Each round begins with another switch: nobody is always first after a pause.
-        turn = number % len(switches)
-        for switch in [*switches[turn:], *switches[:turn]]:
-            window = _undisturbed(case, generator, switch, timing, series)
-            series.windows[switch.name].append(window)
-            say(
-                f"{case.title}, {generator.name}, round {number + 1}: {switch.name} {window.pps / 1e6:.2f} Mpps, "
-                f"ring full {window.ring_full_share:.2f}, busy {window.busy_share:.2f}, waited {window.wait_share:.1%}"
-            )
-    return series
+    row: Row,
+    contestants: list[Contestant],
+    timing: Timing,
+    window: Callable[[Contestant], Window],
+    *,
+    series: Series,
+    say: Callable[[str], None],
+) -> None:
+    """All rounds of one row, into ``series``; ``window`` measures one contestant once."""
+    series.windows = {contestant.name: [] for contestant in contestants}
+    failed_in_a_row = dict.fromkeys(series.windows, 0)
+    for number in range(min(timing.rounds, row.rounds_at_most)):
+        # Each round begins with another contestant: nobody is always first after a pause.
+        turn = number % len(contestants)
+        for contestant in [*contestants[turn:], *contestants[:turn]]:
+            name, found = contestant.name, None
+            if failed_in_a_row[name] < _GIVE_UP_AFTER:
+                try:
+                    found = _undisturbed(contestant, timing, window, series)
+                except (OvsvhostError, OSError, subprocess.SubprocessError) as error:
+                    series.failures[name] = str(error)
+            failed_in_a_row[name] = 0 if found else failed_in_a_row[name] + 1
+            series.windows[name].append(found)
+            say(f"{row.title}, {row.load}, round {number + 1}: {name}: {_words(found, series.failures.get(name, ''))}")
 
 
-def _undisturbed(case: Case, generator: Generator, switch: Switch, timing: Timing, series: Series) -> Window:
-    best: Window | None = None
-    for _ in range(timing.attempts):
-        window = _window(case, generator, switch, timing)
-        if best is None or window.wait_share < best.wait_share:
-            best = window
-        if best.wait_share <= timing.wait_limit:
+def _undisturbed(
+    contestant: Contestant, timing: Timing, window: Callable[[Contestant], Window], series: Series
+) -> Window:
+    best = window(contestant)
+    for _ in range(timing.attempts - 1):
+        if best["wait_share"] <= timing.wait_limit:
             return best
         series.repeated += 1
-    assert best is not None  # noqa: S101 - there is at least one attempt
-    series.disturbed += 1
+        again = window(contestant)
+        best = min(best, again, key=lambda found: found["wait_share"])
+    series.disturbed += best["wait_share"] > timing.wait_limit
     return best
 
 
-def _window(case: Case, generator: Generator, switch: Switch, timing: Timing) -> Window:
-    with switch.turn():
-        with generator.window(case, switch.sockets, warmup_s=timing.warmup_s, duration_s=timing.duration_s) as run:
-            time.sleep(_EDGE_S)
-            switch.begin()
-            time.sleep(timing.duration_s - 2 * _EDGE_S)
-            work, clock = switch.end()
-            load = run.result()
-        time.sleep(_SETTLE_S)
-    return Window(
-        pps=load.pps,
-        ring_full_share=load.ring_full_share,
-        lost_share=load.lost_share,
-        busy_share=work.busy_share,
-        cycles_per_packet=work.cycles_per_packet,
-        wait_share=max(clock.wait_share, load.wait_share),
+def _words(window: Window | None, failure: str) -> str:
+    if window is None:
+        return f"failed: {failure.partition(chr(10))[0]}"
+    shown = {
+        "pps": lambda value: f"{value / 1e6:.2f} Mpps",
+        "cores": lambda value: f"{value:.3f} cores",
+        "cycles_per_packet": lambda value: f"{value:.0f} cycles/packet",
+    }
+    return ", ".join(
+        shown[name](value) if name in shown else f"{name.removesuffix('_share').replace('_', ' ')} {value:.2f}"
+        for name, value in window.items()
     )

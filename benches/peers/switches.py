@@ -1,7 +1,8 @@
-"""The three switches, side by side behind one shape: start, two ports, counters of the one thread that moves frames.
+"""The switches, side by side behind one shape: start, ports, counters of the one thread that moves frames.
 
 All poll on the same core, so only one may run at a time: the others are stopped (SIGSTOP) until it is their turn.
-Each connects to sockets that the front-ends create, as ``dpdkvhostuserclient`` ports do.
+Each connects to sockets that the front-ends create, as ``dpdkvhostuserclient`` ports do. The first two ports have the
+traffic; the guests of the others are connected and silent.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import re
 import signal
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import machine
-from cases import OVS, TESTPMD
+from cases import OURS, OURS_AWAKE, OVS, OVS_FLOWS, TESTPMD
 
 from ovsvhost.appctl.client import transact
 from ovsvhost.testing.daemon import SwitchDaemon
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
     from cases import Case
 
-OURS = "ovsvhost"
 _COMMAND_TIMEOUT_S = 20
+_USUAL_TABLE_SIZE, _TABLE_SIZE = 8192, 1 << 17
+"""Addresses that a bridge may learn where a case has more than the usual 8192."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,35 @@ class Switch(ABC):
     def __init__(self, folder: Path, cpu: int) -> None:
         self.folder = folder
         self.cpu = cpu
-        self.sockets = (folder / "a.sock", folder / "b.sock")
+        self.plugged: tuple[int, int, bool] | None = None
         self._before = (Work(0, 0, 0), machine.SchedulerClock(0, 0))
+
+    @property
+    def sockets(self) -> tuple[Path, Path]:
+        """Where the two guests with traffic are met."""
+        return (self.folder / "0.sock", self.folder / "1.sock")
+
+    def silent_sockets(self, case: Case) -> list[Path]:
+        """Where the other guests of a case are met."""
+        return [self.folder / f"{number}.sock" for number in range(2, case.ports)]
+
+    def fit(self, case: Case) -> bool:
+        """Makes the ports as the case wants them, anew unless they are so already; true if they are new."""
+        wanted = (case.mtu, case.ports, case.addresses > _USUAL_TABLE_SIZE)
+        if wanted == self.plugged:
+            return False
+        self.plugged = None
+        self.plug(case)
+        self.plugged = wanted
+        return True
 
     @abstractmethod
     def plug(self, case: Case) -> None:
-        """Makes the two ports as the case wants them, anew."""
+        """Makes the ports as the case wants them, anew."""
+
+    def addresses(self) -> int | None:
+        """Addresses it knows; None where it does not learn."""
+        return None
 
     @abstractmethod
     def unplug(self) -> None:
@@ -119,12 +144,14 @@ class Switch(ABC):
         return machine.thread_named(self.pid, self.thread_prefix)
 
     def hold(self) -> None:
-        """Stops it, so that it leaves the core to another."""
-        os.kill(self.pid, signal.SIGSTOP)
+        """Stops it, so that it leaves the core to another. One that ended needs no stopping."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Lets it go on."""
-        os.kill(self.pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -139,10 +166,9 @@ class Switch(ABC):
 class Ours(Switch):
     """``ovsvhost daemon``: the product as users run it. ``sleeps=False`` keeps its poll thread from sleeping."""
 
-    name = OURS
-
     def __init__(self, folder: Path, cpu: int, *, sleeps: bool = True) -> None:
         super().__init__(folder, cpu)
+        self.name = OURS if sleeps else OURS_AWAKE
         self._daemon = SwitchDaemon(folder)
         settings = [f"other_config:pmd-cpu-mask={1 << cpu:#x}"]
         if not sleeps:
@@ -155,7 +181,10 @@ class Ours(Switch):
         self._control = next(self._daemon.rundir.glob("ovs-vswitchd.*.ctl"))
 
     def plug(self, case: Case) -> None:
-        self._daemon.vsctl(*_bridge(self.sockets, case))
+        self._daemon.vsctl(*_bridge([*self.sockets, *self.silent_sockets(case)], case))
+
+    def addresses(self) -> int:
+        return _number(r"entries in the table: (\d+)", _ask(self._control, "fdb/stats-show", "br0"))
 
     def unplug(self) -> None:
         self._daemon.vsctl("--if-exists", "del-br", "br0")
@@ -199,7 +228,7 @@ class Ovs(Switch):
             self._ovs.stop()
             self._ovs.start()
         self._mtu = case.mtu
-        self._ovs.vsctl(*_bridge(self.sockets, case))
+        self._ovs.vsctl(*_bridge([*self.sockets, *self.silent_sockets(case)], case))
 
     def unplug(self) -> None:
         self._ovs.vsctl("--if-exists", "del-br", "br0")
@@ -225,6 +254,18 @@ class Ovs(Switch):
     @property
     def thread_prefix(self) -> str:
         return f"pmd-c{self.cpu:02}"
+
+
+class OvsFlows(Ovs):
+    """The same with two flows instead of NORMAL: what comes in on one port goes out of the other."""
+
+    name = OVS_FLOWS
+
+    def plug(self, case: Case) -> None:
+        super().plug(case)
+        self._ovs.ofctl("del-flows", "br0")
+        for port, other in ((1, 2), (2, 1)):
+            self._ovs.ofctl("add-flow", "br0", f"in_port={port},actions=output:{other}")
 
 
 class TestpmdIo(Switch):
@@ -296,7 +337,7 @@ class TestpmdIo(Switch):
             super().resume()
 
 
-def _bridge(sockets: tuple[Path, Path], case: Case) -> list[str]:
+def _bridge(sockets: list[Path], case: Case) -> list[str]:
     words = [
         "--if-exists",
         "del-br",
@@ -310,14 +351,17 @@ def _bridge(sockets: tuple[Path, Path], case: Case) -> list[str]:
         "br0",
         "datapath_type=netdev",
     ]
-    for name, socket in zip("ab", sockets, strict=True):
+    if case.addresses > _USUAL_TABLE_SIZE:
+        words.append(f"other_config:mac-table-size={_TABLE_SIZE}")
+    for number, socket in enumerate(sockets, start=1):
+        name = f"v{number}"
         words += ["--", "add-port", "br0", name, "--", "set", "Interface", name, "type=dpdkvhostuserclient"]
-        words += [f"options:vhost-server-path={socket}", f"mtu_request={case.mtu}"]
+        words += [f"options:vhost-server-path={socket}", f"mtu_request={case.mtu}", f"ofport_request={number}"]
     return words
 
 
-def _ask(control: Path, command: str) -> str:
-    done, printed = transact(control, command, [], timeout_s=_COMMAND_TIMEOUT_S)
+def _ask(control: Path, command: str, *words: str) -> str:
+    done, printed = transact(control, command, words, timeout_s=_COMMAND_TIMEOUT_S)
     if not done:
         raise RigError(f"{control}: {command}: {printed.strip()}")
     return printed

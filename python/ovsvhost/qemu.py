@@ -62,8 +62,7 @@ def nic_arguments(nic: Nic, *, name: str, version: tuple[int, int] = (7, 2)) -> 
     Raises:
         ConfigError: a number of queues that vhost-user cannot carry.
     """
-    if not 1 <= nic.queues <= _MAX_QUEUE_PAIRS:
-        raise ConfigError(f"queues={nic.queues} of {name}: a vhost-user NIC has 1..{_MAX_QUEUE_PAIRS} queue pairs")
+    checked_queues(nic.queues, name)
     vectors = 2 * nic.queues + 2 if nic.vectors is None and nic.queues > 1 else nic.vectors
     device = {"netdev": name, "mac": nic.mac}
     if nic.queues > 1:
@@ -81,6 +80,13 @@ def nic_arguments(nic: Nic, *, name: str, version: tuple[int, int] = (7, 2)) -> 
         "-device",
         _option("virtio-net-pci", {**device, **nic.options}),
     ]
+
+
+def checked_queues(queues: int, of: str) -> int:
+    """Gives back ``queues`` if a vhost-user NIC can have as many pairs; ConfigError, naming ``of``, says how many."""
+    if not 1 <= queues <= _MAX_QUEUE_PAIRS:
+        raise ConfigError(f"queues={queues} of {of}: a vhost-user NIC has 1..{_MAX_QUEUE_PAIRS} queue pairs")
+    return queues
 
 
 def memory_arguments(size_mib: int, *, hugepages: str | None = None, shared: bool = True) -> list[str]:

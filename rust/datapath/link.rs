@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::Shared;
 use super::assignment::cannot_be_pinned;
+use super::events::Allowance;
 use super::port::PortRecord;
 use crate::frame::ethernet::Mac;
 use crate::pmd::{Message, ReceiveSlot, TransmitQueue};
@@ -17,11 +19,12 @@ use crate::vhost::{Level, PortLink};
 pub(super) struct Link {
     shared: Arc<Shared>,
     record: Arc<PortRecord>,
+    allowance: Allowance,
 }
 
 impl Link {
     pub(super) fn new(shared: Arc<Shared>, record: Arc<PortRecord>) -> Self {
-        Self { shared, record }
+        Self { shared, record, allowance: Allowance::new(Instant::now()) }
     }
 }
 
@@ -128,7 +131,13 @@ impl PortLink for Link {
     }
 
     fn event(&self, level: Level, kind: &'static str, text: String) {
-        self.shared.events.push(level, kind, Some(&self.record.name), text);
+        let Some(left_out) = self.allowance.take(Instant::now()) else { return };
+        let name = &self.record.name;
+        if left_out > 0 {
+            let text = format!("{name}: {left_out} lines are left out: its front-end does more than the log can bear");
+            self.shared.events.push(Level::Warning, "notice", Some(name), text);
+        }
+        self.shared.events.push(level, kind, Some(name), text);
     }
 
     fn mtu(&self) -> u16 {

@@ -4,7 +4,7 @@
 //! judged. Indices are acquire/release, everything else rides on them.
 #![allow(unsafe_code, reason = "guest memory is reached by raw address")]
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 /// Loads an index that publishes other memory.
 ///
@@ -24,6 +24,26 @@ pub unsafe fn load_acquire(at: *const u8) -> u16 {
 pub unsafe fn store_release(at: *mut u8, value: u16) {
     // SAFETY: as in `load_acquire`.
     unsafe { AtomicU16::from_ptr(at.cast()) }.store(value, Ordering::Release);
+}
+
+/// Loads a word that publishes other memory, all of it at once.
+///
+/// # Safety
+/// `at` is 8-aligned and inside a live guest mapping.
+#[inline]
+pub unsafe fn load_acquire_u64(at: *const u8) -> u64 {
+    // SAFETY: aligned and live by the caller; others that touch part of it harm only themselves.
+    unsafe { AtomicU64::from_ptr(at.cast_mut().cast()) }.load(Ordering::Acquire)
+}
+
+/// Publishes a word after everything written before it.
+///
+/// # Safety
+/// As [`load_acquire_u64`].
+#[inline]
+pub unsafe fn store_release_u64(at: *mut u8, value: u64) {
+    // SAFETY: as in `load_acquire_u64`.
+    unsafe { AtomicU64::from_ptr(at.cast()) }.store(value, Ordering::Release);
 }
 
 /// A value at any address: guests align as they like, and only a volatile access is never split or repeated.

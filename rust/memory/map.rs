@@ -61,6 +61,8 @@ struct Entry {
     size: u64,
     host: *mut u8,
     mmap_offset: u64,
+    /// How often it was announced.
+    times: u32,
     region: Arc<Region>,
 }
 
@@ -92,19 +94,29 @@ impl GuestMap {
     }
 
     /// This map and one region more (`vhost-user: ADD_MEM_REG`).
+    ///
+    /// One that is there already counts once more: QEMU 7.2 announces each region, and later takes it away, for every
+    /// queue pair of a device.
     pub fn with_region(&self, spec: RegionSpec, allow_file_memory: bool) -> Result<Self> {
         let mut entries = self.entries.to_vec();
-        entries.push(entry(spec, allow_file_memory)?);
+        if let Some(known) = entries.iter_mut().find(|e| e.is(&spec)) {
+            known.times = known.times.saturating_add(1);
+        } else {
+            entries.push(entry(spec, allow_file_memory)?);
+        }
         Self::from_entries(entries)
     }
 
-    /// This map without the region at these addresses (`vhost-user: REM_MEM_REG`).
+    /// This map without the region at these addresses (`vhost-user: REM_MEM_REG`), once it was removed as often as added.
     pub fn without_region(&self, gpa: u64, uva: u64, size: u64) -> Result<Self> {
         let mut entries = self.entries.to_vec();
         let Some(at) = entries.iter().position(|e| (e.gpa, e.uva, e.size) == (gpa, uva, size)) else {
             return Err(Error::Peer(format!("guest memory: no region at {gpa:#x} with {size:#x} bytes to remove")));
         };
-        entries.remove(at);
+        match entries.get_mut(at) {
+            Some(e) if e.times > 1 => e.times -= 1,
+            _ => drop(entries.remove(at)),
+        }
         Self::from_entries(entries)
     }
 
@@ -122,14 +134,12 @@ impl GuestMap {
 
     /// True if `specs` describes exactly what is mapped, same files included: then nothing needs remapping.
     pub fn same_table(&self, specs: &[RegionSpec]) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        specs.len() == self.entries.len()
-            && specs.iter().all(|spec| {
-                self.entries.iter().any(|e| {
-                    (e.gpa, e.uva, e.size, e.mmap_offset) == (spec.gpa, spec.uva, spec.size, spec.mmap_offset)
-                        && spec.file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == e.region.identity)
-                })
-            })
+        specs.len() == self.entries.len() && specs.iter().all(|spec| self.holds(spec))
+    }
+
+    /// True if this very region is mapped, of the same file.
+    pub fn holds(&self, spec: &RegionSpec) -> bool {
+        self.entries.iter().any(|e| e.is(spec))
     }
 
     /// How many regions.
@@ -214,6 +224,12 @@ impl GuestMap {
 }
 
 impl Entry {
+    fn is(&self, spec: &RegionSpec) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        (self.gpa, self.uva, self.size, self.mmap_offset) == (spec.gpa, spec.uva, spec.size, spec.mmap_offset)
+            && spec.file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.region.identity)
+    }
+
     #[inline]
     fn span(&self, gpa: u64, len: u32) -> Option<Span> {
         let into = gpa.wrapping_sub(self.gpa);
@@ -233,5 +249,5 @@ fn entry(spec: RegionSpec, allow_file_memory: bool) -> Result<Entry> {
         return Err(Error::Peer(format!("guest memory: region at {gpa:#x} with {size:#x} bytes wraps around")));
     }
     let region = Arc::new(Region::map(file, mmap_offset, size, allow_file_memory)?);
-    Ok(Entry { gpa, uva, size, host: region.host(), mmap_offset, region })
+    Ok(Entry { gpa, uva, size, host: region.host(), mmap_offset, times: 1, region })
 }

@@ -27,7 +27,8 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    pub(super) const NONE: Self = Self { id: 0, count: 1 };
+    /// One that has to be walked before it is known.
+    pub(super) const UNKNOWN: Self = Self { id: 0, count: 0 };
 }
 
 /// A descriptor, as read once.

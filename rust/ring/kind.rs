@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::doorbell::Doorbell;
 use super::journal::Past;
 use super::layout::Layout;
+use super::packed::PackedRing;
 use super::split::SplitRing;
 use crate::memory::GuestMap;
 use crate::sys::eventfd::Notifier;
@@ -19,6 +20,8 @@ pub struct Ring(pub(super) Kind);
 pub(super) enum Kind {
     /// virtio 1.2 §2.7.
     Split(SplitRing),
+    /// virtio 1.2 §2.8.
+    Packed(PackedRing),
 }
 
 /// Calls a function generic over the layout with the ring in `$kind`.
@@ -26,13 +29,15 @@ macro_rules! with_layout {
     ($kind:expr, $ring:ident => $call:expr) => {
         match $kind {
             Kind::Split($ring) => $call,
+            Kind::Packed($ring) => $call,
         }
     };
 }
 pub(super) use with_layout;
 
 impl Ring {
-    /// Where the ring stands (`vhost-user: GET_VRING_BASE`): available = used.
+    /// Where the ring stands, available = used: the index of a split ring, the descriptor of a packed one with its wrap
+    /// counter in bit 15. It is the base to go on at.
     pub fn next_index(&self) -> u16 {
         with_layout!(&self.0, ring => ring.next_index())
     }

@@ -48,8 +48,8 @@ pub(super) trait Layout {
     /// True if an indirect table of these two is a chain of both, readable.
     fn is_pair(first: Desc, second: Desc) -> bool;
 
-    /// Appends every buffer of the chain at `place` to `scratch`; gives the chain and the bytes added. `chain` is what
-    /// [`Self::head`] said: the walk keeps to it.
+    /// Appends every buffer of the chain at `place` to `scratch`; gives the chain in full and the bytes added. `chain` and
+    /// `first` are what [`Self::head`] said.
     ///
     /// # Errors
     /// What is wrong with the chain; `scratch` then holds part of it.
@@ -57,6 +57,7 @@ pub(super) trait Layout {
         &self,
         place: u16,
         chain: Chain,
+        first: Desc,
         direction: Direction,
         scratch: &mut Scratch,
     ) -> Result<(Chain, u32), RingFault>;

@@ -1,4 +1,4 @@
-//! Virtqueues, device side, on raw host addresses (virtio 1.2 §2.6, §2.7).
+//! Virtqueues, device side, on raw host addresses (virtio 1.2 §2.6, §2.7, §2.8).
 //!
 //! ```text
 //!   RingConfig ──activate()──▶ Ring ──▶ Transmitq   gather a burst from the guest, commit it back
@@ -18,6 +18,7 @@ mod journal;
 mod kind;
 mod layout;
 mod notify;
+mod packed;
 mod receiveq;
 mod split;
 mod transmitq;
@@ -34,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::memory::{GuestMap, Span, Uva};
 use doorbell::Doorbell;
 use kind::Kind;
+use packed::PackedRing;
 use split::SplitRing;
 
 /// Feature bits that change how a ring or its buffers are read (virtio 1.2 §5.1.3, §6).
@@ -52,6 +54,8 @@ pub mod feature {
     pub const VERSION_1: u64 = 1 << 32;
     /// `VIRTIO_F_RING_PACKED`.
     pub const RING_PACKED: u64 = 1 << 34;
+    /// `VIRTIO_F_IN_ORDER`: buffers come back in the order in which they were made available.
+    pub const IN_ORDER: u64 = 1 << 35;
 }
 
 /// What a front-end said about one vring before it started it.
@@ -59,13 +63,14 @@ pub mod feature {
 pub struct RingConfig {
     /// Elements, as sent: judged by `activate`.
     pub size: u32,
-    /// Descriptor table, in the front-end's own addresses.
+    /// Descriptor table or ring, in the front-end's own addresses.
     pub desc_uva: u64,
-    /// Available ring, likewise.
+    /// Available ring, or the driver's event area of a packed ring, likewise.
     pub avail_uva: u64,
-    /// Used ring, likewise.
+    /// Used ring, or the device's event area of a packed ring, likewise.
     pub used_uva: u64,
-    /// Available index to start at (`vhost-user: SET_VRING_BASE`).
+    /// Where to start (`vhost-user: SET_VRING_BASE`): the available index, or the descriptor with its wrap counter in bit
+    /// 15 of a packed ring.
     pub base: u16,
     /// Virtio features acknowledged.
     pub features: u64,
@@ -75,12 +80,11 @@ impl RingConfig {
     /// Checks everything and makes the ring usable.
     ///
     /// # Errors
-    /// `Peer`: a size that is no power of two in 1..=32768, an address outside the memory table or misaligned, memory
-    /// that the VMM keeps private, a kick or call descriptor that is no eventfd.
+    /// `Peer`: a size outside 1..=32768 or, of a split ring, no power of two; an address outside the memory table or
+    /// misaligned, memory that the VMM keeps private, a base outside a packed ring, a kick or call descriptor that is no
+    /// eventfd.
     pub fn activate(&self, memory: &Arc<GuestMap>, kick: Option<File>, call: Option<File>) -> Result<Ring> {
-        if !self.size.is_power_of_two() || self.size > 32_768 {
-            return Err(Error::Peer(format!("ring size {} is not a power of two in 1..32768", self.size)));
-        }
+        check_size(self.size, self.features)?;
         if memory.is_private_at(Uva(self.desc_uva)) {
             return Err(Error::Peer(
                 "guest memory is private to the VMM: what the guest writes never reaches this process; add share=on to \
@@ -88,7 +92,13 @@ impl RingConfig {
                     .into(),
             ));
         }
-        SplitRing::new(self, memory, Doorbell::new(kick, call)?).map(|ring| Ring(Kind::Split(ring)))
+        let doorbell = Doorbell::new(kick, call)?;
+        let kind = if self.features & feature::RING_PACKED == 0 {
+            Kind::Split(SplitRing::new(self, memory, doorbell)?)
+        } else {
+            Kind::Packed(PackedRing::new(self, memory, doorbell)?)
+        };
+        Ok(Ring(kind))
     }
 
     /// As [`Self::activate`]; the ring writes down how far it is in the journal of `past`, and goes on where that knows it
@@ -107,6 +117,19 @@ impl RingConfig {
         let note = past.and_then(|past| ring.take_up(past));
         Ok((ring, note))
     }
+}
+
+/// What a vring may have for a size under these features (virtio 1.2 §2.7, §2.8).
+///
+/// # Errors
+/// `Peer`: it is outside 1..=32768 or, of a split ring, no power of two.
+pub fn check_size(size: u32, features: u64) -> Result<()> {
+    let is_packed = features & feature::RING_PACKED != 0;
+    if (1..=32_768).contains(&size) && (is_packed || size.is_power_of_two()) {
+        return Ok(());
+    }
+    let wanted = if is_packed { "in 1..32768" } else { "a power of two in 1..32768" };
+    Err(Error::Peer(format!("a size of {size} is not {wanted}")))
 }
 
 /// Translates one of a ring's areas, `bytes` bytes at the front-end's address `uva`.
@@ -129,7 +152,7 @@ fn area(memory: &GuestMap, name: &str, uva: u64, bytes: u32, align: u64) -> Resu
 pub enum RingFault {
     /// The available index ran ahead by more than the ring holds, or went back.
     IndexJump,
-    /// A head or next index points past the descriptor table.
+    /// A head or next index points past the descriptor table, or a buffer id past the ring size.
     IndexRange,
     /// A chain is longer than its table: it loops.
     ChainLoop,
@@ -143,6 +166,8 @@ pub enum RingFault {
     ShortChain,
     /// A chain with more pieces or bytes than any frame has.
     LongChain,
+    /// A descriptor changed between two looks at it.
+    Changed,
     /// A page of guest memory went away.
     MemoryLost,
     /// The owner of its call descriptor made a call hang.
@@ -153,13 +178,14 @@ impl std::fmt::Display for RingFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::IndexJump => "its available index went back, or ahead by more than the ring size",
-            Self::IndexRange => "a descriptor index points past the table",
+            Self::IndexRange => "a descriptor index or buffer id points past the table",
             Self::ChainLoop => "a descriptor chain loops",
             Self::BadIndirect => "an indirect descriptor table is malformed",
             Self::WrongDirection => "a buffer has the wrong direction",
             Self::Address => "a buffer lies outside the memory table",
             Self::ShortChain => "a buffer is too small for the virtio header",
             Self::LongChain => "a descriptor chain is longer than any frame",
+            Self::Changed => "a descriptor was changed after it was made available",
             Self::CallJammed => "its call eventfd was made to block by whoever shares it",
             Self::MemoryLost => "a page of guest memory was taken away (its file was truncated or punched)",
         })

@@ -89,7 +89,7 @@ impl Writer {
             header_size: header_size(features),
             mergeable: features & feature::MRG_RXBUF != 0,
             guest_csum: features & feature::GUEST_CSUM != 0,
-            slots: Box::new([Slot { chain: Chain::NONE, span: Span::EMPTY }; MAX_BURST]),
+            slots: Box::new([Slot { chain: Chain::UNKNOWN, span: Span::EMPTY }; MAX_BURST]),
             hint: 0,
             scratch: Scratch::new(),
         }
@@ -210,8 +210,9 @@ impl Writer {
             if ring.ready(usize::from(place) + 1).map_err(Some)? <= place {
                 return Err(None);
             }
-            let Some((chain, _)) = ring.head(place).map_err(Some)? else { return Err(None) };
-            let (chain, bytes) = ring.walk(place, chain, Direction::Writable, &mut self.scratch).map_err(Some)?;
+            let Some((chain, first)) = ring.head(place).map_err(Some)? else { return Err(None) };
+            let walked = ring.walk(place, chain, first, Direction::Writable, &mut self.scratch);
+            let (chain, bytes) = walked.map_err(Some)?;
             if chains == 0 && bytes < self.header_size {
                 return Err(Some(RingFault::ShortChain));
             }

@@ -244,10 +244,11 @@ impl Layout for SplitRing {
         &self,
         _place: u16,
         chain: Chain,
+        first: Desc,
         direction: Direction,
         scratch: &mut Scratch,
     ) -> std::result::Result<(Chain, u32), RingFault> {
-        let (mut desc, mut steps, mut bytes) = (self.desc(chain.id)?, 0_u32, 0_u32);
+        let (mut desc, mut steps, mut bytes) = (first, 0_u32, 0_u32);
         loop {
             if desc.flags & INDIRECT != 0 {
                 return self.walk_table(desc, direction, bytes, scratch).map(|bytes| (chain, bytes));

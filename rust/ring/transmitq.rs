@@ -116,6 +116,8 @@ struct Gatherer {
     header_size: u32,
     csum: bool,
     indirect: bool,
+    /// The last of a batch tells that all before it are used too.
+    in_order: bool,
     /// Beside the burst's packets: which chain each came in.
     ahead: Box<[Ahead; MAX_BURST]>,
     scratch: Scratch,
@@ -124,12 +126,13 @@ struct Gatherer {
 impl Gatherer {
     fn new(ring: &Ring) -> Self {
         let features = ring.features();
-        let empty = Ahead { chain: Chain::NONE, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
+        let empty = Ahead { chain: Chain::UNKNOWN, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
         Self {
             burst: Burst::new(std::sync::Arc::clone(ring.memory())),
             header_size: header_size(features),
             csum: features & feature::CSUM != 0,
             indirect: features & feature::INDIRECT_DESC != 0,
+            in_order: features & feature::IN_ORDER != 0,
             ahead: Box::new([empty; MAX_BURST]),
             scratch: Scratch::new(),
         }
@@ -194,11 +197,12 @@ impl Gatherer {
     #[inline]
     fn look_ahead<L: Layout>(&mut self, ring: &L, mut place: u16, from: usize, most: usize) -> (usize, bool, End) {
         let mut indirect = false;
-        for (i, slot) in self.ahead.iter_mut().enumerate().take(most).skip(from) {
+        let slots = self.ahead.get_mut(from..most).unwrap_or_default();
+        for (i, slot) in slots.iter_mut().enumerate() {
             let (chain, desc) = match ring.head(place) {
                 Ok(Some(found)) => found,
-                Ok(None) => return (i, indirect, End::Done),
-                Err(fault) => return (i, indirect, End::Fault(fault)),
+                Ok(None) => return (from + i, indirect, End::Done),
+                Err(fault) => return (from + i, indirect, End::Fault(fault)),
             };
             let mut ahead = Ahead { chain, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
             match desc.flags {
@@ -230,7 +234,7 @@ impl Gatherer {
             }
             *slot = ahead;
             if ahead.shape == Shape::Other && !L::ends_at(desc) {
-                return (i, indirect, End::Unknown);
+                return (from + i, indirect, End::Unknown);
             }
             place += L::places(ahead.chain);
         }
@@ -239,8 +243,8 @@ impl Gatherer {
 
     /// Second pass: indirect tables of header and data become the same two buffers.
     fn open_tables<L: Layout>(&mut self, from: usize, to: usize) {
-        let slots = self.ahead.iter_mut().take(to).skip(from);
-        for ahead in slots.filter(|a| a.shape == Shape::Table) {
+        let slots = self.ahead.get_mut(from..to).unwrap_or_default();
+        for ahead in slots.iter_mut().filter(|a| a.shape == Shape::Table) {
             ahead.shape = Shape::Other;
             if let Some((head, tail)) = L::in_table(ahead.first, 0).zip(L::in_table(ahead.first, 1))
                 && L::is_pair(head, tail)
@@ -286,8 +290,13 @@ impl Gatherer {
     #[cold]
     fn take_chain<L: Layout>(&mut self, ring: &L, i: usize, place: u16) -> Result<(), Option<RingFault>> {
         let Some(ahead) = self.ahead.get_mut(i) else { return Err(None) };
+        let Some((chain, first)) = ring.head(place).map_err(Some)? else { return Err(Some(RingFault::Changed)) };
         self.scratch.clear();
-        let (chain, bytes) = ring.walk(place, ahead.chain, Direction::Readable, &mut self.scratch).map_err(Some)?;
+        let walked = ring.walk(place, chain, first, Direction::Readable, &mut self.scratch);
+        let (chain, bytes) = walked.map_err(Some)?;
+        if ahead.chain != Chain::UNKNOWN && L::places(ahead.chain) != L::places(chain) {
+            return Err(Some(RingFault::Changed));
+        }
         ahead.chain = chain;
         if bytes < self.header_size {
             return Err(Some(RingFault::ShortChain));
@@ -322,15 +331,20 @@ impl Gatherer {
     /// [`Transmitq::commit`].
     #[inline]
     fn commit<L: Layout>(&mut self, ring: &mut L) -> bool {
+        let chains = self.ahead.get(..self.burst.len()).unwrap_or_default();
+        let Some(last) = chains.last() else { return false };
         let mut places = 0;
-        for ahead in self.ahead.iter().take(self.burst.len()) {
-            ring.put_used(places, ahead.chain, 0);
-            places += L::places(ahead.chain);
+        if self.in_order {
+            // virtio 1.2 §2.7.9, §2.8.9: one entry in the place of the batch's first says that all up to its id are used.
+            ring.put_used(0, last.chain, 0);
+            places = chains.iter().map(|ahead| L::places(ahead.chain)).sum();
+        } else {
+            for ahead in chains {
+                ring.put_used(places, ahead.chain, 0);
+                places += L::places(ahead.chain);
+            }
         }
         self.burst.clear();
-        if places == 0 {
-            return false;
-        }
         ring.publish(places);
         ring.notify(places)
     }

@@ -204,12 +204,42 @@ fn regions_come_and_go_and_the_rings_come_back() {
     assert!(!port.recorder.holds(0) && !port.recorder.holds(1));
 }
 
+/// QEMU 7.2 sends the same region for every queue pair of a device.
+///
+/// Rows: C5.
+#[test]
+fn a_region_that_every_queue_pair_announces_is_one_region_and_goes_with_the_last() {
+    let (port, stream) = Port::connected();
+    let mut vm = Vm::new(stream);
+    let region = vm.memory.info();
+    vm.frontend.add_mem_region(&region).unwrap();
+    for at in 0..2 {
+        vm.set_up(at);
+        vm.enable(at, true);
+    }
+    vm.frontend.add_mem_region(&region).unwrap();
+    assert!(port.endpoint.link_up());
+    assert!(port.recorder.holds(0) && port.recorder.holds(1));
+    // Other memory at the same place is a lie all the same.
+    let file = memfd(MEMORY);
+    let mut other = vm.memory.info();
+    other.mmap_handle = file.as_raw_fd();
+    assert!(vm.frontend.add_mem_region(&other).is_err());
+    assert!(port.endpoint.error().unwrap().contains("overlap"));
+    vm.frontend.remove_mem_region(&region).unwrap();
+    assert!(port.endpoint.link_up());
+    vm.frontend.remove_mem_region(&region).unwrap();
+    assert!(!port.endpoint.link_up());
+    assert!(!port.recorder.holds(0) && !port.recorder.holds(1));
+    assert!(vm.frontend.remove_mem_region(&region).is_err());
+}
+
 #[test]
 fn what_is_served_is_offered_and_nothing_else() {
     let (_port, stream) = Port::connected();
     let mut raw = Raw(stream);
     raw.send(FrontendReq::GET_FEATURES, &[]);
-    assert_eq!(raw.reply_number(), 0x1_7862_800b);
+    assert_eq!(raw.reply_number(), 0xd_7862_800b);
     raw.send(FrontendReq::GET_PROTOCOL_FEATURES, &[]);
     assert_eq!(raw.reply_number(), ALL_PROTOCOL.bits());
     raw.send(FrontendReq::GET_QUEUE_NUM, &[]);

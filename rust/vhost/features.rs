@@ -75,7 +75,9 @@ pub const VIRTIO: u64 = 1 << 0   // CSUM
     | 1 << 28                    // INDIRECT_DESC
     | 1 << 29                    // EVENT_IDX
     | PROTOCOL_FEATURES
-    | 1 << 32; // VERSION_1
+    | 1 << 32                    // VERSION_1
+    | 1 << 34                    // RING_PACKED
+    | 1 << 35; // IN_ORDER
 
 /// The protocol bits on offer.
 pub const PROTOCOL: Protocol = Protocol::MQ
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_is_not_served_yet_is_not_offered() {
-        let unserved = ["LOG_ALL", "RING_PACKED", "IN_ORDER", "HOST_TSO4", "HOST_TSO6", "IOMMU_PLATFORM"];
+        let unserved = ["LOG_ALL", "RING_RESET", "HOST_TSO4", "HOST_TSO6", "IOMMU_PLATFORM"];
         let offered = names(VIRTIO);
         assert!(unserved.iter().all(|name| !offered.split(", ").any(|offer| offer == *name)));
     }

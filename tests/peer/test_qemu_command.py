@@ -1,9 +1,13 @@
-"""``ovsvhost qemu PORT`` prints what plugs a guest into a port of the running switch."""
+"""``ovsvhost qemu PORT`` and ``ovsvhost libvirt PORT`` print what plugs a guest into a port of the running switch."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
 
 if TYPE_CHECKING:
     from ovsvhost.testing.daemon import SwitchDaemon
@@ -38,6 +42,34 @@ def test_A12_arguments_of_a_client_port_let_qemu_listen_on_its_path(switch: Swit
 def test_port_that_takes_no_guest_is_refused_by_name(switch: SwitchDaemon) -> None:
     switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
     for port, reason in (("br0", "only dpdkvhostuserclient and dpdkvhostuser"), ("nobody", "no port named 'nobody'")):
-        done = switch.call("qemu", port)
-        assert done.returncode == 1
-        assert reason in done.stderr
+        for command in ("qemu", "libvirt"):
+            done = switch.call(command, port)
+            assert done.returncode == 1
+            assert reason in done.stderr
+
+
+@pytest.mark.rows("A11")
+def test_xml_of_a_server_port_names_its_socket_and_who_may_open_it(switch: SwitchDaemon) -> None:
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    owner = str(os.geteuid())
+    options = [f"options:socket-owner={owner}", "options:socket-mode=0660"]
+    switch.vsctl("add-port", "br0", "s0", "--", "set", "Interface", "s0", "type=dpdkvhostuser", *options)
+    done = switch.call("libvirt", "s0", "--queues", "2")
+    assert done.returncode == 0, done.stderr
+    assert f"belongs to {owner} and the switch's group, with mode 0660" in done.stdout
+    source = ET.fromstring(done.stdout).find("source")  # noqa: S314 - our own words
+    assert source is not None
+    assert source.attrib == {"type": "unix", "path": str(switch.rundir / "s0"), "mode": "client"}
+    assert (switch.rundir / "s0").is_socket()
+
+
+@pytest.mark.rows("A11")
+def test_xml_of_a_client_port_lets_libvirts_qemu_listen_on_its_path(switch: SwitchDaemon) -> None:
+    path = switch.folder / "v0"
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    options = ["type=dpdkvhostuserclient", f"options:vhost-server-path={path}"]
+    switch.vsctl("add-port", "br0", "v0", "--", "set", "Interface", "v0", *options)
+    done = switch.call("libvirt", "v0")
+    source = ET.fromstring(done.stdout).find("source")  # noqa: S314 - our own words
+    assert source is not None
+    assert source.attrib == {"type": "unix", "path": str(path), "mode": "server"}

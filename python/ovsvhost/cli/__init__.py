@@ -16,6 +16,7 @@ _COMMANDS = {
     "daemon": "run the switch in the foreground",
     "show": "show bridges, ports, their guests and their errors",
     "qemu": "print QEMU's arguments for a port",
+    "libvirt": "print libvirt's XML for a port",
     "doctor": "check this machine for what the switch needs",
     "vsctl": "change the database, with ovs-vsctl's words",
     "appctl": "ask the running switch, with ovs-appctl's words",

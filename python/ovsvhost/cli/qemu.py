@@ -14,7 +14,8 @@ from ovsvhost.rundir import database_remote, run_directory
 if TYPE_CHECKING:
     from ovsvhost.qemu import Nic
 
-_COLUMNS = {"Open_vSwitch": ("other_config",), "Interface": ("name", "type", "options")}
+# What nic_of reads of the database.
+COLUMNS = {"Open_vSwitch": ("other_config",), "Interface": ("name", "type", "options")}
 # QEMU's own prefix for addresses it makes up.
 _MAC_PREFIX = "52:54:00"
 
@@ -45,7 +46,7 @@ def command(
 
     idl.prepare()
     folder = run_directory(rundir)
-    tables = idl.snapshot(remote or database_remote(folder), _COLUMNS, timeout_s)
+    tables = idl.snapshot(remote or database_remote(folder), COLUMNS, timeout_s)
     nic = nic_of(tables, port, folder, mac=mac, queues=queues)
     arguments = qemu.memory_arguments(memory_mib, hugepages=hugepages) + qemu.nic_arguments(nic, name=port)
     click.echo(qemu.command_line(arguments))
@@ -60,9 +61,7 @@ def nic_of(tables: Any, port: str, rundir: Path, *, mac: str | None, queues: int
     from ovsvhost import options  # noqa: PLC0415 - not needed for --help
     from ovsvhost.qemu import Nic  # noqa: PLC0415 - not needed for --help
 
-    row = next((row for row in tables["Interface"].rows.values() if row.name == port), None)
-    if row is None:
-        raise ConfigError(f"no port named '{port}': 'ovsvhost show' lists those there are")
+    row = row_of(tables, port)
     address = mac or address_of(port)
     if row.type == "dpdkvhostuserclient":
         path = row.options.get("vhost-server-path")
@@ -74,6 +73,14 @@ def nic_of(tables: Any, port: str, rundir: Path, *, mac: str | None, queues: int
         folder = options.socket_directory(rundir, root.other_config.get("vhost-sock-dir") if root else None)
         return Nic(socket=str(folder / port), type="dpdkvhostuser", mac=address, queues=queues)
     raise ConfigError(f"{port} is of type '{row.type}': only dpdkvhostuserclient and dpdkvhostuser ports take a guest")
+
+
+def row_of(tables: Any, port: str) -> Any:
+    """A port's Interface row; ConfigError when there is none."""
+    for row in tables["Interface"].rows.values():
+        if row.name == port:
+            return row
+    raise ConfigError(f"no port named '{port}': 'ovsvhost show' lists those there are")
 
 
 def address_of(port: str) -> str:

@@ -4,7 +4,9 @@ A pytest plug-in: ``pytest_plugins = ["ovsvhost.testing"]`` gives the fixtures o
 pytest the modules serve scripts just as well; ``scripts/demo`` is one::
 
     pair                    two guests on a switch       traffic                         pings and copies between them
-    guest · qmp · agent     a virtual machine            qemu · image · debian · cpio    what it runs on
+    guest · qmp             a virtual machine            qemu · image · debian · cpio    what it runs on
+    libvirt                 another, run by libvirt      machine · agent                 its shell, whoever runs it
+    forwarder               testpmd inside a guest
     daemon                  the switch under test        ovs_dpdk                        the switch it is compared with
     frontend                the project's front-end      testpmd                         DPDK's front-ends, and a switch
     stock                   Open vSwitch's own tools     hugepages                       memory for those that want it

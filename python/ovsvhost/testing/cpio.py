@@ -30,7 +30,7 @@ class CpioWriter:
             self._entry(path, stat.S_IFDIR | 0o755, b"")
 
     def link(self, path: str, target: str) -> None:
-        """Adds a symbolic link."""
+        """Adds a symbolic link, and the folders above it."""
         self._entry(path, stat.S_IFLNK | 0o777, target.encode())
 
     def node(self, path: str, major: int, minor: int) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ovsvhost.qemu import Nic, memory_arguments, nic_arguments
-from ovsvhost.testing.agent import Agent
 from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.machine import BOOT_TIMEOUT_S, Job, Machine
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.qmp import Qmp
 from ovsvhost.testing.wait import wait_for
@@ -30,22 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from ovsvhost.testing.agent import Agent
     from ovsvhost.testing.image import GuestImage
     from ovsvhost.testing.qemu import Qemu
 
-# Under TCG a boot takes 4 s on an idle core and a minute on a busy one.
-BOOT_TIMEOUT_S = 180
-_COMMAND_TIMEOUT_S = 60
 # Sockets of QEMU itself, each a file in the guest's folder.
 _CONTROLS = ("console", "agent", "qmp")
-_KERNEL_LINE = (
+# Fast under emulation, a console, and devices called eth0, eth1, …
+KERNEL_LINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0"
 )
 
-__all__ = ["BOOT_TIMEOUT_S", "Guest", "Job", "Nic"]
+__all__ = ["BOOT_TIMEOUT_S", "KERNEL_LINE", "Guest", "Job", "Nic"]
 
 
-class Guest:
+class Guest(Machine):
     """One virtual machine.
 
     Args:
@@ -57,6 +56,8 @@ class Guest:
         private_file: for a hugetlbfs mount point: map it privately, so that what the switch writes never arrives.
         memory_mib: MiB of memory, a multiple of the page size.
         cpus: virtual CPUs; as many as queue pairs that shall be used.
+        cpu: their model; QEMU's default knows SSE2 and little more.
+        kernel_line: further words for the kernel, such as ``hugepages=80``.
         folder: where sockets and logs go; made if None, and removed at the end. Keep it short: a socket's path has at
             most 107 bytes.
         incoming: a state saved by ``save`` to resume instead of booting.
@@ -74,11 +75,13 @@ class Guest:
         private_file: bool = False,
         memory_mib: int = 256,
         cpus: int = 1,
+        cpu: str | None = None,
+        kernel_line: str = "",
         folder: Path | None = None,
         incoming: Path | None = None,
         stays: bool = False,
     ) -> None:
-        self.name = name
+        super().__init__(name)
         self.qemu = qemu
         self.nics = tuple(nics)
         self.folder = folder or Path(tempfile.mkdtemp(prefix=f"{name}-"))
@@ -88,13 +91,12 @@ class Guest:
         self._private_file = private_file
         self._memory_mib = memory_mib
         self._cpus = cpus
+        self._cpu = cpu
+        self._kernel_line = f"{KERNEL_LINE} {kernel_line}".rstrip()
         self._incoming = incoming
         self._stays = stays
         self._program: Program | None = None
-        self._agent: Agent | None = None
         self._qmp: Qmp | None = None
-        self._booted = False
-        self._jobs = 0
 
     @property
     def console(self) -> Path:
@@ -123,10 +125,18 @@ class Guest:
         command = [*self.qemu.arguments(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35", "-accel", os.environ.get("OVSVHOST_ACCEL", "tcg,thread=multi")]
         command += ["-smp", str(self._cpus), "-name", self.name]
+        command += ["-cpu", self._cpu] if self._cpu else []
         hugepages = str(self._memory) if isinstance(self._memory, Path) else None
         shared = self._memory != "private" and not self._private_file
         command += memory_arguments(self._memory_mib, hugepages=hugepages, shared=shared)
-        command += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs), "-append", _KERNEL_LINE]
+        command += [
+            "-kernel",
+            str(self._image.kernel),
+            "-initrd",
+            str(self._image.initramfs),
+            "-append",
+            self._kernel_line,
+        ]
         # These come before the NICs, whose netdev blocks until the switch is there.
         for label in _CONTROLS:
             suffix = f",logfile={self._path('console.log')}" if label == "console" else ""
@@ -147,49 +157,8 @@ class Guest:
         Program.logs[f"console of {self.name} ({self._path('console.log')})"] = self._path("console.log")
         self._program = Program(self.arguments(), log=self._path("qemu.log"), stays=self._stays, name=self.name)
         wait_for(self._listens, timeout_s=BOOT_TIMEOUT_S, what=f"{self.name} to open its control sockets")
-        self._agent = Agent(self._path("agent"))
+        self.attach(self._path("agent"))
         return self
-
-    def wait_booted(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
-        """Waits until the guest takes commands.
-
-        Raises:
-            RigError: it does not; with the end of its console and of QEMU's log.
-        """
-        if self._booted or self._agent is None:
-            self._started()
-            return
-        try:
-            if self._incoming:
-                self._agent.call("true", timeout_s)
-            else:
-                self._agent.wait_ready(timeout_s)
-        except (RigError, OSError) as error:
-            raise RigError(f"{self.name} did not boot: {error}\n{self.logs()}") from error
-        self._booted = True
-
-    def run(self, command: str, *, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
-        """Runs a shell command in the guest and gives its output.
-
-        Raises:
-            RigError: it failed, with its output; or it took longer than ``timeout_s``.
-        """
-        code, output = self.call(command, timeout_s=timeout_s)
-        if code != 0:
-            raise RigError(f"in {self.name}: '{command}' ended with {code}: {output.strip()}")
-        return output
-
-    def call(self, command: str, *, timeout_s: float = _COMMAND_TIMEOUT_S) -> tuple[int, str]:
-        """Like ``run``, but gives the exit code with the output and leaves the judgement to the caller."""
-        self.wait_booted()
-        if self._agent is None:
-            raise RigError(f"{self.name} is not started: call start()")
-        return self._agent.call(command, timeout_s)
-
-    def spawn(self, command: str) -> Job:
-        """Starts a shell command in the guest's background."""
-        self._jobs += 1
-        return Job(self, f"/tmp/job{self._jobs}", command)  # noqa: S108 - a path inside the guest
 
     def save(self, path: Path) -> None:
         """Writes the running state to a file, for ``incoming``; the guest is stopped then and can only be killed."""
@@ -251,47 +220,13 @@ class Guest:
         return self._program
 
     def _forget(self) -> None:
-        for connection in (self._agent, self._qmp):
-            if connection:
-                connection.close()
-        self._agent = self._qmp = None
-        self._booted = False
+        self.detach()
+        if self._qmp:
+            self._qmp.close()
+        self._qmp = None
 
-
-class Job:
-    """A command that runs in a guest's background; made by ``Guest.spawn``."""
-
-    def __init__(self, guest: Guest, path: str, command: str) -> None:
-        self._guest = guest
-        self._path = path
-        self._command = command
-        # The code is written under another name first: a reader sees all of it or nothing.
-        guest.run(
-            f"(({command}) >{path}.out 2>&1; echo $? >{path}.new; mv {path}.new {path}.code) & echo $! >{path}.pid"
-        )
-
-    def output(self) -> str:
-        """What it wrote so far."""
-        return self._guest.run(f"cat {self._path}.out")
-
-    def wait(self, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
-        """Waits for its end and gives its output; RigError when it fails or takes longer."""
-        code = wait_for(
-            lambda: self._guest.call(f"cat {self._path}.code")[1].strip() if self.ended else "",
-            timeout_s=timeout_s,
-            what=f"'{self._command}' in {self._guest.name}",
-            interval_s=0.1,
-        )
-        output = self.output()
-        if code != "0":
-            raise RigError(f"in {self._guest.name}: '{self._command}' ended with {code}: {output.strip()}")
-        return output
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is over."""
-        return self._guest.call(f"test -e {self._path}.code")[0] == 0
-
-    def interrupt(self, program: str) -> None:
-        """SIGINT to every ``program`` in the guest, so that this job prints its summary and ends."""
-        self._guest.run(f"killall -INT {program}")
+    def _greet(self, agent: Agent, timeout_s: float) -> None:
+        if self._incoming:
+            agent.call("true", timeout_s)
+        else:
+            super()._greet(agent, timeout_s)

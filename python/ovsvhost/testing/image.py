@@ -10,13 +10,17 @@ import hashlib
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ovsvhost.testing.cpio import CpioWriter
 from ovsvhost.testing.debian import Packages, cache_dir
 from ovsvhost.testing.errors import MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _KERNEL_META = "linux-image-cloud-amd64"
 _KERNEL_NAME = r"linux-image-[0-9][^ ,]*-cloud-amd64"
@@ -47,6 +51,30 @@ _LOADER = "ld-linux-x86-64.so.2"
 
 
 @dataclass(frozen=True)
+class Extra:
+    """What an image has besides.
+
+    Attributes:
+        files: path in the guest, relative to its root -> file on this machine.
+        links: path in the guest -> what a symbolic link there points to.
+        modules: names of kernel modules, loaded in this order after the others.
+    """
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+
+    def digest(self) -> bytes:
+        """Changes when the image would."""
+        states = [(target, path.stat()) for target, path in sorted(self.files.items())]
+        files = [(target, state.st_size, state.st_mtime_ns) for target, state in states]
+        return repr((files, sorted(self.links.items()), self.modules)).encode()
+
+
+_NOTHING = Extra()
+
+
+@dataclass(frozen=True)
 class GuestImage:
     """What QEMU boots."""
 
@@ -54,8 +82,12 @@ class GuestImage:
     initramfs: Path
 
 
-def guest_image(cache: Path | None = None) -> GuestImage:
+def guest_image(cache: Path | None = None, *, extra: Extra = _NOTHING) -> GuestImage:
     """The image, written anew when its recipe changed.
+
+    Args:
+        cache: where images and their packages are kept; None as `cache_dir` says.
+        extra: what it shall have besides.
 
     Raises:
         MissingError: its packages were never fetched; ``fetch_image`` gets them.
@@ -66,10 +98,10 @@ def guest_image(cache: Path | None = None) -> GuestImage:
     if not kernels:
         raise MissingError(f"no guest kernel in {cache}: run scripts/setup, or python -m ovsvhost.testing.image")
     kernel = kernels[-1]
-    recipe = hashlib.sha256(_guest_init() + Path(__file__).read_bytes() + kernel.name.encode()).hexdigest()[:16]
-    initramfs = cache / f"initramfs-{recipe}.cpio"
+    recipe = _guest_init() + Path(__file__).read_bytes() + kernel.name.encode() + extra.digest()
+    initramfs = cache / f"initramfs-{hashlib.sha256(recipe).hexdigest()[:16]}.cpio"
     if not initramfs.is_file():
-        _write(initramfs, kernel, packages)
+        _write(initramfs, kernel, packages, extra)
     (vmlinuz,) = kernel.glob("boot/vmlinuz-*")
     return GuestImage(kernel=vmlinuz, initramfs=initramfs)
 
@@ -89,7 +121,7 @@ def _guest_init() -> bytes:
     return resources.files("ovsvhost.testing").joinpath("guest-init.sh").read_bytes()
 
 
-def _write(path: Path, kernel: Path, packages: Packages) -> None:
+def _write(path: Path, kernel: Path, packages: Packages, extra: Extra) -> None:
     handle, name = tempfile.mkstemp(prefix="initramfs-", dir=path.parent)
     with os.fdopen(handle, "wb") as stream:
         archive = CpioWriter(stream)
@@ -104,9 +136,14 @@ def _write(path: Path, kernel: Path, packages: Packages) -> None:
             for library in names:
                 folder = "lib64" if library == _LOADER else "lib/x86_64-linux-gnu"
                 archive.file(f"{folder}/{library}", _find(packages.tree(package), library).read_bytes())
-        for module in _MODULES:
+        for target, file in extra.files.items():
+            archive.file(target, file.read_bytes())
+        for target, pointed in extra.links.items():
+            archive.link(target, pointed)
+        modules = (*_MODULES, *extra.modules)
+        for module in modules:
             archive.file(f"modules/{module}.ko", _find(kernel, f"{module}.ko").read_bytes(), mode=0o644)
-        archive.file("modules/order", "".join(f"{module}\n" for module in _MODULES).encode(), mode=0o644)
+        archive.file("modules/order", "".join(f"{module}\n" for module in modules).encode(), mode=0o644)
         archive.close()
     Path(name).rename(path)
 

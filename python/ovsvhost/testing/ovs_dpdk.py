@@ -95,6 +95,11 @@ class OvsDpdk:
         """``ovs-appctl`` to the switch."""
         return self._tool("ovs-appctl", "-t", str(self._control), *arguments)
 
+    def ofctl(self, *arguments: str) -> str:
+        """``ovs-ofctl`` to one of the switch's bridges: a command, the bridge, and what else it takes."""
+        command, bridge, *rest = arguments
+        return self._tool("ovs-ofctl", command, f"unix:{self.folder}/{bridge}.mgmt", *rest)
+
     def kill(self) -> None:
         """SIGKILL to the switch; the database stays. ``start`` brings it back."""
         if self._switch:

@@ -70,6 +70,22 @@ class PortStatistics:
     tx_bytes: int
 
 
+def statistics_of(printed: str) -> dict[int, PortStatistics]:
+    """The counters in what testpmd printed, by port; the last ones where it printed several."""
+    found: dict[int, PortStatistics] = {}
+    for section in re.split(r"NIC statistics for port ", printed)[1:]:
+        counters = {name: int(value) for name, value in re.findall(r"([RT]X-\w+): +(\d+)", section)}
+        found[int(section.split()[0])] = PortStatistics(
+            counters["RX-packets"],
+            counters["RX-missed"],
+            counters["RX-bytes"],
+            counters["TX-packets"],
+            counters["TX-errors"],
+            counters["TX-bytes"],
+        )
+    return found
+
+
 class Testpmd:
     """One testpmd process.
 
@@ -153,20 +169,7 @@ class Testpmd:
 
     def statistics(self) -> dict[int, PortStatistics]:
         """The counters of every port."""
-        printed = self.command("show port stats all")
-        found: dict[int, PortStatistics] = {}
-        for section in re.split(r"NIC statistics for port ", printed)[1:]:
-            number = int(section.split()[0])
-            counters = {name: int(value) for name, value in re.findall(r"([RT]X-\w+): +(\d+)", section)}
-            found[number] = PortStatistics(
-                counters["RX-packets"],
-                counters["RX-missed"],
-                counters["RX-bytes"],
-                counters["TX-packets"],
-                counters["TX-errors"],
-                counters["TX-bytes"],
-            )
-        return found
+        return statistics_of(self.command("show port stats all"))
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -17,7 +17,7 @@ from ovsvhost.testing.wait import wait_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ovsvhost.testing.guest import Guest
+    from ovsvhost.testing.machine import Machine
 
 _MIB = 1 << 20
 _COPY_TIMEOUT_S = 240
@@ -61,7 +61,7 @@ def address(number: int) -> Address:
     return Address(f"10.0.0.{number}", f"fd00::{number:x}")
 
 
-def bring_up(guest: Guest, number: int, device: str = "eth0") -> Address:
+def bring_up(guest: Machine, number: int, device: str = "eth0") -> Address:
     """Gives a guest's device its addresses and turns it on."""
     mine = address(number)
     guest.run(
@@ -71,7 +71,7 @@ def bring_up(guest: Guest, number: int, device: str = "eth0") -> Address:
     return mine
 
 
-def ping(guest: Guest, target: str, *, count: int = 5, interval_s: float = 0.1, size: int = 56) -> Ping:
+def ping(guest: Machine, target: str, *, count: int = 5, interval_s: float = 0.1, size: int = 56) -> Ping:
     """Pings an IPv4 or IPv6 address from inside a guest; waits at most a second for the last answer."""
     _, printed = guest.call(
         f"ping -c {count} -i {interval_s} -s {size} -W 1 {target}", timeout_s=30 + count * (interval_s + 0.5)
@@ -101,7 +101,7 @@ class PingStream:
         interval_s: seconds between two questions; an emulated CPU keeps up with 0.02.
     """
 
-    def __init__(self, guest: Guest, target: str, *, interval_s: float = 0.02) -> None:
+    def __init__(self, guest: Machine, target: str, *, interval_s: float = 0.02) -> None:
         self._guest = guest
         self._job = guest.spawn(f"ping -i {interval_s} {target} | ts %.s")
 
@@ -131,7 +131,7 @@ def longest_gap_s(answers: Sequence[float]) -> float:
     return max((later - earlier for earlier, later in pairwise(answers)), default=float("inf"))
 
 
-def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy:
+def copy_file(source: Machine, target: Machine, host: str, *, size_mib: int) -> Copy:
     """Makes a random file in ``source`` and fetches it from ``target`` over HTTP; both sides hash what they have.
 
     Args:
@@ -154,7 +154,40 @@ def copy_file(source: Guest, target: Guest, host: str, *, size_mib: int) -> Copy
     return Copy(size_mib * _MIB, size, sent, received, seconds)
 
 
-def _body(guest: Guest, command: str) -> str:
+class Stream:
+    """A file on its way from guest to guest over TCP while something else happens; hashed at both ends.
+
+    Args:
+        source: the guest that serves it, and holds it in memory.
+        target: the guest that fetches it, and keeps nothing of it.
+        host: an address of ``source``.
+        size_mib: MiB.
+    """
+
+    def __init__(self, source: Machine, target: Machine, host: str, *, size_mib: int) -> None:
+        self._source = source
+        source.run(
+            f"dd if=/dev/urandom of=/var/www/stream bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S
+        )
+        source.run("pidof httpd || httpd -h /var/www")
+        self._sent = source.run("sha256sum </var/www/stream", timeout_s=_COPY_TIMEOUT_S).split()[0]
+        # The tail is the file: httpd's words come before it.
+        fetch = f"printf 'GET /stream HTTP/1.0\\r\\n\\r\\n' | nc {host} 80"
+        self._job = target.spawn(f"{fetch} | tail -c {size_mib * _MIB} | sha256sum")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._job.ended
+
+    def intact(self, *, timeout_s: float = 120) -> bool:
+        """Waits for its end; True if every byte arrived as it was sent."""
+        received = self._job.wait(timeout_s).split()[0]
+        self._source.run("rm /var/www/stream")
+        return received == self._sent
+
+
+def _body(guest: Machine, command: str) -> str:
     # The shell reads the header line by line and leaves the body, byte for byte, to the command after it.
     skip = "while read -r line && [ ${#line} -gt 1 ]; do :; done"
     return guest.run(f"{{ {skip}; {command}; }} </tmp/fetched", timeout_s=_COPY_TIMEOUT_S)

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::hostile::Case;
-use super::traffic::{Command, EndSettings, RunSettings, Runner, seconds};
+use super::traffic::{Command, Crowd, EndSettings, RunSettings, Runner, seconds};
 use super::{Error, Result};
 
 /// Runs the command line `arguments` (without the program's name).
@@ -18,13 +18,14 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.split_first() {
         Some((&"run", rest)) => run(rest),
+        Some((&"crowd", rest)) => crowd(rest),
         Some((&"hostile", rest)) => hostile(rest),
         Some((&("help" | "--help" | "-h"), _)) => {
             say(&help());
             Ok(())
         }
-        Some((other, _)) => Err(Error::Config(format!("'{other}' is not a command: run, hostile or help"))),
-        None => Err(Error::Config("a command is needed: run, hostile or help".into())),
+        Some((other, _)) => Err(Error::Config(format!("'{other}' is not a command: run, crowd, hostile or help"))),
+        None => Err(Error::Config("a command is needed: run, crowd, hostile or help".into())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,6 +60,28 @@ fn run(words: &[&str]) -> Result<()> {
     }
     let report = Runner::new(run, ends)?.run()?;
     say(&format!("{report}\n"));
+    Ok(())
+}
+
+/// Silent guests on all sockets, until standard input ends.
+fn crowd(words: &[&str]) -> Result<()> {
+    let mut common = EndSettings::default();
+    let mut ends = Vec::new();
+    let mut timeout = Duration::from_secs(20);
+    for word in words {
+        let option = word.strip_prefix("--").and_then(|option| option.split_once('='));
+        match option {
+            Some(("end", list)) => ends.push(end(&common, list)?),
+            Some(("link-timeout", value)) => timeout = seconds("link-timeout", value)?,
+            Some((name, value)) => common.set(name, value)?,
+            None => return Err(Error::Config(format!("'{word}' is not --name=value; see vhost-frontend help"))),
+        }
+    }
+    let mut crowd = Crowd::new(ends)?;
+    crowd.join(timeout)?;
+    say("{\"event\": \"ready\"}\n");
+    // Whatever is typed is of no interest, its end is.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     Ok(())
 }
 
@@ -125,6 +148,7 @@ fn help() -> String {
     let mut text = String::from(
         "vhost-frontend: a vhost-user front-end that sends and checks numbered frames\n\n\
          vhost-frontend run [--OPTION VALUE]… --end NAME=VALUE[,NAME=VALUE]… [--end …]\n\
+         vhost-frontend crowd [--link-timeout=SECONDS] [--SETTING=VALUE]… --end=NAME=VALUE[,NAME=VALUE]… [--end=…]\n\
          vhost-frontend hostile CASE [--hold SECONDS] --end NAME=VALUE[,NAME=VALUE]…\n\
          vhost-frontend hostile --list\n\n\
          options of a run:\n",

@@ -63,6 +63,8 @@ pub enum Verdict {
 pub struct Inspector {
     /// The receiver's own address.
     pub station: Mac,
+    /// Addresses from `station` on that are its own.
+    pub stations: u32,
     /// Bytes of the vnet header.
     pub header_size: usize,
     /// Whether a partial checksum may come in (`GUEST_CSUM`).
@@ -123,10 +125,16 @@ impl Inspector {
         if !pattern::matches(pattern::seed(stream, sequence), payload) {
             return Err(Corruption::Payload);
         }
-        if frame.get(..6) != Some(&self.station.0) && frame.get(..6) != Some(&Mac::BROADCAST.0) {
+        let destination = Mac(*frame.first_chunk().ok_or(Corruption::Length)?);
+        if !self.is_own(destination) && destination != Mac::BROADCAST {
             return Err(Corruption::Misdirected);
         }
         Ok(Verdict::Numbered { stream, sequence })
+    }
+
+    fn is_own(&self, address: Mac) -> bool {
+        let number = |mac: Mac| u32::from_be_bytes([0, mac.0[3], mac.0[4], mac.0[5]]);
+        address.0[..3] == self.station.0[..3] && number(address).wrapping_sub(number(self.station)) < self.stations
     }
 
     fn judge_checksum(&self, vnet: &[u8], frame: &[u8], layers: &Layers, checksum_at: usize) -> Result<(), Corruption> {
@@ -201,12 +209,13 @@ mod tests {
     use super::*;
 
     const STATION: Mac = Mac([2, 0, 0, 0, 0, 2]);
-    const STRICT: Inspector = Inspector { station: STATION, header_size: 12, partial_allowed: false };
+    const STRICT: Inspector = Inspector { station: STATION, stations: 1, header_size: 12, partial_allowed: false };
 
     fn plan(network: Network, transport: Transport, checksum: Checksum) -> FramePlan {
         FramePlan::new(PlanConfig {
             source: Mac([2, 0, 0, 0, 0, 1]),
             destination: STATION,
+            destinations: 1,
             network,
             transport,
             checksum,

@@ -13,6 +13,15 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// All stations.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// The address `count` further on, within its vendor's 2^24.
+    #[must_use]
+    #[inline]
+    pub fn plus(self, count: u32) -> Self {
+        let [a, b, c, high, middle, low] = self.0;
+        let [_, high, middle, low] = u32::from_be_bytes([0, high, middle, low]).wrapping_add(count).to_be_bytes();
+        Self([a, b, c, high, middle, low])
+    }
 }
 
 impl fmt::Display for Mac {
@@ -47,6 +56,7 @@ mod tests {
     fn an_address_is_read_and_written_alike() {
         let text = "52:54:00:00:0a:ff";
         assert_eq!(text.parse::<Mac>().unwrap().to_string(), text);
+        assert_eq!(text.parse::<Mac>().unwrap().plus(0x101).to_string(), "52:54:00:00:0c:00");
         assert!("52:54:00:00:0a".parse::<Mac>().is_err());
         assert!("52:54:00:00:0a:ff:00".parse::<Mac>().is_err());
     }

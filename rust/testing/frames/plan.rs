@@ -51,6 +51,8 @@ pub struct PlanConfig {
     pub source: Mac,
     /// Destination address.
     pub destination: Mac,
+    /// Addresses from `destination` on that frames go to in turn; at least 1.
+    pub destinations: u32,
     /// Network header.
     pub network: Network,
     /// Transport header.
@@ -140,6 +142,9 @@ impl FramePlan {
         window.write_line(at, &lines[self.turn(sequence)]);
         let base = at + self.config.header_size;
         window.write(base + self.number_at, &sequence.to_le_bytes());
+        if self.config.destinations > 1 {
+            window.write(base, &self.destination(sequence).0);
+        }
         if self.config.flows != 1 {
             window.write(base + self.transport_at, &self.source_port(sequence).to_be_bytes());
         }
@@ -153,6 +158,7 @@ impl FramePlan {
         let size = base + self.size(sequence);
         let port = base + self.transport_at;
         bytes[port..port + 2].copy_from_slice(&self.source_port(sequence).to_be_bytes());
+        bytes[base..base + 6].copy_from_slice(&self.destination(sequence).0);
         bytes.extend_from_slice(&sequence.to_le_bytes());
         bytes.extend_from_slice(&self.config.stream.to_le_bytes());
         let start = bytes.len();
@@ -172,6 +178,11 @@ impl FramePlan {
     #[inline]
     fn source_port(&self, sequence: u64) -> u16 {
         1024 + (sequence % u64::from(self.config.flows)) as u16
+    }
+
+    #[inline]
+    fn destination(&self, sequence: u64) -> Mac {
+        self.config.destination.plus((sequence % u64::from(self.config.destinations.max(1))) as u32)
     }
 
     fn checksum_at(&self) -> usize {

@@ -34,6 +34,8 @@ pub struct End {
     clock: LinkClock,
     last_error: Option<String>,
     stopped_at: Vec<u32>,
+    /// Of its addresses, how many were announced.
+    announced: u32,
 }
 
 impl End {
@@ -72,6 +74,7 @@ impl End {
             clock: LinkClock::new(),
             last_error: None,
             stopped_at: Vec::new(),
+            announced: 0,
         })
     }
 
@@ -147,9 +150,11 @@ impl End {
         counters.map(|counters| counters.frames - counters.foreign).sum()
     }
 
-    /// Sends to `to` unless the settings named another address.
-    pub(super) fn aim(&mut self, to: Option<Mac>) {
-        self.settings.to = self.settings.to.or(to);
+    /// Sends to `to` and as many addresses after it as are meant, unless the settings named another address.
+    pub(super) fn aim(&mut self, to: Option<(Mac, u32)>) {
+        if let (None, Some((to, count))) = (self.settings.to, to) {
+            (self.settings.to, self.settings.destinations) = (Some(to), count);
+        }
     }
 
     /// Frames received so far, of any kind.
@@ -292,16 +297,33 @@ impl End {
         total
     }
 
-    /// Sends the announcement on every transmitq.
+    /// Sends the announcement of its address on every transmitq, and of further addresses as many as find room.
     pub fn announce(&mut self) {
-        let mac = self.mac();
+        self.announce_one(self.mac());
+        self.announced = self.announced.max(1);
+        while self.announced < self.settings.addresses && self.announce_one(self.mac().plus(self.announced)) {
+            self.announced += 1;
+        }
+    }
+
+    /// Whether each of its addresses was announced at least once.
+    pub fn is_announced(&self) -> bool {
+        self.announced >= self.settings.addresses
+    }
+
+    /// True if there was room on every transmitq.
+    fn announce_one(&mut self, mac: Mac) -> bool {
+        let mut sent = true;
         for (pair, sender) in self.senders.iter_mut().enumerate() {
             let frame = announcement(mac, sender.queue().shape().header_size);
-            if sender.send_raw(&frame) == Some(true) {
+            let kick = sender.send_raw(&frame);
+            sent &= kick.is_some();
+            if kick == Some(true) {
                 sender.note_kick();
                 ring_bell(&self.frontend, 2 * pair + 1);
             }
         }
+        sent
     }
 
     /// Takes back what the device is done with on all transmitqs; gives the frames it still has.

@@ -10,11 +10,12 @@
 //! ```
 //! An [`End`] is one guest: a session, a [`Sender`] per transmitq and a [`Receiver`] per receiveq.
 //! A [`Runner`] takes the ends through link, announcement, warm-up, measurement and drain, and
-//! writes the report. Nothing on the packet path allocates, locks or asks the time more than once a
+//! writes the report. A [`Crowd`] is any number of ends that only listen. Nothing on the packet path allocates, locks or asks the time more than once a
 //! pass.
 
 mod control;
 mod counters;
+mod crowd;
 mod end;
 mod governor;
 mod latency;
@@ -28,6 +29,7 @@ mod settings;
 
 pub use control::Command;
 pub use counters::{ReceiveCounters, SendCounters, Streams};
+pub use crowd::Crowd;
 pub use end::End;
 pub use link::LinkState;
 pub use receiver::{Check, Receiver};

@@ -61,6 +61,7 @@ impl QueueMaker<'_> {
         let queue = self.ring(ram, region, shape, true)?;
         let inspector = Inspector {
             station: own_address(self.index, self.settings),
+            stations: self.settings.addresses,
             header_size: shape.header_size,
             partial_allowed: self.agreed & features::GUEST_CSUM != 0,
         };
@@ -101,6 +102,7 @@ impl QueueMaker<'_> {
         PlanConfig {
             source: own_address(self.index, self.settings),
             destination: self.settings.to.unwrap_or(partner),
+            destinations: self.settings.destinations,
             network: self.settings.network,
             transport: self.settings.transport,
             checksum: self.settings.checksum.unwrap_or(fallback),

@@ -20,6 +20,8 @@ use crate::testing::{Error, Result, sys};
 
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(10);
 const ANNOUNCE_FOR: Duration = Duration::from_secs(1);
+/// Longer for each address of the end that has most.
+const ANNOUNCE_EACH: Duration = Duration::from_micros(100);
 const QUIET: Duration = Duration::from_millis(50);
 
 /// Takes one or two ends through a run.
@@ -55,7 +57,7 @@ impl Runner {
         }
         for index in 0..made.len() {
             let partner = made.len() - 1 - index;
-            let to = made.get(partner).map(End::mac);
+            let to = made.get(partner).map(|other| (other.mac(), other.settings().addresses));
             if let Some(end) = made.get_mut(index).filter(|_| partner != index) {
                 end.aim(to);
             }
@@ -124,20 +126,22 @@ impl Runner {
         Ok(())
     }
 
-    /// Announces until every end heard of the other; `false` when that did not come about.
+    /// Announces every address, and until every end heard of the other; `false` when that did not come about.
     fn announce(&mut self) -> bool {
-        let deadline = Instant::now() + ANNOUNCE_FOR;
+        let most = self.ends.iter().map(|end| end.settings().addresses).max().unwrap_or(1);
+        let deadline = Instant::now() + ANNOUNCE_FOR + ANNOUNCE_EACH * most;
         let mut next = Instant::now();
         loop {
             let now = Instant::now();
-            if now >= next {
+            let is_done = self.ends.iter().all(End::is_announced);
+            if now >= next || !is_done {
                 self.ends.iter_mut().for_each(End::announce);
                 next = now + ANNOUNCE_EVERY;
             }
             for end in &mut self.ends {
                 end.receive(self.settings.burst);
             }
-            if self.ends.len() < 2 || self.ends.iter().all(|end| end.received() > 0) {
+            if is_done && (self.ends.len() < 2 || self.ends.iter().all(|end| end.received() > 0)) {
                 return self.ends.len() == 2;
             }
             self.house_keeping(now);

@@ -36,8 +36,12 @@ pub struct EndSettings {
     pub role: Option<Role>,
     /// Its address.
     pub mac: Option<Mac>,
+    /// Addresses from `mac` on that are its own, all of them announced.
+    pub addresses: u32,
     /// The address it sends to; unset: the other end's.
     pub to: Option<Mac>,
+    /// Addresses from `to` on that it sends to in turn: the other end's `addresses`.
+    pub(super) destinations: u32,
     /// Queue pairs enabled at start; unset: all.
     pub enabled_pairs: Option<u16>,
     /// What memory is made of.
@@ -76,7 +80,9 @@ impl Default for EndSettings {
             frontend: FrontendConfig::new("", Side::Listen),
             role: None,
             mac: None,
+            addresses: 1,
             to: None,
+            destinations: 1,
             enabled_pairs: None,
             backing: Backing::Memfd,
             memory_size: None,
@@ -103,6 +109,7 @@ impl EndSettings {
         ("side", "listen (for dpdkvhostuserclient ports) | connect (for dpdkvhostuser ports)"),
         ("role", "send | receive | echo; default: send for the first end, receive for the second"),
         ("mac", "own Ethernet address"),
+        ("addresses", "Ethernet addresses from its own on, all announced and sent to in turn; default: 1"),
         ("to", "Ethernet address to send to; default: the other end's"),
         ("order", "qemu | virtio-user: order of messages, and base rule after a reconnect"),
         ("features", "virtio features asked for: name+name+… or 0x…"),
@@ -147,6 +154,9 @@ impl EndSettings {
                 self.role = Some(pick(name, value, &roles)?);
             }
             "mac" => self.mac = Some(value.parse()?),
+            "addresses" => {
+                self.addresses = value.parse().ok().filter(|count| (1..=1 << 24).contains(count)).ok_or_else(wrong)?;
+            }
             "to" => self.to = Some(value.parse()?),
             "order" => {
                 let orders = [("qemu", Order::Qemu), ("virtio-user", Order::VirtioUser)];

@@ -60,6 +60,7 @@ fn plan() -> FramePlan {
     FramePlan::new(PlanConfig {
         source: Mac([2, 0, 0, 0, 0, 1]),
         destination: Mac([2, 0, 0, 0, 0, 2]),
+        destinations: 1,
         network: Network::V4,
         transport: Transport::Udp,
         checksum: Checksum::Good,
@@ -72,7 +73,7 @@ fn plan() -> FramePlan {
 }
 
 fn inspector() -> Inspector {
-    Inspector { station: Mac([2, 0, 0, 0, 0, 2]), header_size: HEADER, partial_allowed: false }
+    Inspector { station: Mac([2, 0, 0, 0, 0, 2]), stations: 1, header_size: HEADER, partial_allowed: false }
 }
 
 fn numbered(sequence: u64) -> Verdict {

@@ -16,6 +16,7 @@
 
 mod bridge;
 mod checksum;
+mod crowd;
 mod hostile;
 mod killed;
 mod life;

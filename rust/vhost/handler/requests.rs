@@ -15,6 +15,7 @@ use vhost::vhost_user::{
 use super::{Handler, Subject, vring_number};
 use crate::error::Error;
 use crate::memory::GuestMap;
+use crate::ring::{check_size, feature};
 use crate::vhost::backend::{NetExt, wrap};
 use crate::vhost::features;
 use crate::vhost::vring::{self, Kick, Vring, eventfd};
@@ -106,10 +107,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
         let at = vring_number(index).map_err(wrap)?;
-        if !num.is_power_of_two() || num > 32_768 {
-            let name = vring::name(at);
-            return Err(wrap(Error::Peer(format!("{name}: a size of {num} is not a power of two in 1..32768"))));
-        }
+        // Before the features are known it may be a packed ring's; the start judges it again.
+        let features = self.features.unwrap_or(feature::RING_PACKED);
+        check_size(num, features).map_err(|e| wrap(Error::Peer(format!("{}: {e}", vring::name(at)))))?;
         if self.vring(at).size == num {
             return Ok(());
         }
@@ -137,9 +137,14 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> VhostResult<()> {
-        let base = u16::try_from(base);
-        let base = base.map_err(|_| wrap(Error::Peer(format!("a base past 65535 for vring {index}, a split ring"))))?;
-        self.set_up(index, |vring| vring.base = base).map_err(wrap)
+        let is_split = self.features.is_some_and(|features| features & feature::RING_PACKED == 0);
+        if is_split && base > 0xffff {
+            return Err(wrap(Error::Peer(format!("a base past 65535 for vring {index}, a split ring"))));
+        }
+        // A packed ring's is two of 16 bits, available and used. They are equal, for buffers complete in order; some
+        // front-ends (virtio-user) send the first alone.
+        #[allow(clippy::cast_possible_truncation, reason = "the low half is meant")]
+        self.set_up(index, |vring| vring.base = base as u16).map_err(wrap)
     }
 
     fn get_vring_base(&mut self, index: u32) -> VhostResult<VhostUserVringState> {
@@ -150,7 +155,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
         })
         .map_err(wrap)?;
         self.forget(vring_number(index).map_err(wrap)?);
-        Ok(VhostUserVringState::new(index, u32::from(base)))
+        let is_packed = self.features.is_some_and(|features| features & feature::RING_PACKED != 0);
+        let used = if is_packed { u32::from(base) << 16 } else { 0 };
+        Ok(VhostUserVringState::new(index, used | u32::from(base)))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> VhostResult<()> {
@@ -223,10 +230,12 @@ impl VhostUserBackendReqHandlerMut for Handler {
     ) -> VhostResult<Option<VhostUserMemoryRegionBase>> {
         let allow_file_memory = self.port.allow_file_memory;
         let map = self.spec(region, fd).and_then(|spec| match &self.memory {
-            Some(memory) if memory.len() as u64 >= features::MEM_SLOTS => Err(Error::Peer(format!(
-                "guest memory: the {} slots that were announced are taken; remove a region first",
-                features::MEM_SLOTS
-            ))),
+            Some(memory) if memory.len() as u64 >= features::MEM_SLOTS && !memory.holds(&spec) => {
+                Err(Error::Peer(format!(
+                    "guest memory: the {} slots that were announced are taken; remove a region first",
+                    features::MEM_SLOTS
+                )))
+            }
             Some(memory) => memory.with_region(spec, allow_file_memory),
             None => GuestMap::map(vec![spec], allow_file_memory),
         });

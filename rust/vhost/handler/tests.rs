@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::recovery::Recovery;
-use crate::ring::Ring;
+use crate::ring::{Ring, feature};
 use crate::vhost::backend::NetExt;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
@@ -137,6 +137,95 @@ fn the_stock_dispatcher_drives_the_same_handler() {
     served.join().unwrap();
     handler.lock().unwrap().end();
     assert!(link.0.lock().unwrap().is_empty());
+}
+
+/// A handler whose front-end shared memory and started two vrings of 64 under `features`, at `base`; the memory too.
+fn started(features: u64, base: u32) -> (Handler, Arc<Shelf>, MmapRegion<()>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (file, mapping) = memory();
+    let link = Arc::new(Shelf::default());
+    let mut handler = handler(Arc::clone(&link), &ours);
+    handler.set_features(features).unwrap();
+    let uva = mapping.as_ptr() as u64;
+    handler.set_mem_table(&[VhostUserMemoryRegion::new(0, SIZE as u64, uva, 0)], vec![file], None).unwrap();
+    for vring in 0..2 {
+        handler.set_vring_num(vring, 64).unwrap();
+        handler.set_vring_base(vring, base).unwrap();
+        start_at(&mut handler, vring, uva + 0x2000 * u64::from(vring));
+    }
+    (handler, link, mapping, theirs)
+}
+
+/// The rest of what starts a vring whose size and base are known.
+fn start_at(handler: &mut Handler, vring: u32, at: u64) {
+    let flags = VhostUserVringAddrFlags::empty();
+    handler.set_vring_addr(vring, flags, at, at + 0x1000, at + 0x800, 0).unwrap();
+    handler.set_vring_kick(u8::try_from(vring).unwrap(), None).unwrap();
+    handler.set_vring_enable(vring, true).unwrap();
+}
+
+const PACKED: u64 = feature::RING_PACKED | feature::VERSION_1;
+
+#[test]
+fn a_packed_ring_starts_at_the_low_half_of_its_base_and_answers_both() {
+    // As QEMU sends it, and as virtio-user does; a fresh ring, and one that stood in its second lap.
+    for (base, answer) in [(0x8000, 0x8000_8000_u32), (0x8000_8000, 0x8000_8000), (0x0011_0011, 0x0011_0011)] {
+        let (mut handler, link, _mapping, _stream) = started(PACKED, base);
+        assert_eq!(link.0.lock().unwrap().len(), 2, "{:?}", handler.state());
+        assert_eq!({ handler.get_vring_base(0).unwrap().num }, answer);
+        // Asked again while it stands still.
+        assert_eq!({ handler.get_vring_base(0).unwrap().num }, answer);
+        handler.end();
+    }
+}
+
+#[test]
+fn a_base_outside_a_packed_ring_is_named() {
+    let (mut handler, link, _mapping, _stream) = started(PACKED, 64);
+    assert!(link.0.lock().unwrap().is_empty());
+    let problem = handler.state().problem.unwrap();
+    assert!(problem.contains("a base of 0x40 is descriptor 64 of a packed ring of 64"), "{problem}");
+    handler.end();
+}
+
+#[test]
+fn the_size_of_a_ring_is_judged_by_its_layout() {
+    for (features, sizes, refused) in
+        [(0, &[1, 256, 32_768][..], &[0, 3, 65_536][..]), (PACKED, &[1, 3, 32_767], &[0, 32_769])]
+    {
+        let (mut handler, _link, _mapping, _stream) = started(features, 0);
+        for &size in sizes {
+            handler.set_vring_num(0, size).unwrap();
+        }
+        for &size in refused {
+            let error = handler.set_vring_num(0, size).unwrap_err().to_string();
+            assert!(error.contains(&format!("receiveq 0: a size of {size} is not")), "{error}");
+        }
+        handler.end();
+    }
+}
+
+/// How a front-end carries out `VIRTIO_F_RING_RESET`: it stops the one vring and starts it anew, elsewhere, empty, of
+/// another size (virtio 1.2 §2.6.1).
+#[test]
+fn one_vring_is_reset_while_the_other_runs() {
+    for features in [feature::VERSION_1, PACKED] {
+        let fresh = if features == PACKED { 0x8000 } else { 0 };
+        let (mut handler, link, mapping, _stream) = started(features, fresh);
+        let uva = mapping.as_ptr() as u64;
+        for size in [16, 32] {
+            handler.get_vring_base(1).unwrap();
+            assert_eq!(link.0.lock().unwrap().keys().collect::<Vec<_>>(), [&0], "the other runs");
+            handler.set_vring_enable(1, false).unwrap();
+            handler.set_vring_num(1, size).unwrap();
+            handler.set_vring_base(1, fresh).unwrap();
+            start_at(&mut handler, 1, uva + 0x8000 + 0x100 * u64::from(size));
+            let rings = link.0.lock().unwrap();
+            let stands: Vec<_> = rings.values().map(|ring| (ring.size(), u32::from(ring.next_index()))).collect();
+            assert_eq!(stands, [(64, fresh), (size, fresh)]);
+        }
+        handler.end();
+    }
 }
 
 /// Something a front-end, or a poll thread, may do; vrings by number.

@@ -9,7 +9,7 @@ use ovsvhost::frame::vnet_hdr;
 use ovsvhost::ring::{Receiveq, RingFault, Transmitq, feature};
 
 use super::dice::Dice;
-use super::driver::{Driver, Shape, WRITE, room_for};
+use super::driver::{Driver, LAYOUTS, Layout, Shape, WRITE, room_for};
 use super::guest::Guest;
 
 const FRAMES: u64 = 64;
@@ -49,11 +49,12 @@ impl Scribbler {
 /// Rows: C13.
 #[test]
 fn the_head_that_was_judged_is_the_head_that_is_delivered() {
-    for layout in [vec![12 + 300], vec![12, 300], vec![5, 7 + 20, 30, 250]] {
+    let cuts = [vec![12 + 300], vec![12, 300], vec![5, 7 + 20, 30, 250]];
+    for (layout, cut) in LAYOUTS.into_iter().flat_map(|layout| cuts.clone().map(|cut| (layout, cut))) {
         let (mut a, mut b) = (Guest::new(room_for(256)), Guest::new(room_for(256)));
         let mut dice = Dice(5);
         let (mut sender, mut receiver) =
-            (Driver::new(&mut a, 256, 0, &mut dice), Driver::new(&mut b, 256, 0, &mut dice));
+            (Driver::new(&mut a, layout, 256, 0, &mut dice), Driver::new(&mut b, layout, 256, 0, &mut dice));
         let mut tx = Transmitq::new(sender.activate(&a, FEATURES, None, None));
         let mut rx = Receiveq::new(receiver.activate(&b, FEATURES, None, None));
         let frames = a.ram.window(ovsvhost::testing::memory::Gpa(0), (FRAMES * STRIDE) as usize).unwrap();
@@ -71,16 +72,16 @@ fn the_head_that_was_judged_is_the_head_that_is_delivered() {
                 frames.write((slot * STRIDE) as usize, &bytes);
             }
         });
-        for _ in 0..300 {
+        for _ in 0..150 {
             for slot in 0..FRAMES {
                 let mut at = slot * STRIDE;
-                let pieces = layout.iter().map(|&len| {
+                let pieces = cut.iter().map(|&len| {
                     at += len;
                     (at - len, len as u32)
                 });
                 sender.post(&a, &pieces.collect::<Vec<_>>(), 0, Shape::Chain);
                 receiver.post(&b, &[(slot * STRIDE, STRIDE as u32)], WRITE, Shape::Chain);
-                if sender.free() < layout.len() {
+                if sender.free() < cut.len() {
                     break;
                 }
             }
@@ -109,10 +110,10 @@ fn the_head_that_was_judged_is_the_head_that_is_delivered() {
 #[test]
 fn descriptors_that_change_after_the_check_reach_no_memory_outside() {
     let mut dice = Dice(9);
-    for indirect in [false, true] {
+    for (layout, indirect) in LAYOUTS.into_iter().flat_map(|layout| [false, true].map(|indirect| (layout, indirect))) {
         let features = FEATURES | feature::INDIRECT_DESC;
         let mut a = Guest::new(room_for(64));
-        let mut sender = Driver::new(&mut a, 64, 0, &mut dice);
+        let mut sender = Driver::new(&mut a, layout, 64, 0, &mut dice);
         let table = 0x1_0000;
         for slot in 0..60 {
             let shape = if indirect { Shape::Table(0, table + 64 * slot) } else { Shape::Chain };
@@ -120,15 +121,17 @@ fn descriptors_that_change_after_the_check_reach_no_memory_outside() {
         }
         sender.publish();
         // Address, length and links of every descriptor change all the time, between good ones and every kind of lie.
-        let target = if indirect { table } else { sender.desc };
+        let target = if indirect { table } else { sender.desc() };
         let tables = a.ram.window(ovsvhost::testing::memory::Gpa(target), 64 * 16).unwrap();
         let mut wild = Dice(17);
         let scribbler = Scribbler::start(move |_| {
             let at = 16 * wild.pick(0..64);
             tables.write(at, &[4096_u64, 1 << 20, u64::MAX - 8, (1 << 20) - 40][wild.pick(0..4)].to_le_bytes());
             tables.write(at + 8, &[12_u32, 72, 0, u32::MAX][wild.pick(0..4)].to_le_bytes());
-            tables.write(at + 12, &[0_u16, 1, 2, 4][wild.pick(0..4)].to_le_bytes());
-            tables.write(at + 14, &[0_u16, 1, 63, 64][wild.pick(0..4)].to_le_bytes());
+            // Where the one layout has its flags the other has its link. Those of a packed ring stay available.
+            let (flags, link, lap) = if layout == Layout::Split { (12, 14, 0) } else { (14, 12, 1 << 15) };
+            tables.write(at + flags, &([0_u16, 1, 2, 4][wild.pick(0..4)] | lap).to_le_bytes());
+            tables.write(at + link, &[0_u16, 1, 63, 64][wild.pick(0..4)].to_le_bytes());
         });
         let mut outcomes = [0; 2];
         for _ in 0..4_000 {

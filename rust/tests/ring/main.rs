@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Split rings proved against a naive driver: `Transmitq` and `Receiveq` on one side, plain loops on the other.
+//! Rings of both layouts proved against a naive driver: `Transmitq` and `Receiveq` on one side, plain loops on the other.
 //!
 //! ```text
 //!   naive driver A ─▶ Transmitq ─ Burst ─▶ Receiveq ─▶ naive driver B
@@ -20,16 +20,16 @@
 )]
 
 mod checksum;
+mod crash;
 mod dice;
 mod driver;
-
 mod garbage;
 mod guest;
 mod honest;
 mod hostile;
+mod lies;
 mod lost;
 mod notify;
-
 mod pipe;
 mod read_once;
 mod wake;

@@ -7,7 +7,7 @@ use ovsvhost::drops::DropReason;
 use ovsvhost::ring::{Receiveq, Transmitq, feature};
 
 use super::dice::Dice;
-use super::driver::{Driver, Posted, Shape, WRITE, room_for};
+use super::driver::{Driver, Layout, Posted, Shape, WRITE, room_for};
 use super::guest::{BUFFERS, Guest, Image};
 
 /// What a guest sends.
@@ -21,6 +21,8 @@ pub struct Frame {
 /// How the two ends are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
+    pub tx_layout: Layout,
+    pub rx_layout: Layout,
     pub tx_size: u32,
     pub rx_size: u32,
     pub tx_base: u16,
@@ -87,8 +89,10 @@ impl Pipe {
     pub fn new(ends: Ends) -> Self {
         let mut dice = Dice(ends.seed);
         let (mut a, mut b) = (Guest::new(room_for(ends.tx_size)), Guest::new(room_for(ends.rx_size)));
-        let a_driver = Driver::new(&mut a, ends.tx_size, ends.tx_base, &mut dice);
-        let b_driver = Driver::new(&mut b, ends.rx_size, ends.rx_base, &mut dice);
+        let (tx_base, rx_base) =
+            (ends.tx_layout.base(ends.tx_size, ends.tx_base), ends.rx_layout.base(ends.rx_size, ends.rx_base));
+        let mut a_driver = Driver::new(&mut a, ends.tx_layout, ends.tx_size, tx_base, &mut dice);
+        let mut b_driver = Driver::new(&mut b, ends.rx_layout, ends.rx_size, rx_base, &mut dice);
         let tx = Transmitq::new(a_driver.activate(&a, ends.tx_features, None, None));
         let rx = Receiveq::new(b_driver.activate(&b, ends.rx_features, None, None));
         let (a_arena, b_arena) = (Arena::fresh(&mut dice), Arena::fresh(&mut dice));
@@ -203,23 +207,18 @@ impl Pipe {
         for (gpa, bytes) in &outcome.writes {
             expected.write(*gpa, bytes);
         }
-        for (ahead, used) in outcome.used.iter().enumerate() {
-            expected.write(self.b_driver.used_slot(ahead), used);
+        for (at, bytes) in self.b_driver.used_writes(&outcome.used, false) {
+            expected.write(at, &bytes);
         }
-        let index = self.b_driver.last_used().wrapping_add(outcome.used.len() as u16);
-        expected.write(self.b_driver.used + 2, &index.to_le_bytes());
         let actual = self.b.image();
-        // Elements past the index say nothing yet: the device may have begun one that it did not finish.
-        for ahead in outcome.used.len()..self.b_driver.posted.len() {
-            let slot = self.b_driver.used_slot(ahead);
-            expected.write(slot, &actual.read(slot, 8));
+        for (at, len) in self.b_driver.scribbles(outcome.used.len()) {
+            expected.write(at, &actual.read(at, len));
         }
         expected.assert_is(&actual, "receiver");
         self.rx.flush();
-        for used in &outcome.used {
-            let (posted, len) = self.b_driver.take_used().expect("what was published is there");
-            assert_eq!(used[..4], u32::from(posted.head).to_le_bytes());
-            assert_eq!(used[4..], len.to_le_bytes());
+        for &used in &outcome.used {
+            let (_, len) = self.b_driver.take_used().expect("what was published is there");
+            assert_eq!(used, len);
         }
         self.delivered += outcome.settled - outcome.too_small.count_ones() as usize;
         self.refused += outcome.too_small.count_ones() as usize;
@@ -227,11 +226,10 @@ impl Pipe {
 
     fn commit(&mut self, before: Image, taken: usize) {
         let mut expected = before;
-        for (ahead, posted) in self.a_driver.posted.iter().take(taken).enumerate() {
-            expected.write(self.a_driver.used_slot(ahead), &element(posted.head, 0));
+        let as_batch = self.ends.tx_features & feature::IN_ORDER != 0;
+        for (at, bytes) in self.a_driver.used_writes(&vec![0; taken], as_batch) {
+            expected.write(at, &bytes);
         }
-        let index = self.a_driver.last_used().wrapping_add(taken as u16);
-        expected.write(self.a_driver.used + 2, &index.to_le_bytes());
         self.tx.commit();
         expected.assert_is(&self.a.image(), "sender, after its buffers were given back");
         for _ in 0..taken {
@@ -286,7 +284,9 @@ fn arrange(
         buffers.push((gpa, size as u32));
     }
     let shape = if indirect && dice.once_in(2) {
-        let before = if dice.once_in(2) { 0 } else { dice.pick(0..sizes.len().min(20)) };
+        // A packed ring's table comes alone.
+        let mixed = driver.layout == Layout::Split && dice.once_in(2);
+        let before = if mixed { dice.pick(0..sizes.len().min(20)) } else { 0 };
         Shape::Table(before, arena.take_whole(16 * (sizes.len() - before), dice)?)
     } else {
         Shape::Chain
@@ -301,7 +301,8 @@ struct Outcome {
     settled: usize,
     too_small: u64,
     writes: Vec<(u64, Vec<u8>)>,
-    used: Vec<[u8; 8]>,
+    /// Bytes written to each chain that is used.
+    used: Vec<u32>,
 }
 
 /// The standard read plainly: one frame after the other, each into the oldest buffers.
@@ -334,7 +335,7 @@ fn expect(frames: &[&Frame], posted: &VecDeque<Posted>, features: u64) -> Outcom
                     from += n;
                 }
             }
-            outcome.used.push(element(chain.head, (from - before) as u32));
+            outcome.used.push((from - before) as u32);
         }
         next += count;
     }
@@ -373,11 +374,4 @@ pub fn complete(frame: &mut [u8], start: usize, offset: usize) {
         other => other,
     };
     frame[start + offset..start + offset + 2].copy_from_slice(&checksum.to_be_bytes());
-}
-
-fn element(head: u16, len: u32) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-    bytes[4..].copy_from_slice(&len.to_le_bytes());
-    bytes
 }

@@ -8,6 +8,8 @@ use ovsvhost::ring::feature;
 use ovsvhost::testing::frames::checksum;
 use proptest::prelude::*;
 
+use super::driver::Layout;
+use super::honest::layouts;
 use super::pipe::{Ends, Frame, Pipe, complete};
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +76,7 @@ proptest! {
     /// Rows: B6.
     #[test]
     fn a_receiver_without_guest_csum_gets_whole_checksums(
-        v6: bool, tcp: bool, mergeable: bool, indirect: bool, seed: u64,
+        (tx_layout, rx_layout) in (layouts(), layouts()), v6: bool, tcp: bool, mergeable: bool, indirect: bool, seed: u64,
         payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..1_600), 1..12),
         room in prop_oneof![12_usize..100, 100_usize..2_000],
     ) {
@@ -82,6 +84,8 @@ proptest! {
         let bit = |on, bit| if on { bit } else { 0 };
         let rx_features = bit(mergeable, feature::MRG_RXBUF) | bit(indirect, feature::INDIRECT_DESC);
         let ends = Ends {
+            tx_layout,
+            rx_layout,
             tx_size: 64,
             rx_size: 2_048,
             tx_base: 0,
@@ -116,8 +120,17 @@ fn a_sum_of_zero_is_sent_as_all_ones() {
     frame.bytes[end - 2..].copy_from_slice(&(0xffff - sum).to_be_bytes());
     complete(&mut frame.bytes.clone(), kind.transport_at(), kind.checksum_at());
     let features = feature::VERSION_1 | feature::CSUM;
-    let ends =
-        Ends { tx_size: 8, rx_size: 8, tx_base: 0, rx_base: 0, tx_features: features, rx_features: features, seed: 1 };
+    let ends = Ends {
+        tx_layout: Layout::Split,
+        rx_layout: Layout::Split,
+        tx_size: 8,
+        rx_size: 8,
+        tx_base: 0,
+        rx_base: 0,
+        tx_features: features,
+        rx_features: features,
+        seed: 1,
+    };
     let mut pipe = Pipe::new(ends);
     pipe.send_in(frame, &[12 + end]);
     let buffer = 0x1000;

@@ -1,0 +1,157 @@
+"""The test stand: starts switches and generators when a row first needs them, and measures one contestant at a time.
+
+Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO`` is a second daemon for rows that set ours beside
+ours; it ends with the row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Self
+
+import quiet
+from cases import OURS_AWAKE, OURS_TOO, OVS, OVS_FLOWS, TESTPMD, Load
+from generators import Frontend, VirtioUser
+from switches import Ours, Ovs, OvsFlows, TestpmdIo
+
+from ovsvhost.testing.errors import RigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cases import Case, Contestant, Row
+    from generators import Generator
+    from rounds import Timing, Window
+    from switches import Switch
+
+_EDGE_S = 0.1
+"""Kept away from both ends of a generator's window, so that the switch's counters cover nothing else."""
+_SETTLE_S = 0.15
+"""After a generator ended: time for the switch to see its sockets close before it is stopped."""
+_IDLE_S = 5.0
+
+
+class Stand:
+    """Everything that is measured, and what measures it.
+
+    Args:
+        folder: for run directories, sockets and logs; a short path.
+        frontend: the built ``vhost-frontend``.
+        cpu: the core of the poll threads.
+        generator_cpu: the core of the generators.
+        timing: how long a window is.
+    """
+
+    def __init__(self, folder: Path, frontend: Path, *, cpu: int, generator_cpu: int, timing: Timing) -> None:
+        self._folder = folder
+        self._cpu = cpu
+        self._generator_cpu = generator_cpu
+        self._timing = timing
+        self._own = Frontend(generator_cpu, folder, frontend)
+        self._virtio_user: dict[Load, VirtioUser] = {}
+        self._switches: dict[str, Switch] = {}
+        self._numbers = itertools.count()
+        self._guests = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Nothing runs yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends everything."""
+        self._guests.close()
+        for name in list(self._switches):
+            self._stop(name)
+
+    @contextmanager
+    def row(self, row: Row) -> Iterator[None]:
+        """Around the windows of a row: what was started for it alone ends with it."""
+        try:
+            yield
+        finally:
+            self._guests.close()
+            if any(contestant.switch == OURS_TOO for contestant in row.contestants):
+                self._stop(OURS_TOO)
+
+    def window(self, row: Row, contestant: Contestant) -> Window:
+        """One contestant once.
+
+        Raises:
+            RigError: switch or generator did not do what was asked; says what and why.
+        """
+        try:
+            return self._window(row, contestant)
+        except BaseException:
+            # Whatever state it is in now: the next window begins with a fresh one.
+            self._stop(contestant.switch)
+            raise
+
+    def _window(self, row: Row, contestant: Contestant) -> Window:
+        case = contestant.case
+        switch = self._switch(contestant.switch)
+        with switch.turn():
+            is_new = switch.fit(case)
+            if is_new and case.ports > 2 and row.load is not Load.SILENT:
+                self._guests.enter_context(self._own.crowd(switch.silent_sockets(case)))
+        match row.load:
+            case Load.SILENT:
+                return quiet.idle(switch, self._own, case, _IDLE_S)
+            case Load.ROUND_TRIPS:
+                warmup_s, duration_s = self._timing.warmup_s, self._timing.duration_s
+                return quiet.round_trips(switch, self._own, case, warmup_s=warmup_s, duration_s=duration_s)
+            case _:
+                return self._under_load(self._generator(row.load), switch, case)
+
+    def _under_load(self, generator: Generator, switch: Switch, case: Case) -> Window:
+        timing = self._timing
+        with switch.turn():
+            times = {"warmup_s": timing.warmup_s, "duration_s": timing.duration_s}
+            with generator.window(case, switch.sockets, **times) as run:
+                time.sleep(_EDGE_S)
+                switch.begin()
+                time.sleep(timing.duration_s - 2 * _EDGE_S)
+                work, clock = switch.end()
+                load = run.result()
+            time.sleep(_SETTLE_S)
+            known = switch.addresses()
+        if case.addresses > 1 and known is not None and known < case.addresses:
+            raise RigError(f"{switch.name} knows {known} addresses where {case.addresses} were announced")
+        return {
+            "pps": load.pps,
+            "ring_full_share": load.ring_full_share,
+            "lost_share": load.lost_share,
+            "busy_share": work.busy_share,
+            "cycles_per_packet": work.cycles_per_packet,
+            "wait_share": max(clock.wait_share, load.wait_share),
+        }
+
+    def _generator(self, load: Load) -> Generator:
+        if load is Load.OWN:
+            return self._own
+        if load not in self._virtio_user:
+            backoff_us = 2 if load is Load.VIRTIO_USER else 0
+            self._virtio_user[load] = VirtioUser(self._generator_cpu, self._folder, backoff_us)
+        return self._virtio_user[load]
+
+    def _switch(self, name: str) -> Switch:
+        if name not in self._switches:
+            folder = self._folder / str(next(self._numbers))
+            folder.mkdir(exist_ok=True)
+            switch = self._started(name, folder)
+            self._switches[name] = switch
+            switch.hold()
+        return self._switches[name]
+
+    def _started(self, name: str, folder: Path) -> Switch:
+        if name in {OVS, OVS_FLOWS}:
+            return (Ovs if name == OVS else OvsFlows)(folder, self._cpu)
+        if name == TESTPMD:
+            return TestpmdIo(folder, self._cpu, main_cpu=self._generator_cpu)
+        return Ours(folder, self._cpu, sleeps=name != OURS_AWAKE)
+
+    def _stop(self, name: str) -> None:
+        if name in self._switches:
+            self._switches.pop(name).stop()

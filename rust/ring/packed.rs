@@ -1,0 +1,425 @@
+//! The packed ring's three areas (virtio 1.2 §2.8).
+//!
+//! ```text
+//!   descriptor ring   16 × size   addr:8 len:4 id:2 flags:2     driver makes available, we make used, in place
+//!   driver area       4           off_wrap:2 flags:2            driver writes: when it wants calls
+//!   device area       4           off_wrap:2 flags:2            we write: when we want kicks
+//! ```
+//!
+//! A descriptor is available when its AVAIL flag equals the cursor's wrap counter and its USED flag does not; it is used
+//! when both equal it. The flags share an aligned word with length and id, so one acquire load reads all three whole,
+//! and one store writes them whole.
+//!
+//! Used descriptors take the place of available ones, so none is written before a group is complete: they are noted in
+//! the journal, and `publish` writes them all, the group's first one last. Until that store the driver sees nothing of
+//! the group; with it, all of it. Who finds the journal after a crash writes them once more. A size need not be a power
+//! of two.
+#![allow(unsafe_code, reason = "rings are guest memory")]
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, WRITE, words_in_table};
+use super::doorbell::Doorbell;
+use super::journal::{Element, Intent, Journal, Past};
+use super::layout::Layout;
+use super::{RingConfig, RingFault, area, feature};
+use crate::error::{Error, Result};
+use crate::memory::{GuestMap, Span, access};
+
+/// Made available in laps whose wrap counter is 1.
+const AVAIL: u16 = 1 << 7;
+/// Made used in laps whose wrap counter is 1.
+const USED: u16 = 1 << 15;
+/// The wrap counter beside an index, as in a base and in an event.
+const WRAP: u16 = 1 << 15;
+
+/// Event flags (virtio 1.2 §2.8.10): tell everything, nothing, or what passes `off_wrap`.
+const EVENT_ENABLE: u32 = 0;
+const EVENT_DISABLE: u32 = 1;
+const EVENT_DESC: u32 = 2;
+
+/// A descriptor of the ring or of an indirect table.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+fn desc_of((addr, rest): (u64, u64)) -> Desc {
+    let flags = (rest >> 48) as u16 & (NEXT | WRITE | INDIRECT);
+    Desc { addr, len: rest as u32, flags, link: (rest >> 32) as u16 }
+}
+
+/// A descriptor's index and the wrap counter of the lap it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cursor {
+    index: u16,
+    wrap: bool,
+}
+
+impl Cursor {
+    fn from_word(word: u16) -> Self {
+        Self { index: word & !WRAP, wrap: word & WRAP != 0 }
+    }
+
+    /// As in a base and in an event: the wrap counter above the index.
+    fn word(self) -> u16 {
+        self.index | if self.wrap { WRAP } else { 0 }
+    }
+
+    /// The cursor `places` further on, at most one lap.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "below the ring size")]
+    fn after(self, places: u16, size: u16) -> Self {
+        let at = u32::from(self.index) + u32::from(places);
+        match at.checked_sub(u32::from(size)) {
+            None => Self { index: at as u16, ..self },
+            Some(at) => Self { index: at as u16, wrap: !self.wrap },
+        }
+    }
+}
+
+/// A packed ring that was checked and translated. Owned by one thread at a time.
+#[derive(Debug)]
+pub(super) struct PackedRing {
+    desc: *mut u8,
+    driver: *const u8,
+    device: *mut u8,
+    size: u16,
+    /// Both the next descriptor to take and, between bursts, the next to make used.
+    next: Cursor,
+    /// Elements in the journal's shadow: the group that is being made, in order.
+    noted: u16,
+    journal: Journal,
+    event_idx: bool,
+    features: u64,
+    memory: Arc<GuestMap>,
+    doorbell: Doorbell,
+}
+
+// SAFETY: the pointers are into mappings that `memory` keeps, usable from any thread; the ring moves whole.
+unsafe impl Send for PackedRing {}
+
+impl PackedRing {
+    /// `RingConfig::activate`, once the size is known to be good. Starts at the base: nothing in memory says where.
+    pub(super) fn new(config: &RingConfig, memory: &Arc<GuestMap>, doorbell: Doorbell) -> Result<Self> {
+        let size = config.size;
+        let desc = area(memory, "descriptor ring", config.desc_uva, DESC_SIZE * size, 16)?;
+        let driver = area(memory, "driver event area", config.avail_uva, 4, 4)?;
+        let device = area(memory, "device event area", config.used_uva, 4, 4)?;
+        let next = Cursor::from_word(config.base);
+        let size = u16::try_from(size).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
+        if next.index >= size {
+            return Err(Error::Peer(format!(
+                "a base of {:#x} is descriptor {} of a packed ring of {size}",
+                config.base, next.index
+            )));
+        }
+        Ok(Self {
+            desc: desc.start,
+            driver: driver.start,
+            device: device.start,
+            size,
+            next,
+            noted: 0,
+            journal: Journal::private(usize::from(size))?,
+            event_idx: config.features & feature::EVENT_IDX != 0,
+            features: config.features,
+            memory: Arc::clone(memory),
+            doorbell,
+        })
+    }
+
+    /// Where to go on: index and wrap counter.
+    pub(super) fn next_index(&self) -> u16 {
+        self.next.word()
+    }
+
+    /// Writes down from now on, in another's memory, where the ring stands, and says what that held against the base.
+    ///
+    /// A base of 0, wrap counter 0, is what a VMM sends that lost the one it had (QEMU, when its back-end died): then the
+    /// journal knows. A group that was under way is finished first. Any other base is meant: the guest began anew.
+    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+        let Intent { old, new, count } = past.journal.intent();
+        if past.journal.room() < usize::from(self.size) {
+            return Some("what is written down about it has no room for it".into());
+        }
+        self.journal = past.journal;
+        let (sent, is_open) = (self.next.word(), old != new && count <= self.size);
+        let is_possible = [old, new].iter().all(|&word| Cursor::from_word(word).index < self.size);
+        let mut note = None;
+        if past.is_known && is_possible && (sent == 0 || sent == new || is_open && sent == old) {
+            if is_open {
+                self.next = Cursor::from_word(old);
+                self.write_elements(count);
+            }
+            self.next = Cursor::from_word(new);
+        } else if past.is_known {
+            note = Some(format!("it starts at {sent:#x}, not at {new:#x} as written down: the guest set it up anew"));
+        }
+        self.journal.settle(self.next.word());
+        note
+    }
+
+    /// Descriptors.
+    pub(super) fn size(&self) -> u32 {
+        u32::from(self.size)
+    }
+
+    /// The map its addresses come from.
+    pub(super) fn map(&self) -> &Arc<GuestMap> {
+        &self.memory
+    }
+
+    /// Its kick and call descriptors.
+    pub(super) fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    /// The same, to replace or use them.
+    pub(super) fn doorbell_mut(&mut self) -> &mut Doorbell {
+        &mut self.doorbell
+    }
+
+    /// The descriptor at `place`, less than a lap ahead, if it is available.
+    #[inline]
+    fn available(&self, place: u16) -> Option<Desc> {
+        let Cursor { index, wrap } = self.next.after(place, self.size);
+        let at = self.at(index);
+        // SAFETY: the second half of a descriptor of the ring, which is 16-aligned and which `memory` keeps mapped.
+        let rest = unsafe { access::load_acquire_u64(at.wrapping_add(8)) };
+        let is_available = if wrap { AVAIL } else { USED };
+        #[allow(clippy::cast_possible_truncation, reason = "takes the flags out")]
+        if (rest >> 48) as u16 & (AVAIL | USED) != is_available {
+            return None;
+        }
+        // SAFETY: the first half of the same, written before the flags that were acquired.
+        let addr = unsafe { access::load::<u64>(at) };
+        Some(desc_of((addr, rest)))
+    }
+
+    /// The descriptor at `place`, less than a lap ahead, whatever its state.
+    #[inline]
+    fn desc(&self, place: u16) -> Desc {
+        let at = self.at(self.next.after(place, self.size).index);
+        // SAFETY: the first half of a descriptor of the ring, which `memory` keeps mapped.
+        let addr = unsafe { access::load::<u64>(at) };
+        // SAFETY: the second half of the same.
+        let rest = unsafe { access::load::<u64>(at.wrapping_add(8)) };
+        desc_of((addr, rest))
+    }
+
+    /// The buffer id in a chain's last descriptor.
+    #[inline]
+    fn checked_id(&self, last: Desc) -> std::result::Result<u16, RingFault> {
+        if last.link < self.size { Ok(last.link) } else { Err(RingFault::IndexRange) }
+    }
+
+    #[inline]
+    fn at(&self, index: u16) -> *mut u8 {
+        debug_assert!(index < self.size);
+        self.desc.wrapping_add(usize::from(index) * DESC_SIZE as usize)
+    }
+
+    /// The word that makes the descriptor of an element used, and where it goes.
+    #[inline]
+    fn used_word(&self, element: Element) -> (*mut u8, u64) {
+        // The journal may be another process's: whatever it says stays in the ring.
+        let Cursor { index, wrap } = self.next.after(element.place.min(self.size - 1), self.size);
+        let made_used = if wrap { AVAIL | USED } else { 0 };
+        let flags = made_used | if element.written > 0 { WRITE } else { 0 };
+        let word = u64::from(element.written) | u64::from(element.id) << 32 | u64::from(flags) << 48;
+        (self.at(index).wrapping_add(8), word)
+    }
+
+    /// Makes the first `count` elements of the shadow used, the first of them last.
+    #[inline]
+    fn write_elements(&mut self, count: u16) {
+        for n in 1..usize::from(count) {
+            let Some(element) = self.journal.element(n) else { break };
+            let (at, word) = self.used_word(element);
+            // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
+            unsafe { access::store::<u64>(at, word) };
+        }
+        if let Some(first) = self.journal.element(0) {
+            let (at, word) = self.used_word(first);
+            // SAFETY: as above; the ring is 16-aligned.
+            unsafe { access::store_release_u64(at, word) };
+        }
+    }
+
+    fn walk_table(
+        &self,
+        table: Desc,
+        direction: Direction,
+        scratch: &mut Scratch,
+    ) -> std::result::Result<u32, RingFault> {
+        let (entries, count) = Scratch::table(&self.memory, table, self.features & feature::INDIRECT_DESC != 0)?;
+        let mut bytes = 0;
+        for index in 0..count {
+            // Its length says how long the table is; of an entry's flags only the direction counts.
+            let entry = u16::try_from(index).ok().and_then(|index| Self::in_table(entries, index));
+            let entry = entry.ok_or(RingFault::IndexRange)?;
+            bytes = scratch.append_buffer(&self.memory, entry, direction, bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn write_device_area(&mut self, flags: u32) {
+        // SAFETY: the device area's four bytes were translated for this ring; one store keeps flags and place together.
+        unsafe { access::store::<u32>(self.device, u32::from(self.next.word()) | flags << 16) };
+    }
+
+    /// True if the driver waits for a descriptor among the `places` before the cursor.
+    fn passes(&self, event: u16, places: u16) -> bool {
+        let size = i32::from(self.size);
+        let new = i32::from(self.next.index);
+        let lap = if (event & WRAP != 0) == self.next.wrap { 0 } else { size };
+        let event = i32::from(event & !WRAP) - lap;
+        (new - i32::from(places)..new).contains(&event)
+    }
+}
+
+impl Layout for PackedRing {
+    #[inline]
+    fn memory(&self) -> &GuestMap {
+        &self.memory
+    }
+
+    #[inline]
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    #[inline]
+    fn check(&self) -> std::result::Result<(), RingFault> {
+        self.doorbell.check()?;
+        if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
+    }
+
+    /// Nobody says how many there are: as many as the ring has, until one turns out not to be available.
+    #[inline]
+    fn ready(&mut self, _want: usize) -> std::result::Result<u16, RingFault> {
+        Ok(if self.available(0).is_some() { self.size } else { 0 })
+    }
+
+    #[inline]
+    fn head(&self, place: u16) -> std::result::Result<Option<(Chain, Desc)>, RingFault> {
+        if place >= self.size {
+            return Ok(None);
+        }
+        let Some(desc) = self.available(place) else { return Ok(None) };
+        if desc.flags & NEXT != 0 {
+            return Ok(Some((Chain::UNKNOWN, desc)));
+        }
+        Ok(Some((Chain { id: self.checked_id(desc)?, count: 1 }, desc)))
+    }
+
+    #[inline]
+    fn ends_at(first: Desc) -> bool {
+        first.flags & NEXT == 0
+    }
+
+    #[inline]
+    fn second(&self, place: u16, _chain: Chain, _first: Desc) -> Option<(Chain, Desc)> {
+        if place + 1 >= self.size {
+            return None;
+        }
+        let second = self.desc(place + 1);
+        let is_last = second.flags == 0 && second.link < self.size;
+        is_last.then_some((Chain { id: second.link, count: 2 }, second))
+    }
+
+    #[inline]
+    fn in_table(table: Span, index: u16) -> Option<Desc> {
+        words_in_table(table, index).map(desc_of)
+    }
+
+    #[inline]
+    fn is_pair(first: Desc, second: Desc) -> bool {
+        (first.flags | second.flags) & WRITE == 0
+    }
+
+    fn walk(
+        &self,
+        place: u16,
+        _chain: Chain,
+        first: Desc,
+        direction: Direction,
+        scratch: &mut Scratch,
+    ) -> std::result::Result<(Chain, u32), RingFault> {
+        let (mut desc, mut count, mut bytes) = (first, 1_u16, 0_u32);
+        loop {
+            if desc.flags & INDIRECT == 0 {
+                bytes = scratch.append_buffer(&self.memory, desc, direction, bytes)?;
+            } else if count == 1 {
+                bytes = self.walk_table(desc, direction, scratch)?;
+            } else {
+                return Err(RingFault::BadIndirect);
+            }
+            if desc.flags & NEXT == 0 {
+                let id = self.checked_id(desc)?;
+                return Ok((Chain { id, count }, bytes));
+            }
+            // Those before `place` belong to other chains.
+            if place + count >= self.size {
+                return Err(RingFault::ChainLoop);
+            }
+            desc = self.desc(place + count);
+            count += 1;
+        }
+    }
+
+    #[inline]
+    fn places(chain: Chain) -> u16 {
+        chain.count
+    }
+
+    #[inline]
+    fn put_used(&mut self, place: u16, chain: Chain, written: u32) {
+        if place == 0 {
+            self.noted = 0;
+        }
+        // There is room: a chain takes a descriptor at least.
+        self.journal.put(usize::from(self.noted), Element { written, id: chain.id, place });
+        self.noted += 1;
+    }
+
+    #[inline]
+    fn publish(&mut self, places: u16) {
+        let mut count = std::mem::take(&mut self.noted);
+        // Those of a frame that was given up.
+        while count > 0 && self.journal.element(usize::from(count - 1)).is_some_and(|last| last.place >= places) {
+            count -= 1;
+        }
+        let new = self.next.after(places, self.size);
+        self.journal.intend(self.next.word(), new.word(), count);
+        self.write_elements(count);
+        self.next = new;
+        self.journal.settle(new.word());
+    }
+
+    #[inline]
+    fn notify(&mut self, places: u16) -> bool {
+        fence(Ordering::SeqCst);
+        // SAFETY: the driver area's four bytes were translated for this ring; one load keeps flags and place together.
+        let wish = unsafe { access::load::<u32>(self.driver) };
+        #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+        let wanted = match wish >> 16 & 3 {
+            EVENT_DISABLE => false,
+            EVENT_DESC if self.event_idx => self.passes(wish as u16, places),
+            _ => true,
+        };
+        if wanted {
+            self.doorbell.call();
+        }
+        wanted
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        self.write_device_area(if self.event_idx { EVENT_DESC } else { EVENT_ENABLE });
+        fence(Ordering::SeqCst);
+        self.available(0).is_some()
+    }
+
+    fn disable_kicks(&mut self) {
+        self.write_device_area(EVENT_DISABLE);
+    }
+}
