@@ -69,7 +69,12 @@ class PortState:
         """
     @property
     def statistics(self) -> dict[str, int]:
-        """Interface ``statistics`` with OVS's names; cumulative over reconnects; rx is what the guest sent."""
+        """Interface ``statistics`` with OVS's names; cumulative over reconnects; rx is what the guest sent.
+
+        A frame taken from the guest is in exactly one of ``rx_packets`` and ``rx_dropped``; one meant for it in exactly
+        one of ``tx_packets`` and ``tx_dropped``. ``rx_drop_*`` and ``tx_drop_*`` say why, and per queue ``rx_qN_*`` and
+        ``tx_qN_*`` sum up to the port's; what is dropped before a queue is chosen counts at queue 0.
+        """
 
 @final
 class FdbEntry:
@@ -170,6 +175,8 @@ class Datapath:
         rundir: an existing directory; where each ring stands is kept in files that belong to it (there if it is on
             tmpfs, else below ``/dev/shm``), and the next datapath on it goes on from there, however this one ended. If
             they cannot be had, an event says so. None: sessions may come and go, the end of the process loses it.
+        restart_hold_ms: if the datapath before on ``rundir`` died, how long no guest is polled while ports that were up
+            are not back; their guests' frames wait in the guests' own rings.
 
     Raises:
         ConfigError: a core that this process may not use.
@@ -182,6 +189,7 @@ class Datapath:
         pmd_cpus: Sequence[int] = ...,
         max_sleep_us: int | None = None,
         rundir: str | os.PathLike[str] | None = None,
+        restart_hold_ms: int = 1000,
     ) -> Self: ...
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.
@@ -207,6 +215,8 @@ class Datapath:
         socket: str,
         mtu: int = 1500,
         tx_retries_max: int = 8,
+        backpressure_us: int = 0,
+        tx_steering: Literal["hash", "thread"] = "hash",
         socket_mode: int = 0o600,
         socket_owner: int = ...,
         socket_group: int = ...,
@@ -222,6 +232,8 @@ class Datapath:
             socket: absolute path of the socket, at most 107 bytes.
             mtu: 68..9702.
             tx_retries_max: 0..32.
+            backpressure_us: 0..100000 µs that frames wait for the guest's buffers; 0 drops them at once.
+            tx_steering: how one of several receiveqs is chosen: by flow or by thread.
             socket_mode: permission bits of a socket we create.
             socket_owner: uid for a socket we create; -1, the default, leaves it.
             socket_group: gid, likewise.
@@ -232,7 +244,14 @@ class Datapath:
             KernelError: the socket could not be created (server type).
         """
     def set_port(
-        self, name: str, *, mtu: int | None = None, admin_up: bool | None = None, tx_retries_max: int | None = None
+        self,
+        name: str,
+        *,
+        mtu: int | None = None,
+        admin_up: bool | None = None,
+        tx_retries_max: int | None = None,
+        backpressure_us: int | None = None,
+        tx_steering: Literal["hash", "thread"] | None = None,
     ) -> None:
         """Changes a port live, with its guest attached. ConfigError out of range; the old value stays."""
     def del_port(self, name: str) -> None:

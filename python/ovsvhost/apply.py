@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
-from ovsvhost.model import MTU_DEFAULT, Bridge
+from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge
 from ovsvhost.plan import (
     AddBridge,
     AddPort,
@@ -51,12 +51,14 @@ class Failure:
     error: OvsvhostError
 
 
-def open_datapath(rundir: Path | None = None) -> Datapath:
+def open_datapath(rundir: Path | None = None, restart_hold_ms: int = RESTART_HOLD_MS) -> Datapath:
     """Starts a datapath with one poll thread, on the first core allowed; KernelError when it cannot start.
 
-    With ``rundir``, where each ring stands outlives this process: the next one on the directory goes on from there.
+    With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from
+    there. If this one finds that the one before died, no guest is polled for ``restart_hold_ms`` while a port that was
+    up is not back.
     """
-    return Datapath(rundir=rundir)
+    return Datapath(rundir=rundir, restart_hold_ms=restart_hold_ms)
 
 
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
@@ -121,6 +123,8 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket=port.socket,
                 mtu=port.mtu or MTU_DEFAULT,
                 tx_retries_max=port.tx_retries_max,
+                backpressure_us=port.backpressure_us,
+                tx_steering=port.tx_steering,
                 socket_mode=port.socket_mode,
                 socket_owner=port.socket_owner,
                 socket_group=port.socket_group,
@@ -129,8 +133,8 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             ledger.ports[port.name] = replace(port, rxq_affinity=())
             if port.rxq_affinity:
                 _set_affinity(datapath, ledger, port.name, port.rxq_affinity)
-        case SetPort(port=port, mtu=mtu, tx_retries_max=retries):
-            datapath.set_port(port.name, mtu=mtu, tx_retries_max=retries)
+        case SetPort(port=port, changes=changes):
+            datapath.set_port(port.name, **changes)
             ledger.ports[port.name] = replace(port, rxq_affinity=ledger.ports[port.name].rxq_affinity)
         case SetAffinity(port=port, cpus=cpus):
             _set_affinity(datapath, ledger, port.name, cpus)

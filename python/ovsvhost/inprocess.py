@@ -22,8 +22,6 @@ from ovsvhost.errors import ConfigError, OvsvhostError
 from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
-    MTU_MAX,
-    MTU_MIN,
     OFPORT_MAX,
     PORT_TYPES,
     Bridge,
@@ -134,6 +132,7 @@ class InProcess:
         options: Mapping[str, str],
         ofport: int | None,
         mtu: int,
+        other_config: Mapping[str, str],
     ) -> None:
         """ConfigError: an option, name, number or path that cannot be. KernelError: no socket to be had."""
         with self._lock:
@@ -141,6 +140,10 @@ class InProcess:
             number = free_ofport(taken) if ofport is None else ofport
             port_options.within("ofport", number, 1, OFPORT_MAX)
             port = self._port(name, type, options, number, mtu)
+            steering, complaints = port_options.tx_steering(name, other_config)
+            if complaints:
+                raise ConfigError("; ".join(complaints))
+            port = replace(port, tx_steering=steering)
             self._change_ports(bridge, lambda ports: (*ports, port))
 
     def del_port(self, bridge: str, name: str) -> None:
@@ -152,7 +155,7 @@ class InProcess:
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Changes it live; ConfigError out of range."""
-        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.check_mtu(name, mtu)
         self._change_ports(
             self.port(name).bridge,
             lambda ports: tuple(replace(port, mtu=mtu) if port.name == name else port for port in ports),
@@ -197,7 +200,7 @@ class InProcess:
     def _port(self, name: str, port_type: PortType, asked: Mapping[str, str], ofport: int, mtu: int) -> Port:
         if port_type not in PORT_TYPES:
             raise ConfigError(f"type={port_type!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
-        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.check_mtu(name, mtu)
         directory = self._socket_dir() if port_type == port_options.SERVER else None
         meant = port_options.parse(name, port_type, asked, directory)
         if meant.complaints:
@@ -212,6 +215,7 @@ class InProcess:
             ofport=ofport,
             mtu=mtu,
             tx_retries_max=meant.tx_retries_max,
+            backpressure_us=meant.backpressure_us,
             socket_mode=meant.socket_mode,
             socket_owner=meant.socket_owner,
             socket_group=meant.socket_group,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PortType: TypeAlias = Literal["dpdkvhostuserclient", "dpdkvhostuser"]
 
+TxSteering: TypeAlias = Literal["hash", "thread"]
+
 PORT_TYPES: frozenset[str] = frozenset(get_args(PortType))
 """Interface types that are served: the VMM creates the socket, or we do."""
 
@@ -36,6 +38,9 @@ OFPORT_MAX = 65279
 SOCKET_PATH_MAX = 107
 """Bytes of a path in a ``sockaddr_un``, without its closing NUL (``unix(7)``)."""
 
+RESTART_HOLD_MS = 1000
+"""How long frames wait after a crash for the ports that were up (``other_config:restart-hold-ms``)."""
+RESTART_HOLD_MAX_MS = 60_000
 MTU_DEFAULT = 1500
 MTU_MIN = 68
 MTU_MAX = 9702
@@ -46,6 +51,9 @@ SLEEP_MAX_US = 10_000
 RXQ_POLICIES = ("cycles", "group", "roundrobin")
 """How queues that are not pinned are shared out (``ovs-vswitchd.conf.db(5)``: pmd-rxq-assign)."""
 REBALANCE_MIN_MAX = 20_000
+BACKPRESSURE_MAX_US = 100_000
+TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
+"""How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
 AGING_S_DEFAULT = 300
 AGING_S_RANGE = (15, 3600)
 FDB_SIZE_DEFAULT = 8192
@@ -64,6 +72,8 @@ class Port:
         ofport: 1..65279, unique on its bridge.
         mtu: bytes of IP payload, 68..9702; None leaves what the port has (1500 for a new one).
         tx_retries_max: 0..32.
+        backpressure_us: 0..100000 µs that frames wait for the guest's buffers before they are dropped.
+        tx_steering: how one of several receiveqs is chosen.
         socket_mode: permission bits of a socket that we create.
         socket_owner: uid of it, -1 leaves it.
         socket_group: gid of it, -1 leaves it.
@@ -78,6 +88,8 @@ class Port:
     ofport: int
     mtu: int | None = MTU_DEFAULT
     tx_retries_max: int = TX_RETRIES_DEFAULT
+    backpressure_us: int = 0
+    tx_steering: TxSteering = "hash"
     socket_mode: int = 0o600
     socket_owner: int = -1
     socket_group: int = -1

@@ -14,11 +14,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.model import SOCKET_PATH_MAX, TX_RETRIES_DEFAULT, TX_RETRIES_MAX, PortType
+from ovsvhost.model import (
+    BACKPRESSURE_MAX_US,
+    MTU_MAX,
+    MTU_MIN,
+    SOCKET_PATH_MAX,
+    TX_RETRIES_DEFAULT,
+    TX_RETRIES_MAX,
+    TX_STEERINGS,
+    PortType,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from ovsvhost.model import TxSteering
 
 CLIENT: PortType = "dpdkvhostuserclient"
 SERVER: PortType = "dpdkvhostuser"
@@ -30,6 +41,7 @@ _ELSEWHERE = {
     "n_rxq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
     "n_txq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
     "dpdk-devargs": "it belongs to physical ports",
+    "tx-steering": "it belongs to the interface's other_config",
 }
 
 
@@ -46,6 +58,7 @@ class PortOptions:
     socket: str | None
     complaints: tuple[str, ...] = ()
     tx_retries_max: int = TX_RETRIES_DEFAULT
+    backpressure_us: int = 0
     socket_mode: int = 0o600
     socket_owner: int = -1
     socket_group: int = -1
@@ -97,6 +110,7 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
             if left.pop(option, None) is not None
         ]
     retries = take("tx-retries-max", TX_RETRIES_DEFAULT, _retries)
+    backpressure = take("backpressure-us", 0, _backpressure)
     file_memory = bool(take("allow-file-memory", 0, _bool))
     for option, text in sorted(left.items()):
         if option in _ELSEWHERE:
@@ -104,7 +118,25 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
                 complaints.append(f"options:{option} is not in force, remove it: {_ELSEWHERE[option]}")
         else:
             complaints.append(f"options:{option} is unknown: remove it or correct its name")
-    return PortOptions(socket, tuple(complaints), retries, mode, owner, group, file_memory)
+    return PortOptions(socket, tuple(complaints), retries, backpressure, mode, owner, group, file_memory)
+
+
+def tx_steering(name: str, other_config: Mapping[str, str]) -> tuple[TxSteering, tuple[str, ...]]:
+    """What ``other_config:tx-steering`` of interface ``name`` asks for, and a complaint if that cannot be."""
+    text = other_config.get("tx-steering", "hash")
+    for steering in TX_STEERINGS:
+        if text == steering:
+            return steering, ()
+    ways = " or ".join(TX_STEERINGS)
+    return "hash", (
+        f"other_config:tx-steering={text!r} of interface {name!r} is not in force (hash is): give {ways}",
+    )  # fmt: skip
+
+
+def check_mtu(name: str, mtu: int) -> None:
+    """ConfigError, in OVS's words, when port ``name`` cannot have this MTU."""
+    if not MTU_MIN <= mtu <= MTU_MAX:
+        raise ConfigError(f"{name}: unsupported MTU {mtu}: give {MTU_MIN}..{MTU_MAX}")
 
 
 def server_socket(name: str, socket_dir: Path | None) -> str:
@@ -160,6 +192,12 @@ def _retries(text: str) -> int:
     if text.isascii() and text.isdecimal() and int(text) <= TX_RETRIES_MAX:
         return int(text)
     raise ConfigError(f" ({TX_RETRIES_DEFAULT} is): give a number 0..{TX_RETRIES_MAX}")
+
+
+def _backpressure(text: str) -> int:
+    if text.isascii() and text.isdecimal() and int(text) <= BACKPRESSURE_MAX_US:
+        return int(text)
+    raise ConfigError(f" (0 is): give microseconds 0..{BACKPRESSURE_MAX_US}")
 
 
 def _mode(text: str) -> int:

@@ -8,10 +8,10 @@ nothing; so a restart of the control side over an unchanged database is the empt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from ovsvhost.model import Bridge, Desired, PollThreads, Port
+    from ovsvhost.model import Bridge, Desired, PollThreads, Port, TxSteering
     from ovsvhost.observed import Observed
 
 
@@ -53,13 +53,21 @@ class AddPort:
     port: Port
 
 
+class PortChanges(TypedDict, total=False):
+    """What can change with the guest attached; what is not there stays."""
+
+    mtu: int
+    tx_retries_max: int
+    backpressure_us: int
+    tx_steering: TxSteering
+
+
 @dataclass(frozen=True, slots=True)
 class SetPort:
-    """Change what can change with the guest attached: ``mtu`` and ``tx_retries_max``; None leaves it."""
+    """Change a port live."""
 
     port: Port
-    mtu: int | None
-    tx_retries_max: int | None
+    changes: PortChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +134,8 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
             actions.append(AddPort(bridge_name, port))
             continue
         _, now = observed.ports[name]
-        mtu = port.mtu if port.mtu != now.mtu else None
-        retries = port.tx_retries_max if port.tx_retries_max != now.tx_retries_max else None
-        if mtu is not None or retries is not None:
-            actions.append(SetPort(port, mtu, retries))
+        if changes := _changes(port, now):
+            actions.append(SetPort(port, changes))
         if port.rxq_affinity is not None and port.rxq_affinity != now.rxq_affinity:
             actions.append(SetAffinity(port, port.rxq_affinity))
     return tuple(actions)
@@ -148,7 +154,26 @@ def _poll_threads(wanted: PollThreads, now: PollThreads) -> list[Action]:
 
 def _same(wanted: tuple[str, Port], now: tuple[str, Port]) -> bool:
     """Whether one can become the other with its guest attached."""
+    _, port = wanted
     live_set_aside = replace(
-        now[1], mtu=wanted[1].mtu, tx_retries_max=wanted[1].tx_retries_max, rxq_affinity=wanted[1].rxq_affinity
+        now[1],
+        mtu=port.mtu,
+        tx_retries_max=port.tx_retries_max,
+        backpressure_us=port.backpressure_us,
+        tx_steering=port.tx_steering,
+        rxq_affinity=port.rxq_affinity,
     )
     return wanted == (now[0], live_set_aside)
+
+
+def _changes(wanted: Port, now: Port) -> PortChanges:
+    changes: PortChanges = {}
+    if wanted.mtu is not None and wanted.mtu != now.mtu:
+        changes["mtu"] = wanted.mtu
+    if wanted.tx_retries_max != now.tx_retries_max:
+        changes["tx_retries_max"] = wanted.tx_retries_max
+    if wanted.backpressure_us != now.backpressure_us:
+        changes["backpressure_us"] = wanted.backpressure_us
+    if wanted.tx_steering != now.tx_steering:
+        changes["tx_steering"] = wanted.tx_steering
+    return changes

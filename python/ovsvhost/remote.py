@@ -23,8 +23,6 @@ from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
     MTU_DEFAULT,
-    MTU_MAX,
-    MTU_MIN,
     OFPORT_LOCAL,
     OFPORT_MAX,
     PORT_TYPES,
@@ -175,14 +173,20 @@ class OverDatabase:
         options: Mapping[str, str],
         ofport: int | None,
         mtu: int,
+        other_config: Mapping[str, str],
     ) -> None:
         """ConfigError: what can be judged here, and what the switch refused, in its words."""
         self._judge(name, type, options, ofport, mtu)
+        _, complaints = port_options.tx_steering(name, other_config)
+        if complaints:
+            raise ConfigError("; ".join(complaints))
         with self._lock:
             on = self._bridge(bridge)
             if any(port.name == name for other in self._root().bridges for port in other.ports):
                 raise ConfigError(f"port {name!r} is already there: choose another")
             row: dict[str, Any] = {"name": name, "type": type, "options": ["map", sorted(map(list, options.items()))]}
+            if other_config:
+                row["other_config"] = ["map", sorted(map(list, other_config.items()))]
             if ofport is not None:
                 row["ofport_request"] = ofport
             if mtu != MTU_DEFAULT:
@@ -212,7 +216,7 @@ class OverDatabase:
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Changes it live; ConfigError out of range."""
-        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.check_mtu(name, mtu)
         with self._lock:
             _, row = self._interface(name)
             where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
@@ -246,7 +250,7 @@ class OverDatabase:
         """Refuses what the switch would only complain about, as the switch in process does."""
         if kind not in PORT_TYPES:
             raise ConfigError(f"type={kind!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
-        port_options.within("mtu", mtu, MTU_MIN, MTU_MAX)
+        port_options.check_mtu(name, mtu)
         if ofport is not None:
             port_options.within("ofport", ofport, 1, OFPORT_MAX)
         meant = port_options.parse(name, kind, asked, self._rundir)

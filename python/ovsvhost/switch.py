@@ -121,6 +121,7 @@ class Backend(Protocol):
         options: Mapping[str, str],
         ofport: int | None,
         mtu: int,
+        other_config: Mapping[str, str],
     ) -> None:
         """Adds a port to a bridge."""
 
@@ -227,21 +228,32 @@ class Bridge:
         options: Mapping[str, str] | None = None,
         ofport: int | None = None,
         mtu: int = MTU_DEFAULT,
+        other_config: Mapping[str, str] | None = None,
     ) -> Port:
         """Adds a vhost-user port; its session comes up by itself (see `Port.wait_link`).
 
         Args:
             name: unique in the switch.
             type: who creates the socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``).
-            options: as in the database's ``options`` column: ``vhost-server-path``, ``tx-retries-max`` …
+            options: as in the database's ``options`` column: ``vhost-server-path``, ``tx-retries-max``,
+                ``backpressure-us`` …
             ofport: 1..65279; None takes the lowest free one.
             mtu: bytes of IP payload, 68..9702.
+            other_config: as in the database's ``other_config`` column of ``Interface``: ``tx-steering``.
 
         Raises:
             ConfigError: an option, name, number or path that cannot be; nothing changed.
             KernelError: the socket could not be created.
         """
-        self._backend.add_port(self.name, name, type=type, options=dict(options or {}), ofport=ofport, mtu=mtu)
+        self._backend.add_port(
+            self.name,
+            name,
+            type=type,
+            options=dict(options or {}),
+            ofport=ofport,
+            mtu=mtu,
+            other_config=dict(other_config or {}),
+        )
         return Port(self._backend, name)
 
     def del_port(self, name: str) -> None:

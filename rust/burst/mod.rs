@@ -3,7 +3,8 @@
 //! ```text
 //!   Burst ── heads[i]    the first 64 bytes of frame i, copied once: everything that is judged is judged here
 //!         ├─ packets[i]  length, offload, and where the bytes after the head are
-//!         └─ spans       pieces of frames that lie in more than one
+//!         ├─ spans       pieces of frames that lie in more than one
+//!         └─ large       of frames to be segmented: the first 256 bytes, copied once, and how to cut them
 //! ```
 //!
 //! A frame's bytes stay where its sender put them until a receiver gets them: one copy. Invariant: every span in a
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
+use crate::frame::gso;
 use crate::frame::vnet_hdr::Offload;
 use crate::memory::{Gpa, GuestMap, Span, copy};
 
@@ -39,6 +41,8 @@ pub struct Packet {
     data: Span,
     /// Index and count of its pieces in `spans`; a count of 0 means `data` has it all.
     pieces: (u16, u16),
+    /// Its place in `large`, if its offload has segmentation; it has pieces then.
+    large: u8,
     /// Bytes, without the virtio header.
     pub len: u32,
     /// Why it goes no further, if so.
@@ -49,15 +53,26 @@ pub struct Packet {
 
 impl Packet {
     const EMPTY: Self =
-        Self { data: Span::EMPTY, pieces: (0, 0), len: 0, drop: None, offload: Offload { checksum: None } };
+        Self { data: Span::EMPTY, pieces: (0, 0), large: 0, len: 0, drop: None, offload: Offload::NONE };
 }
 
-/// Up to 64 frames and what is known of them. About 8 KiB; made once per queue.
+/// What is kept of a frame that asks for segmentation.
+#[derive(Debug, Clone, Copy)]
+struct Large {
+    /// Its first bytes; as many as it has, if fewer.
+    head: [u8; gso::HEAD_SIZE],
+    head_size: usize,
+    plan: gso::Plan,
+}
+
+/// Up to 64 frames and what is known of them. About 8 KiB, and 90 KiB that only frames of many pieces and frames to be
+/// segmented touch; made once per queue.
 #[derive(Debug)]
 pub struct Burst {
     heads: Box<[Head; MAX_BURST]>,
     packets: Box<[Packet; MAX_BURST]>,
     spans: Vec<Span>,
+    large: Vec<Large>,
     len: usize,
     memory: Arc<GuestMap>,
     /// The region that held the last buffer.
@@ -70,7 +85,9 @@ impl Burst {
         Self {
             heads: Box::new([Head([0; HEAD_SIZE]); MAX_BURST]),
             packets: Box::new([Packet::EMPTY; MAX_BURST]),
-            spans: Vec::with_capacity(MAX_SPANS),
+            // A large frame in one piece takes a span that `span_room` does not count.
+            spans: Vec::with_capacity(MAX_SPANS + MAX_BURST),
+            large: Vec::with_capacity(MAX_BURST),
             len: 0,
             memory,
             hint: 0,
@@ -118,6 +135,7 @@ impl Burst {
     pub fn clear(&mut self) {
         self.len = 0;
         self.spans.clear();
+        self.large.clear();
     }
 
     /// Translates through the burst's own map.
@@ -129,12 +147,15 @@ impl Burst {
     /// Room for pieces that is left.
     #[inline]
     pub(crate) fn span_room(&self) -> usize {
-        MAX_SPANS - self.spans.len()
+        MAX_SPANS.saturating_sub(self.spans.len())
     }
 
     /// Adds a frame that lies in one piece and copies its head. `data` comes from [`Self::translate`].
     #[inline]
     pub(crate) fn push(&mut self, data: Span, drop: Option<DropReason>, offload: Offload) {
+        if offload.needs().has_segmentation() {
+            return self.push_large(&[data], data.len, offload);
+        }
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         if data.len as usize >= HEAD_SIZE {
             // SAFETY: `data` has 64 bytes in a mapping that `self.memory` keeps; the head is ours.
@@ -144,28 +165,48 @@ impl Burst {
             // SAFETY: `data` has `len` bytes in a mapping that `self.memory` keeps; the head has more.
             unsafe { copy::copy(head.0.as_mut_ptr(), data.start, data.len as usize) };
         }
-        *packet = Packet { data, pieces: (0, 0), len: data.len, drop, offload };
+        *packet = Packet { data, pieces: (0, 0), large: 0, len: data.len, drop, offload };
         self.len += 1;
     }
 
     /// Adds a frame of several pieces and copies its head. The pieces come from [`Self::translate`] or a prefix
     /// translation of the same map. The caller left room ([`Self::span_room`]).
     pub(crate) fn push_pieces(&mut self, pieces: &[Span], len: u32, drop: Option<DropReason>, offload: Offload) {
+        if offload.needs().has_segmentation() {
+            return self.push_large(pieces, len, offload);
+        }
+        let mut head = [0; HEAD_SIZE];
+        snapshot(pieces, &mut head);
+        self.add(pieces, len, head, Packet { drop, offload, ..Packet::EMPTY });
+    }
+
+    /// Adds a frame to be segmented: its headers are copied once, judged, and used for every receiver from then on.
+    #[cold]
+    fn push_large(&mut self, pieces: &[Span], len: u32, offload: Offload) {
+        let mut head = [0; gso::HEAD_SIZE];
+        let head_size = snapshot(pieces, &mut head);
+        let plan = offload.gso().zip(head.get(..head_size));
+        let plan = plan.and_then(|(request, head)| gso::Plan::new(head, len, request));
+        let first = head.first_chunk().copied().unwrap_or([0; HEAD_SIZE]);
+        let mut packet = Packet { drop: Some(DropReason::BadOffload), ..Packet::EMPTY };
+        if let (Some(plan), Ok(large)) = (plan, u8::try_from(self.large.len())) {
+            self.large.push(Large { head, head_size, plan });
+            let offload = offload.with_headers(plan.header_len(), plan.is_v6());
+            packet = Packet { large, offload, ..Packet::EMPTY };
+        }
+        self.add(pieces, len, first, packet);
+    }
+
+    /// The rest of [`Self::push_pieces`].
+    fn add(&mut self, pieces: &[Span], len: u32, bytes: [u8; HEAD_SIZE], of: Packet) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         let (Ok(from), Ok(count)) = (u16::try_from(self.spans.len()), u16::try_from(pieces.len())) else { return };
-        if pieces.len() > MAX_SPANS - self.spans.len() {
+        if pieces.len() > self.spans.capacity() - self.spans.len() {
             return;
         }
-        head.0 = [0; HEAD_SIZE];
-        let mut at = 0;
-        for piece in pieces {
-            let n = (piece.len as usize).min(HEAD_SIZE - at);
-            // SAFETY: `piece` has `n` bytes in a mapping that `self.memory` keeps; the head has room for them.
-            unsafe { copy::copy(head.0.as_mut_ptr().wrapping_add(at), piece.start, n) };
-            at += n;
-        }
+        head.0 = bytes;
         self.spans.extend_from_slice(pieces);
-        *packet = Packet { data: Span::EMPTY, pieces: (from, count), len, drop, offload };
+        *packet = Packet { pieces: (from, count), len, ..of };
         self.len += 1;
     }
 
@@ -181,6 +222,20 @@ impl Burst {
         let len = n as u32;
         *packet = Packet { len, ..Packet::EMPTY };
         self.len += 1;
+    }
+
+    /// How frame `index` is cut for a receiver that does not do it, and the first bytes that this was judged by.
+    pub(crate) fn large(&self, index: usize) -> Option<(&gso::Plan, &[u8])> {
+        let packet = self.packets().get(index).filter(|packet| packet.offload.needs().has_segmentation())?;
+        let large = self.large.get(usize::from(packet.large))?;
+        Some((&large.plan, large.head.get(..large.head_size)?))
+    }
+
+    /// Bytes of the longest frame that frame `index` becomes on a wire: what a receiver's MTU is about. Segments if it
+    /// is to be segmented, whoever does it.
+    pub fn wire_len(&self, index: usize) -> u32 {
+        let whole = self.packets().get(index).map_or(0, |packet| packet.len);
+        self.large(index).map_or(whole, |(plan, _)| plan.longest())
     }
 
     /// Copies bytes `[from, from + to.len)` of frame `index` to `to`: the head from the snapshot, the rest from the
@@ -205,17 +260,18 @@ impl Burst {
             }
             return;
         }
+        let head = self.large(index).map_or(&head.0[..], |(_, head)| head);
         // SAFETY: passed on.
         unsafe { self.copy_out_pieces(packet, head, from, to) };
     }
 
     /// The general case of [`Self::copy_out`].
-    unsafe fn copy_out_pieces(&self, packet: &Packet, head: &Head, from: u32, to: Span) {
+    unsafe fn copy_out_pieces(&self, packet: &Packet, head: &[u8], from: u32, to: Span) {
         let (mut skip, mut dst, mut left) = (from as usize, to.start, to.len as usize);
-        if skip < HEAD_SIZE {
-            let n = left.min(HEAD_SIZE - skip);
+        if skip < head.len() {
+            let n = left.min(head.len() - skip);
             // SAFETY: `n` bytes are inside the head and inside `to`.
-            unsafe { copy::copy(dst, head.0.as_ptr().wrapping_add(skip), n) };
+            unsafe { copy::copy(dst, head.as_ptr().wrapping_add(skip), n) };
             (skip, dst, left) = (skip + n, dst.wrapping_add(n), left - n);
         }
         let (first, count) = (usize::from(packet.pieces.0), usize::from(packet.pieces.1));
@@ -236,6 +292,18 @@ impl Burst {
             (skip, dst, left) = (0, dst.wrapping_add(n), left - n);
         }
     }
+}
+
+/// Copies the first bytes of a frame that lies in `pieces`; gives how many there are.
+fn snapshot(pieces: &[Span], to: &mut [u8]) -> usize {
+    let mut at = 0;
+    for piece in pieces {
+        let n = (piece.len as usize).min(to.len() - at);
+        // SAFETY: `piece` has `n` bytes in a mapping that the burst's memory keeps; `to` has room for them.
+        unsafe { copy::copy(to.as_mut_ptr().wrapping_add(at), piece.start, n) };
+        at += n;
+    }
+    at
 }
 
 /// A RARP request that says "`mac` is here now" (RFC 903), as switches expect it after a migration.

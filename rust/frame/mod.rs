@@ -3,4 +3,6 @@
 pub mod checksum;
 pub mod ethernet;
 pub mod flow;
+pub mod gso;
+pub mod ip;
 pub mod vnet_hdr;

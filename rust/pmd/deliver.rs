@@ -100,13 +100,13 @@ impl Source<'_> {
         self.steer(port, list);
     }
 
-    /// Some frames may be longer than the receiver's MTU: drops those.
+    /// Some frames may be longer than the receiver's MTU, by themselves or in the segments they become: drops those.
     #[cold]
     fn deliver_within(&mut self, port: &PortView, list: &[u8], limit: u32) {
         let mut fitting = List::EMPTY;
         for &index in list {
             let tagged = self.burst.heads().get(usize::from(index)).is_some_and(|h| ethernet::parse(&h.0).tagged);
-            if self.len_of(index) <= limit + if tagged { ethernet::TAG_SIZE } else { 0 } {
+            if self.burst.wire_len(usize::from(index)) <= limit + if tagged { ethernet::TAG_SIZE } else { 0 } {
                 fitting.push(index);
             }
         }

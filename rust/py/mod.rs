@@ -9,6 +9,7 @@ mod state;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
@@ -43,10 +44,19 @@ impl Datapath {
 #[pymethods]
 impl Datapath {
     #[new]
-    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None, rundir = None))]
-    fn new(py: Python<'_>, pmd_cpus: Vec<usize>, max_sleep_us: Option<u64>, rundir: Option<PathBuf>) -> PyResult<Self> {
+    #[pyo3(signature = (*, pmd_cpus = Vec::new(), max_sleep_us = None, rundir = None,
+        restart_hold_ms = 1000))]
+    fn new(
+        py: Python<'_>,
+        pmd_cpus: Vec<usize>,
+        max_sleep_us: Option<u64>,
+        rundir: Option<PathBuf>,
+        restart_hold_ms: u32,
+    ) -> PyResult<Self> {
+        let hold = Duration::from_millis(restart_hold_ms.into());
         let open = || {
-            let recovery = rundir.as_deref().map_or_else(Recovery::in_process, Recovery::open_or_without);
+            let recovery =
+                rundir.as_deref().map_or_else(Recovery::in_process, |rundir| Recovery::open_or_without(rundir, hold));
             datapath::Datapath::with_recovery(&pmd_cpus, max_sleep_us, recovery)
         };
         let inner = py.detach(open).map_err(|e| raise(py, e))?;

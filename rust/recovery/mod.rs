@@ -15,18 +15,23 @@
 //! Invariants: what cannot be read is set aside and named, never guessed; a record says LIVE while a ring may write into
 //! it; all here is control, the packet path sees the journal's words only.
 
+mod hold;
 mod record;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
 
 pub use record::Identity;
 
+use self::hold::Hold;
 use self::record::{CELL, KEPT, LIVE, NEW, SHADOW, STATE};
 use self::store::{Contents, Store};
 use crate::error::{Error, Result};
@@ -120,30 +125,31 @@ pub struct Recovery {
     store: Option<Store>,
     records: Mutex<Records>,
     notices: Vec<String>,
-    /// Sockets whose vrings were live when the process before died.
-    interrupted: Vec<PathBuf>,
+    hold: Hold,
 }
 
 impl Recovery {
     /// Records that end with the process: sessions come and go, a crash loses them.
     pub fn in_process() -> Self {
-        Self { store: None, records: Mutex::default(), notices: Vec::new(), interrupted: Vec::new() }
+        let hold = Hold::new(BTreeSet::new(), Duration::ZERO);
+        Self { store: None, records: Mutex::default(), notices: Vec::new(), hold }
     }
 
-    /// The records of the switch in `rundir`, which is there already.
+    /// The records of the switch in `rundir`, which is there already. If the process before died with rings live,
+    /// [`Self::hold_left`] is for those that receive to come back, `longest` at most.
     ///
     /// # Errors
     /// `Config`: the place is somebody else's, or in use. `Kernel`: it cannot be made or read.
-    pub fn open(rundir: &Path) -> Result<Self> {
+    pub fn open(rundir: &Path, longest: Duration) -> Result<Self> {
         let store = Store::open(rundir)?;
         let Contents { records: found, notices } = store.read()?;
-        let (mut records, mut interrupted) = (Records::default(), Vec::new());
+        let (mut records, mut interrupted) = (Records::default(), BTreeSet::new());
         for (identity, words) in found {
             let (key, record) = (identity.key(), Record { identity, words: Arc::new(words) });
             match record.state() {
                 LIVE => {
-                    if !interrupted.contains(&key.socket) {
-                        interrupted.push(key.socket.clone());
+                    if key.vring.is_multiple_of(2) {
+                        interrupted.insert(key.clone());
                     }
                     record.set_state(KEPT);
                 }
@@ -157,14 +163,15 @@ impl Recovery {
             records.kept.push_back(key.clone());
             records.all.insert(key, record);
         }
-        let recovery = Self { store: Some(store), records: Mutex::new(records), notices, interrupted };
+        let hold = Hold::new(interrupted, longest);
+        let recovery = Self { store: Some(store), records: Mutex::new(records), notices, hold };
         recovery.shed(&mut recovery.records());
         Ok(recovery)
     }
 
     /// As [`Self::open`]; if that fails, [`Self::in_process`] with the reason as a notice.
-    pub fn open_or_without(rundir: &Path) -> Self {
-        Self::open(rundir).unwrap_or_else(|e| {
+    pub fn open_or_without(rundir: &Path, longest: Duration) -> Self {
+        Self::open(rundir, longest).unwrap_or_else(|e| {
             let text =
                 format!("{e}; until then a guest with packed rings does not survive an unclean end of the switch");
             Self { notices: vec![text], ..Self::in_process() }
@@ -176,9 +183,19 @@ impl Recovery {
         &self.notices
     }
 
-    /// Sockets whose vrings were live when the process before died; empty after an orderly end.
-    pub fn interrupted(&self) -> &[PathBuf] {
-        &self.interrupted
+    /// How long transmitqs may have to wait yet for those who would receive their frames; None if they need not.
+    pub fn hold_left(&self) -> Option<Duration> {
+        self.hold.left()
+    }
+
+    /// `waker` is written to when the hold ends before its time.
+    pub fn wake_at_end_of_hold(&self, waker: EventFd) {
+        self.hold.wake_at_end(waker);
+    }
+
+    /// The sockets that did not come back in time, said once, when the hold's time is over.
+    pub fn stayed_away(&self) -> Option<Vec<PathBuf>> {
+        self.hold.expire()
     }
 
     /// Finds or makes the record of a vring that is about to start. It means nothing to others before
@@ -218,6 +235,8 @@ impl Recovery {
         if let Some(record) = records.all.get(&key) {
             record.set_state(LIVE);
         }
+        drop(records);
+        self.hold.returned(&key);
     }
 
     /// The vring stopped; its front-end was not told where.

@@ -8,6 +8,9 @@ use super::*;
 use crate::memory::Place;
 use crate::ring::{Element, Intent};
 
+/// Longer than any test.
+const HOLD: Duration = Duration::from_secs(3600);
+
 /// A run directory on tmpfs, as `/run` is.
 fn rundir() -> TempDir {
     TempDir::new_with_prefix("/dev/shm/ovsvhost-test-").unwrap()
@@ -41,15 +44,14 @@ fn die(recovery: Recovery) {
 #[test]
 fn the_next_process_finds_where_a_ring_stood_and_what_was_under_way() {
     let dir = rundir();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     let journal = run(&recovery, &identity("/s", 1), 7);
     assert!(journal.room() >= 256);
     let element = Element { written: 60, id: 3, place: 2 };
     assert!(journal.put(255, element));
     journal.intend(7, 0x8001, 1);
     die(recovery);
-    let recovery = Recovery::open(dir.as_path()).unwrap();
-    assert_eq!(recovery.interrupted(), [PathBuf::from("/s")]);
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     assert!(recovery.notices().is_empty());
     let seat = recovery.seat(&identity("/s", 1)).unwrap();
     assert!(seat.is_known && seat.note.is_none());
@@ -62,22 +64,43 @@ fn the_next_process_finds_where_a_ring_stood_and_what_was_under_way() {
 #[test]
 fn a_ring_that_stopped_is_kept_and_no_interruption() {
     let dir = rundir();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     run(&recovery, &identity("/s", 0), 5);
     recovery.stopped("/s".as_ref(), 0);
     die(recovery);
-    let recovery = Recovery::open(dir.as_path()).unwrap();
-    assert!(recovery.interrupted().is_empty());
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    assert!(recovery.hold_left().is_none());
     assert!(recovery.seat(&identity("/s", 0)).unwrap().is_known);
+}
+
+#[test]
+fn after_a_crash_those_that_receive_are_waited_for() {
+    let dir = rundir();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    for (socket, vring) in [("/a", 0), ("/a", 1), ("/b", 0), ("/b", 1), ("/gone", 0)] {
+        run(&recovery, &identity(socket, vring), 5);
+    }
+    recovery.stopped("/gone".as_ref(), 0);
+    die(recovery);
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    run(&recovery, &identity("/a", 0), 5);
+    assert!(recovery.hold_left().is_some());
+    run(&recovery, &identity("/b", 0), 5);
+    assert!(recovery.hold_left().is_none());
+    die(recovery);
+    let recovery = Recovery::open(dir.as_path(), Duration::from_nanos(1)).unwrap();
+    let deadline = std::time::Instant::now() + HOLD;
+    let away = std::iter::repeat_with(|| recovery.stayed_away()).take_while(|_| std::time::Instant::now() < deadline);
+    assert_eq!(away.flatten().next(), Some(vec!["/a".into(), "/b".into()]));
 }
 
 #[test]
 fn a_process_that_died_before_its_ring_started_left_nothing() {
     let dir = rundir();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     recovery.seat(&identity("/s", 0)).unwrap().journal.settle(9);
     die(recovery);
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     assert!(files(&dir).is_empty());
     assert!(!recovery.seat(&identity("/s", 0)).unwrap().is_known);
 }
@@ -85,7 +108,7 @@ fn a_process_that_died_before_its_ring_started_left_nothing() {
 #[test]
 fn what_the_front_end_asked_for_is_forgotten() {
     let dir = rundir();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     run(&recovery, &identity("/s", 0), 5);
     recovery.stopped("/s".as_ref(), 0);
     recovery.forget("/s".as_ref(), 0);
@@ -113,10 +136,10 @@ fn other_memory_other_size_other_features_are_another_ring() {
     ];
     for (change, word) in changes {
         let dir = rundir();
-        let recovery = Recovery::open(dir.as_path()).unwrap();
+        let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
         run(&recovery, &identity("/s", 0), 5);
         die(recovery);
-        let recovery = Recovery::open(dir.as_path()).unwrap();
+        let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
         let mut other = identity("/s", 0);
         change(&mut other);
         let seat = recovery.seat(&other).unwrap();
@@ -132,10 +155,10 @@ fn other_memory_other_size_other_features_are_another_ring() {
 #[test]
 fn one_switch_at_a_time_has_the_records() {
     let dir = rundir();
-    let _first = Recovery::open(dir.as_path()).unwrap();
-    let refused = Recovery::open(dir.as_path()).unwrap_err().to_string();
+    let _first = Recovery::open(dir.as_path(), HOLD).unwrap();
+    let refused = Recovery::open(dir.as_path(), HOLD).unwrap_err().to_string();
     assert!(refused.contains("in use by another switch"), "{refused}");
-    let without = Recovery::open_or_without(dir.as_path());
+    let without = Recovery::open_or_without(dir.as_path(), HOLD);
     assert!(without.notices()[0].contains("in use by another switch"));
     assert!(without.seat(&identity("/s", 0)).is_ok());
 }
@@ -146,11 +169,11 @@ fn a_directory_open_to_others_is_refused() {
     let state = dir.as_path().join("state");
     fs::create_dir(&state).unwrap();
     fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
-    let refused = Recovery::open(dir.as_path()).unwrap_err().to_string();
+    let refused = Recovery::open(dir.as_path(), HOLD).unwrap_err().to_string();
     assert!(refused.contains("must be this user's alone"), "{refused}");
     fs::remove_dir(&state).unwrap();
     std::os::unix::fs::symlink("/tmp", &state).unwrap();
-    assert!(Recovery::open(dir.as_path()).is_err(), "a link is not followed");
+    assert!(Recovery::open(dir.as_path(), HOLD).is_err(), "a link is not followed");
 }
 
 #[test]
@@ -163,11 +186,11 @@ fn a_run_directory_on_a_disk_has_its_records_in_shared_memory() {
         return;
     };
     let dir = TempDir::new_with_prefix(format!("{disk}/ovsvhost-test-")).unwrap();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     run(&recovery, &identity("/s", 0), 5);
     die(recovery);
     assert!(!dir.as_path().join("state").exists());
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     assert!(recovery.seat(&identity("/s", 0)).unwrap().is_known);
     recovery.forget("/s".as_ref(), 0);
 }
@@ -185,7 +208,7 @@ fn what_cannot_be_read_is_set_aside_and_named() {
     ];
     for (damage, word) in damages {
         let dir = rundir();
-        let recovery = Recovery::open(dir.as_path()).unwrap();
+        let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
         run(&recovery, &identity("/s", 0), 5);
         run(&recovery, &identity("/t", 0), 6);
         let path = recovery.store.as_ref().unwrap().path_of(&identity("/s", 0).key());
@@ -193,21 +216,21 @@ fn what_cannot_be_read_is_set_aside_and_named() {
         let mut bytes = fs::read(&path).unwrap();
         damage(&mut bytes);
         fs::write(&path, &bytes).unwrap();
-        let recovery = Recovery::open(dir.as_path()).unwrap();
+        let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
         let [notice] = recovery.notices() else { panic!("{:?}", recovery.notices()) };
         assert!(notice.contains(word) && notice.contains(".bad"), "{notice}");
         assert_eq!(fs::read(path.with_extension("bad")).unwrap(), bytes, "kept for a person");
         assert!(!recovery.seat(&identity("/s", 0)).unwrap().is_known);
         assert!(recovery.seat(&identity("/t", 0)).unwrap().is_known, "the others are as good as before");
         die(recovery);
-        assert!(Recovery::open(dir.as_path()).unwrap().notices().is_empty(), "it is said once");
+        assert!(Recovery::open(dir.as_path(), HOLD).unwrap().notices().is_empty(), "it is said once");
     }
 }
 
 #[test]
 fn a_record_under_anothers_name_and_what_is_no_file_are_set_aside() {
     let dir = rundir();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     run(&recovery, &identity("/s", 0), 5);
     let path = |socket| recovery.store.as_ref().unwrap().path_of(&identity(socket, 0).key());
     let (ours, others) = (path("/s"), path("/t"));
@@ -215,7 +238,7 @@ fn a_record_under_anothers_name_and_what_is_no_file_are_set_aside() {
     fs::copy(&ours, &others).unwrap();
     fs::write(ours.with_extension("new"), "half").unwrap();
     fs::create_dir(ours.with_file_name("0123")).unwrap();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     assert_eq!(recovery.notices().len(), 2, "{:?}", recovery.notices());
     assert!(!recovery.seat(&identity("/t", 0)).unwrap().is_known);
     assert!(!ours.with_extension("new").exists());
@@ -224,7 +247,7 @@ fn a_record_under_anothers_name_and_what_is_no_file_are_set_aside() {
 #[test]
 fn guests_that_died_without_a_word_leave_no_more_than_so_many_records() {
     let dir = rundir();
-    let recovery = Recovery::open(dir.as_path()).unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
     for guest in 0..KEPT_MAX + 10 {
         let gone = identity(&format!("/{guest}"), 0);
         run(&recovery, &gone, 0);
@@ -238,7 +261,7 @@ fn guests_that_died_without_a_word_leave_no_more_than_so_many_records() {
 #[test]
 fn an_orderly_end_without_records_leaves_no_directory() {
     let dir = rundir();
-    die(Recovery::open(dir.as_path()).unwrap());
+    die(Recovery::open(dir.as_path(), HOLD).unwrap());
     assert!(!dir.as_path().join("state").exists());
 }
 
@@ -251,7 +274,7 @@ proptest! {
         at in 0_usize..512, patch in proptest::collection::vec(any::<u8>(), 1..64), cut in any::<Option<u16>>(),
     ) {
         let dir = rundir();
-        let recovery = Recovery::open(dir.as_path()).unwrap();
+        let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
         run(&recovery, &identity("/s", 0), 5);
         let path = recovery.store.as_ref().unwrap().path_of(&identity("/s", 0).key());
         die(recovery);
@@ -261,7 +284,7 @@ proptest! {
         bytes[at..end].copy_from_slice(&patch[..end - at]);
         bytes.truncate(cut.map_or(bytes.len(), usize::from));
         fs::write(&path, &bytes).unwrap();
-        let recovery = Recovery::open(dir.as_path()).unwrap();
+        let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
         let seat = recovery.seat(&identity("/s", 0)).unwrap();
         prop_assert_eq!(seat.is_known, bytes == before);
         prop_assert_eq!(recovery.notices().len(), usize::from(bytes != before));

@@ -15,6 +15,8 @@ pub(super) const INDIRECT: u16 = 4;
 pub(super) const DESC_SIZE: u32 = 16;
 /// Most descriptors for one frame: the ring's, those of indirect tables, and those of all buffers merged.
 pub(super) const MAX_CHAIN: usize = 1024;
+/// Descriptors that each piece of a segmented frame adds to that.
+const PIECE_CHAIN: usize = 8;
 /// Most entries of an indirect table.
 const MAX_TABLE: u32 = 32_768;
 
@@ -70,20 +72,26 @@ pub(super) fn words_in_table(table: Span, index: u16) -> Option<(u64, u64)> {
 pub(super) struct Scratch {
     /// The chain's buffers in order, translated; never empty ones.
     pub spans: Vec<Span>,
-    /// Descriptors read so far, empty ones included: what bounds the time one frame can take.
-    descs: usize,
+    /// Descriptors that may still be read, empty ones included: what bounds the time one frame can take.
+    budget: usize,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
         // A buffer across regions makes two spans; regions are few.
-        Self { spans: Vec::with_capacity(2 * MAX_CHAIN), descs: 0 }
+        Self { spans: Vec::with_capacity(2 * MAX_CHAIN), budget: MAX_CHAIN }
     }
 
     /// Forgets the last frame's buffers.
     pub(super) fn clear(&mut self) {
         self.spans.clear();
-        self.descs = 0;
+        self.budget = MAX_CHAIN;
+    }
+
+    /// Forgets the buffers of one piece of a frame: the next has some descriptors of its own, and what the others left.
+    pub(super) fn next_piece(&mut self) {
+        self.spans.clear();
+        self.budget += PIECE_CHAIN;
     }
 
     /// Where the indirect table that `desc` points at is, and how many entries it has.
@@ -115,10 +123,7 @@ impl Scratch {
         if (desc.flags & WRITE != 0) != (direction == Direction::Writable) {
             return Err(RingFault::WrongDirection);
         }
-        self.descs += 1;
-        if self.descs > MAX_CHAIN {
-            return Err(RingFault::LongChain);
-        }
+        self.budget = self.budget.checked_sub(1).ok_or(RingFault::LongChain)?;
         let total = bytes.checked_add(desc.len).ok_or(RingFault::LongChain)?;
         let (mut at, mut left) = (desc.addr, desc.len);
         while left > 0 {

@@ -8,6 +8,7 @@ use super::journal::Past;
 use super::layout::Layout;
 use super::packed::PackedRing;
 use super::split::SplitRing;
+use crate::error::Result;
 use crate::memory::GuestMap;
 use crate::sys::eventfd::Notifier;
 
@@ -62,7 +63,7 @@ impl Ring {
         self.doorbell_mut().greet();
     }
 
-    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+    pub(super) fn take_up(&mut self, past: Past) -> Result<Option<String>> {
         with_layout!(&mut self.0, ring => ring.take_up(past))
     }
 

@@ -69,6 +69,9 @@ pub(super) trait Layout {
     /// [`Self::publish`], and not at all if that stops before it.
     fn put_used(&mut self, place: u16, chain: Chain, written: u32);
 
+    /// Forgets what was noted from `place` on, for a frame that is given up while the round goes on.
+    fn forget(&mut self, place: u16);
+
     /// Gives the chains of the next `places` places back, and moves the cursor past them: everything written before is
     /// visible once the driver sees them.
     fn publish(&mut self, places: u16);

@@ -18,6 +18,7 @@ mod journal;
 mod kind;
 mod layout;
 mod notify;
+mod offload;
 mod packed;
 mod receiveq;
 mod split;
@@ -44,6 +45,22 @@ pub mod feature {
     pub const CSUM: u64 = 1 << 0;
     /// `VIRTIO_NET_F_GUEST_CSUM`: the driver takes frames with partial checksums.
     pub const GUEST_CSUM: u64 = 1 << 1;
+    /// `VIRTIO_NET_F_GUEST_TSO4`: the driver takes TCP over IPv4 longer than its MTU.
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    /// `VIRTIO_NET_F_GUEST_TSO6`: the same over IPv6.
+    pub const GUEST_TSO6: u64 = 1 << 8;
+    /// `VIRTIO_NET_F_GUEST_ECN`: the same with congestion notification.
+    pub const GUEST_ECN: u64 = 1 << 9;
+    /// `VIRTIO_NET_F_GUEST_UFO`: the driver takes UDP longer than its MTU, meant to be fragmented.
+    pub const GUEST_UFO: u64 = 1 << 10;
+    /// `VIRTIO_NET_F_HOST_TSO4`: the driver may leave segmentation of TCP over IPv4 to us.
+    pub const HOST_TSO4: u64 = 1 << 11;
+    /// `VIRTIO_NET_F_HOST_TSO6`: the same over IPv6.
+    pub const HOST_TSO6: u64 = 1 << 12;
+    /// `VIRTIO_NET_F_HOST_ECN`: the same with congestion notification.
+    pub const HOST_ECN: u64 = 1 << 13;
+    /// `VIRTIO_NET_F_HOST_UFO`: the driver may leave fragmentation of UDP to us.
+    pub const HOST_UFO: u64 = 1 << 14;
     /// `VIRTIO_NET_F_MRG_RXBUF`: a frame may span several receive buffers.
     pub const MRG_RXBUF: u64 = 1 << 15;
     /// `VIRTIO_RING_F_INDIRECT_DESC`.
@@ -56,6 +73,12 @@ pub mod feature {
     pub const RING_PACKED: u64 = 1 << 34;
     /// `VIRTIO_F_IN_ORDER`: buffers come back in the order in which they were made available.
     pub const IN_ORDER: u64 = 1 << 35;
+    /// `VIRTIO_NET_F_GUEST_USO4`: the driver takes UDP over IPv4 meant to be cut into datagrams.
+    pub const GUEST_USO4: u64 = 1 << 54;
+    /// `VIRTIO_NET_F_GUEST_USO6`: the same over IPv6.
+    pub const GUEST_USO6: u64 = 1 << 55;
+    /// `VIRTIO_NET_F_HOST_USO`: the driver may leave cutting UDP into datagrams to us.
+    pub const HOST_USO: u64 = 1 << 56;
 }
 
 /// What a front-end said about one vring before it started it.
@@ -102,10 +125,10 @@ impl RingConfig {
     }
 
     /// As [`Self::activate`]; the ring writes down how far it is in the journal of `past`, and goes on where that knows it
-    /// stood. What is in the way of going on is told beside the ring.
+    /// stood, if the ring agrees. What is in the way of going on is told beside the ring.
     ///
     /// # Errors
-    /// As [`Self::activate`].
+    /// As [`Self::activate`]; and `Peer` for a packed ring in use of which nobody knows where it stands.
     pub fn resume(
         &self,
         memory: &Arc<GuestMap>,
@@ -114,7 +137,7 @@ impl RingConfig {
         past: Option<Past>,
     ) -> Result<(Ring, Option<String>)> {
         let mut ring = self.activate(memory, kick, call)?;
-        let note = past.and_then(|past| ring.take_up(past));
+        let note = past.map(|past| ring.take_up(past)).transpose()?.flatten();
         Ok((ring, note))
     }
 }

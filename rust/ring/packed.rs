@@ -11,17 +11,19 @@
 //! and one store writes them whole.
 //!
 //! Used descriptors take the place of available ones, so none is written before a group is complete: they are noted in
-//! the journal, and `publish` writes them all, the group's first one last. Until that store the driver sees nothing of
-//! the group; with it, all of it. Who finds the journal after a crash writes them once more. A size need not be a power
-//! of two.
+//! the journal's shadow, and `publish` writes them all, the group's first one last. Until that store the driver sees
+//! nothing of the group; with it, all of it. What was noted outlives the process, so a group that it died over is
+//! finished by the next (`resume`). A size need not be a power of two.
 #![allow(unsafe_code, reason = "rings are guest memory")]
+
+mod resume;
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, WRITE, words_in_table};
 use super::doorbell::Doorbell;
-use super::journal::{Element, Intent, Journal, Past};
+use super::journal::{Element, Journal};
 use super::layout::Layout;
 use super::{RingConfig, RingFault, area, feature};
 use crate::error::{Error, Result};
@@ -55,10 +57,6 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn from_word(word: u16) -> Self {
-        Self { index: word & !WRAP, wrap: word & WRAP != 0 }
-    }
-
     /// As in a base and in an event: the wrap counter above the index.
     fn word(self) -> u16 {
         self.index | if self.wrap { WRAP } else { 0 }
@@ -85,9 +83,10 @@ pub(super) struct PackedRing {
     size: u16,
     /// Both the next descriptor to take and, between bursts, the next to make used.
     next: Cursor,
-    /// Elements in the journal's shadow: the group that is being made, in order.
-    noted: u16,
+    /// The group that is being made, in order, and where the ring stands; room for a whole ring.
     journal: Journal,
+    /// Elements noted in it.
+    noted: usize,
     event_idx: bool,
     features: u64,
     memory: Arc<GuestMap>,
@@ -104,7 +103,7 @@ impl PackedRing {
         let desc = area(memory, "descriptor ring", config.desc_uva, DESC_SIZE * size, 16)?;
         let driver = area(memory, "driver event area", config.avail_uva, 4, 4)?;
         let device = area(memory, "device event area", config.used_uva, 4, 4)?;
-        let next = Cursor::from_word(config.base);
+        let next = Cursor { index: config.base & !WRAP, wrap: config.base & WRAP != 0 };
         let size = u16::try_from(size).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
         if next.index >= size {
             return Err(Error::Peer(format!(
@@ -118,8 +117,8 @@ impl PackedRing {
             device: device.start,
             size,
             next,
-            noted: 0,
             journal: Journal::private(usize::from(size))?,
+            noted: 0,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
             memory: Arc::clone(memory),
@@ -130,32 +129,6 @@ impl PackedRing {
     /// Where to go on: index and wrap counter.
     pub(super) fn next_index(&self) -> u16 {
         self.next.word()
-    }
-
-    /// Writes down from now on, in another's memory, where the ring stands, and says what that held against the base.
-    ///
-    /// A base of 0, wrap counter 0, is what a VMM sends that lost the one it had (QEMU, when its back-end died): then the
-    /// journal knows. A group that was under way is finished first. Any other base is meant: the guest began anew.
-    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
-        let Intent { old, new, count } = past.journal.intent();
-        if past.journal.room() < usize::from(self.size) {
-            return Some("what is written down about it has no room for it".into());
-        }
-        self.journal = past.journal;
-        let (sent, is_open) = (self.next.word(), old != new && count <= self.size);
-        let is_possible = [old, new].iter().all(|&word| Cursor::from_word(word).index < self.size);
-        let mut note = None;
-        if past.is_known && is_possible && (sent == 0 || sent == new || is_open && sent == old) {
-            if is_open {
-                self.next = Cursor::from_word(old);
-                self.write_elements(count);
-            }
-            self.next = Cursor::from_word(new);
-        } else if past.is_known {
-            note = Some(format!("it starts at {sent:#x}, not at {new:#x} as written down: the guest set it up anew"));
-        }
-        self.journal.settle(self.next.word());
-        note
     }
 
     /// Descriptors.
@@ -218,22 +191,20 @@ impl PackedRing {
         self.desc.wrapping_add(usize::from(index) * DESC_SIZE as usize)
     }
 
-    /// The word that makes the descriptor of an element used, and where it goes.
+    /// The word that makes the descriptor at an element's place used, and where it goes.
     #[inline]
     fn used_word(&self, element: Element) -> (*mut u8, u64) {
-        // The journal may be another process's: whatever it says stays in the ring.
-        let Cursor { index, wrap } = self.next.after(element.place.min(self.size - 1), self.size);
-        let made_used = if wrap { AVAIL | USED } else { 0 };
-        let flags = made_used | if element.written > 0 { WRITE } else { 0 };
+        let Cursor { index, wrap } = self.next.after(element.place, self.size);
+        let flags = if wrap { AVAIL | USED } else { 0 } | if element.written > 0 { WRITE } else { 0 };
         let word = u64::from(element.written) | u64::from(element.id) << 32 | u64::from(flags) << 48;
         (self.at(index).wrapping_add(8), word)
     }
 
-    /// Makes the first `count` elements of the shadow used, the first of them last.
+    /// Writes the first `count` elements of the journal into the ring. Again is the same as once, while the driver has
+    /// not seen the first.
     #[inline]
-    fn write_elements(&mut self, count: u16) {
-        for n in 1..usize::from(count) {
-            let Some(element) = self.journal.element(n) else { break };
+    fn write_used(&self, count: usize) {
+        for element in (1..count).map_while(|n| self.journal.element(n)) {
             let (at, word) = self.used_word(element);
             // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
             unsafe { access::store::<u64>(at, word) };
@@ -377,21 +348,30 @@ impl Layout for PackedRing {
         if place == 0 {
             self.noted = 0;
         }
-        // There is room: a chain takes a descriptor at least.
-        self.journal.put(usize::from(self.noted), Element { written, id: chain.id, place });
-        self.noted += 1;
+        // There is room for as many as the ring has places.
+        if self.journal.put(self.noted, Element { written, id: chain.id, place }) {
+            self.noted += 1;
+        }
+    }
+
+    fn forget(&mut self, place: u16) {
+        while self.noted > 0 && self.journal.element(self.noted - 1).is_some_and(|last| last.place >= place) {
+            self.noted -= 1;
+        }
     }
 
     #[inline]
     fn publish(&mut self, places: u16) {
-        let mut count = std::mem::take(&mut self.noted);
-        // Those of a frame that was given up.
-        while count > 0 && self.journal.element(usize::from(count - 1)).is_some_and(|last| last.place >= places) {
-            count -= 1;
+        // Those of a frame that ended the round.
+        self.forget(places);
+        let count = std::mem::take(&mut self.noted);
+        if count == 0 {
+            return;
         }
         let new = self.next.after(places, self.size);
-        self.journal.intend(self.next.word(), new.word(), count);
-        self.write_elements(count);
+        #[allow(clippy::cast_possible_truncation, reason = "at most the ring size")]
+        self.journal.intend(self.next.word(), new.word(), count as u16);
+        self.write_used(count);
         self.next = new;
         self.journal.settle(new.word());
     }

@@ -5,11 +5,16 @@ use super::chain::{Chain, Direction, MAX_CHAIN, Scratch, WRITE};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::transmitq::header_size;
-use super::{Ring, RingFault, feature};
+use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, MAX_BURST, Packet};
-use crate::frame::checksum::Sum;
-use crate::frame::vnet_hdr::{self, Offload, PartialChecksum};
+use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{Gpa, Span, access, copy};
+
+mod segment;
+mod written;
+
+use segment::Idents;
+use written::finish_checksum;
 
 /// What came of an attempt to deliver a list of packets.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,7 +48,7 @@ impl Receiveq {
     /// Takes a ring over. Its kicks stay off: nobody waits for buffers.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        Self { writer: Writer::new(ring.features()), pending: 0, ring }
+        Self { writer: Writer::new(&ring), pending: 0, ring }
     }
 
     /// Gives the ring back.
@@ -76,22 +81,28 @@ impl Receiveq {
 struct Writer {
     header_size: u32,
     mergeable: bool,
-    /// The guest takes partial checksums.
-    guest_csum: bool,
+    /// What the guest takes as it is.
+    takes: OffloadSet,
     slots: Box<[Slot; MAX_BURST]>,
     hint: usize,
     scratch: Scratch,
+    /// The most buffers there can be.
+    ring_size: u32,
+    idents: Idents,
 }
 
 impl Writer {
-    fn new(features: u64) -> Self {
+    fn new(ring: &Ring) -> Self {
+        let features = ring.features();
         Self {
             header_size: header_size(features),
             mergeable: features & feature::MRG_RXBUF != 0,
-            guest_csum: features & feature::GUEST_CSUM != 0,
+            takes: offload::taken_by(features),
             slots: Box::new([Slot { chain: Chain::UNKNOWN, span: Span::EMPTY }; MAX_BURST]),
             hint: 0,
             scratch: Scratch::new(),
+            ring_size: ring.size(),
+            idents: Idents::new(),
         }
     }
 
@@ -109,14 +120,15 @@ impl Writer {
         for (position, &index) in list.iter().enumerate() {
             let Some(packet) = burst.packets().get(usize::from(index)) else { break };
             let need = self.header_size + packet.len;
+            let lacking = packet.offload.needs().without(self.takes);
             match self.slots.get(usize::from(taken)) {
-                Some(slot) if usize::from(taken) < looked && slot.span.len >= need => {
+                Some(slot) if usize::from(taken) < looked && slot.span.len >= need && !lacking.has_segmentation() => {
                     let slot = *slot;
-                    self.write_one(burst, usize::from(index), packet, slot.span);
+                    self.write_one(burst, usize::from(index), packet, lacking, slot.span);
                     ring.put_used(taken, slot.chain, need);
                     taken += 1;
                 }
-                _ => match self.place(ring, burst, usize::from(index), packet, taken) {
+                _ => match self.place(ring, burst, usize::from(index), packet, lacking, taken) {
                     Ok(Some(places)) => taken += places,
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
@@ -164,9 +176,9 @@ impl Writer {
 
     /// The fast shape: one buffer that holds header and frame.
     #[inline]
-    fn write_one(&self, burst: &Burst, index: usize, packet: &Packet, span: Span) {
+    fn write_one(&self, burst: &Burst, index: usize, packet: &Packet, lacking: OffloadSet, span: Span) {
         let frame = Span { start: span.start.wrapping_add(self.header_size as usize), len: packet.len };
-        let header = vnet_hdr::encode(self.receiver_offload(packet));
+        let header = vnet_hdr::encode(if lacking.is_empty() { packet.offload } else { Offload::NONE });
         #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
         let (low, high, buffers) = (header as u64, (header >> 64) as u16, (header >> 64) as u32);
         // SAFETY: the span has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
@@ -180,18 +192,15 @@ impl Writer {
         }
         // SAFETY: `frame` is the rest of the span, `packet.len` bytes.
         unsafe { burst.copy_out(index, 0, frame) };
-        if let (Some(partial), false) = (packet.offload.checksum, self.guest_csum) {
+        if !lacking.is_empty()
+            && let Some(partial) = packet.offload.checksum()
+        {
             finish_checksum(&[frame], 0, packet.len, partial);
         }
     }
 
-    #[inline]
-    fn receiver_offload(&self, packet: &Packet) -> Offload {
-        if self.guest_csum { packet.offload } else { Offload::default() }
-    }
-
-    /// Any other shape: chains of buffers, several of them if the guest merges. Gives the places used, None if the
-    /// frame can never fit, `Err(None)` when the guest has too few buffers now.
+    /// Any other shape: chains of buffers, several of them if the guest merges, and what must be segmented. Gives the
+    /// places used, None if the frame can never fit, `Err(None)` when the guest has too few buffers now.
     #[cold]
     fn place<L: Layout>(
         &mut self,
@@ -199,10 +208,35 @@ impl Writer {
         burst: &Burst,
         index: usize,
         packet: &Packet,
+        lacking: OffloadSet,
         taken: u16,
     ) -> Result<Option<u16>, Option<RingFault>> {
-        let need = self.header_size + packet.len;
         self.scratch.clear();
+        if lacking.has_segmentation() {
+            return self.segment(ring, burst, index, taken);
+        }
+        let Some((places, chains)) = self.reserve(ring, taken, self.header_size + packet.len)? else {
+            return Ok(None);
+        };
+        let offload = if lacking.is_empty() { packet.offload } else { Offload::NONE };
+        let header = vnet_hdr::with_buffers(vnet_hdr::encode(offload), chains);
+        self.write_many(burst, index, header, &[], 0, packet.len);
+        if !lacking.is_empty()
+            && let Some(partial) = packet.offload.checksum()
+        {
+            finish_checksum(&self.scratch.spans, self.header_size, packet.len, partial);
+        }
+        Ok(Some(places))
+    }
+
+    /// Takes buffers for `need` bytes, the virtio header's included, from place `taken` on: they are in the scratch then.
+    /// Gives the places and the chains; None and `Err(None)` as [`Self::place`].
+    fn reserve<L: Layout>(
+        &mut self,
+        ring: &mut L,
+        taken: u16,
+        need: u32,
+    ) -> Result<Option<(u16, u16)>, Option<RingFault>> {
         let (mut room, mut chains, mut place) = (0_u32, 0_u16, taken);
         // The chains are noted as used as they are found: nothing is published before `deliver` says so, and that stops
         // at the first frame that is given up.
@@ -227,72 +261,36 @@ impl Writer {
             ring.put_used(place, chain, written);
             (place, chains) = (place + L::places(chain), chains + 1);
         }
-        self.write_many(burst, index, packet, chains);
-        Ok(Some(place - taken))
+        Ok(Some((place - taken, chains)))
     }
 
-    fn write_many(&mut self, burst: &Burst, index: usize, packet: &Packet, chains: u16) {
-        let raw = vnet_hdr::with_buffers(vnet_hdr::encode(self.receiver_offload(packet)), chains);
-        let header = raw.to_le_bytes();
-        let (mut at, need) = (0_u32, self.header_size + packet.len);
+    /// Writes the virtio header, `head` and then `len` bytes of the frame from `from` on into the buffers reserved.
+    fn write_many(&self, burst: &Burst, index: usize, header: u128, head: &[u8], from: u32, len: u32) {
+        let (header, header_size) = (header.to_le_bytes(), self.header_size as usize);
+        let own = header_size + head.len();
+        let end = own + len as usize;
+        let mut at = 0;
         for span in &self.scratch.spans {
-            let mut span = *span;
-            if at < self.header_size {
-                let n = span.len.min(self.header_size - at);
-                // SAFETY: `n` bytes are inside the header from `at` and inside the span, kept mapped by the ring.
-                unsafe { copy::copy(span.start, header.as_ptr().wrapping_add(at as usize), n as usize) };
-                at += n;
-                span = Span { start: span.start.wrapping_add(n as usize), len: span.len - n };
+            let (mut start, mut left) = (span.start, (span.len as usize).min(end - at));
+            while at < own && left > 0 {
+                let (bytes, n) = if at < header_size {
+                    (header.as_ptr().wrapping_add(at), header_size - at)
+                } else {
+                    (head.as_ptr().wrapping_add(at - header_size), own - at)
+                };
+                let n = n.min(left);
+                // SAFETY: `n` bytes are inside the header or `head` from `at`, and inside the span, kept mapped by the
+                // ring.
+                unsafe { copy::copy(start, bytes, n) };
+                (at, start, left) = (at + n, start.wrapping_add(n), left - n);
             }
-            span.len = span.len.min(need - at);
-            if span.len > 0 {
+            if left > 0 {
+                #[allow(clippy::cast_possible_truncation, reason = "no more than `len` and the span's")]
+                let (skip, to) = ((at - own) as u32, Span { start, len: left as u32 });
                 // SAFETY: the span, cut to what the frame still has, is kept mapped by the ring.
-                unsafe { burst.copy_out(index, at - self.header_size, span) };
-                at += span.len;
+                unsafe { burst.copy_out(index, from + skip, to) };
+                at += left;
             }
         }
-        if let (Some(partial), false) = (packet.offload.checksum, self.guest_csum) {
-            finish_checksum(&self.scratch.spans, self.header_size, packet.len, partial);
-        }
-    }
-}
-
-/// Sums the frame as it was written, `skip` bytes into `spans`, and stores the checksum: never a second look at the
-/// sender's bytes. A receiver that scribbles over its buffer meanwhile spoils its own frame.
-#[cold]
-fn finish_checksum(spans: &[Span], skip: u32, frame_len: u32, partial: PartialChecksum) {
-    let (from, to) = (skip + u32::from(partial.start), skip + frame_len);
-    let mut sum = Sum::default();
-    let mut chunk = [0_u8; 256];
-    for_each_byte_range(spans, from, to, |mut start, mut left| {
-        while left > 0 {
-            let n = left.min(chunk.len());
-            // SAFETY: `n` bytes from `start` are inside a span that the caller keeps mapped; the chunk has room.
-            unsafe { copy::copy(chunk.as_mut_ptr(), start, n) };
-            sum.add(chunk.get(..n).unwrap_or_default());
-            (start, left) = (start.wrapping_add(n), left - n);
-        }
-    });
-    let result = sum.finish();
-    let field = from + u32::from(partial.offset);
-    let mut bytes = result.iter();
-    for_each_byte_range(spans, field, field + 2, |start, len| {
-        for (i, byte) in bytes.by_ref().take(len).enumerate() {
-            // SAFETY: inside the same span.
-            unsafe { access::store::<u8>(start.wrapping_add(i), *byte) };
-        }
-    });
-}
-
-/// Calls `f` with each run of bytes `[from, to)` of `spans` laid end to end.
-fn for_each_byte_range(spans: &[Span], from: u32, to: u32, mut f: impl FnMut(*mut u8, usize)) {
-    let mut base = 0_u32;
-    for span in spans {
-        let end = base.saturating_add(span.len);
-        let (a, b) = (from.max(base), to.min(end));
-        if a < b {
-            f(span.start.wrapping_add((a - base) as usize), (b - a) as usize);
-        }
-        base = end;
     }
 }

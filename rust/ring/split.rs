@@ -85,13 +85,15 @@ impl SplitRing {
 
     /// Writes down from now on, in another's memory, where the ring stands, and says what that held against it. The used
     /// index is the guest's memory's own word for where it stood, and the commit itself: the journal only confirms it.
-    pub(super) fn take_up(&mut self, past: Past) -> Option<String> {
+    #[allow(clippy::unnecessary_wraps, reason = "a packed ring may have to refuse")]
+    pub(super) fn take_up(&mut self, past: Past) -> Result<Option<String>> {
         let Intent { old, new, .. } = past.journal.intent();
         let at = self.next;
         let is_new = past.is_known && at != old && at != new;
         past.journal.settle(at);
         self.journal = past.journal;
-        is_new.then(|| format!("its used index is {at}, not {new} as written down: the guest set it up anew"))
+        let note = || format!("its used index is {at}, not {new} as written down: the guest set it up anew");
+        Ok(is_new.then(note))
     }
 
     /// Elements.
@@ -279,6 +281,10 @@ impl Layout for SplitRing {
             let element = u64::from(chain.id) | u64::from(written) << 32;
             access::store_if_changed(self.used.wrapping_add(4 + 8 * slot), element);
         }
+    }
+
+    fn forget(&mut self, _place: u16) {
+        // The next frame's elements are written over them.
     }
 
     #[inline]

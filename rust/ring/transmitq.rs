@@ -10,11 +10,11 @@ use std::fs::File;
 use super::chain::{Chain, Direction, INDIRECT, NEXT, Scratch};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
-use super::{Ring, RingFault, feature};
+use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
 use crate::drops::DropReason;
 use crate::frame::ethernet;
-use crate::frame::vnet_hdr::{self, Offload};
+use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{Gpa, Span, access};
 
 /// What the first pass found out about one chain.
@@ -114,7 +114,8 @@ enum End {
 struct Gatherer {
     burst: Burst,
     header_size: u32,
-    csum: bool,
+    /// What the guest may ask of us.
+    sender: OffloadSet,
     indirect: bool,
     /// The last of a batch tells that all before it are used too.
     in_order: bool,
@@ -130,7 +131,7 @@ impl Gatherer {
         Self {
             burst: Burst::new(std::sync::Arc::clone(ring.memory())),
             header_size: header_size(features),
-            csum: features & feature::CSUM != 0,
+            sender: offload::sent_by(features),
             indirect: features & feature::INDIRECT_DESC != 0,
             in_order: features & feature::IN_ORDER != 0,
             ahead: Box::new([empty; MAX_BURST]),
@@ -272,7 +273,7 @@ impl Gatherer {
             _ => return self.take_chain(ring, i, self.place_of::<L>(i)),
         };
         let raw = Self::header_at(first.start);
-        let (drop, offload) = judge(raw, data.len, self.csum);
+        let (drop, offload) = judge(raw, data.len, self.sender);
         self.burst.push(data, drop, offload);
         Ok(())
     }
@@ -322,7 +323,7 @@ impl Gatherer {
         }
         let len = bytes - self.header_size;
         let raw = u128::from_le_bytes(header) & ((1 << 80) - 1);
-        let (drop, offload) = judge(raw, len, self.csum);
+        let (drop, offload) = judge(raw, len, self.sender);
         let pieces = self.scratch.spans.get(used..).unwrap_or_default();
         self.burst.push_pieces(pieces, len, drop, offload);
         Ok(())
@@ -352,14 +353,14 @@ impl Gatherer {
 
 /// What a frame's length and header say about it.
 #[inline]
-fn judge(raw: u128, len: u32, csum: bool) -> (Option<DropReason>, Offload) {
+fn judge(raw: u128, len: u32, sender: OffloadSet) -> (Option<DropReason>, Offload) {
     if len < ethernet::HEADER_SIZE {
         return (Some(DropReason::Runt), Offload::default());
     }
     if len > MAX_FRAME {
         return (Some(DropReason::Oversize), Offload::default());
     }
-    match vnet_hdr::judge(raw, len, csum) {
+    match vnet_hdr::judge(raw, len, sender) {
         Ok(offload) => (None, offload),
         Err(drop) => (Some(drop), Offload::default()),
     }

@@ -21,9 +21,11 @@
 //! * [`frontend`]: one session, in the message orders of QEMU and of virtio-user.
 //! * [`traffic`]: ends that send and check at full rate, latency, reports.
 //! * [`hostile`]: named attacks on a back-end.
+//! * [`allocations`]: an allocator that counts, for who claims to need none.
 //!
-//! `unsafe` lives in [`memory`] and `sys` only.
+//! `unsafe` lives in [`memory`], [`allocations`] and `sys` only.
 
+pub mod allocations;
 pub mod cli;
 pub mod driver;
 pub mod error;

@@ -129,10 +129,10 @@ fn features_that_were_not_offered_are_refused_and_named() {
     let (port, stream) = Port::connected();
     let mut raw = Raw(stream);
     raw.send_number(FrontendReq::SET_PROTOCOL_FEATURES, ALL_PROTOCOL.bits());
-    let body = (VERSION_1 | 1 << 33 | 1 << 40).to_ne_bytes();
+    let body = (VERSION_1 | 1 << 33 | 1 << 2).to_ne_bytes();
     raw.send_with(FrontendReq::SET_FEATURES, NEED_REPLY, &body, &[]);
     assert_eq!(raw.reply_number(), 1);
-    port.wait_error("accepted features that were not offered: IOMMU_PLATFORM, RING_RESET");
+    port.wait_error("accepted features that were not offered: CTRL_GUEST_OFFLOADS, IOMMU_PLATFORM");
     // A driver learns it from the status: FEATURES_OK does not stick.
     raw.send_number(FrontendReq::SET_STATUS, 1 | 2 | 8);
     raw.send(FrontendReq::GET_STATUS, &[]);

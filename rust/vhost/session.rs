@@ -144,6 +144,8 @@ pub(super) struct Session<'a> {
     /// The silence was already named.
     silent: bool,
     refusals: u32,
+    /// The end of a hold wakes this thread.
+    wakes_after_hold: bool,
 }
 
 impl<'a> Session<'a> {
@@ -153,7 +155,19 @@ impl<'a> Session<'a> {
         let handler = Handler::new(Arc::clone(port), peer.clone());
         let began = Instant::now();
         let reader = Reader::new();
-        Ok(Self { port, control, stream, peer, handler, reader, began, spoke: false, silent: false, refusals: 0 })
+        Ok(Self {
+            port,
+            control,
+            stream,
+            peer,
+            handler,
+            reader,
+            began,
+            spoke: false,
+            silent: false,
+            refusals: 0,
+            wakes_after_hold: false,
+        })
     }
 
     /// Serves until the end. Front-ends that come to `listener` meanwhile are turned away.
@@ -231,14 +245,49 @@ impl<'a> Session<'a> {
     /// How long until the clock has to be looked at.
     fn patience(&self) -> Option<Duration> {
         let deadline = match self.reader.since {
-            Some(since) => since + PATIENCE,
-            None if !self.spoke && !self.silent => self.began + SILENCE,
-            None => return None,
+            Some(since) => Some(since + PATIENCE),
+            None if !self.spoke && !self.silent => Some(self.began + SILENCE),
+            None => None,
         };
-        Some(deadline.saturating_duration_since(Instant::now()))
+        let ours = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let hold = self.handler.is_held().then(|| self.port.recovery.hold_left().unwrap_or_default());
+        ours.into_iter().chain(hold).min()
+    }
+
+    /// Lets go what waited for other ports, when they are there or their time is over.
+    fn look_at_the_hold(&mut self) {
+        if !self.handler.is_held() {
+            return;
+        }
+        let recovery = &self.port.recovery;
+        if !self.wakes_after_hold {
+            match self.control.wake_fd().try_clone() {
+                Ok(waker) => recovery.wake_at_end_of_hold(waker),
+                // The end of its time comes all the same.
+                Err(e) => {
+                    self.event(Level::Warning, "notice", format!("{}: no descriptor to be had: {e}", self.port.name));
+                }
+            }
+            self.wakes_after_hold = true;
+        }
+        if recovery.hold_left().is_some() {
+            return;
+        }
+        if let Some(away) = recovery.stayed_away() {
+            let away: Vec<_> = away.iter().map(|socket| format!("'{}'", socket.display())).collect();
+            let text = format!(
+                "{}: frames go on without the ports that were up before the switch died and are not back: {}",
+                self.port.name,
+                away.join(", ")
+            );
+            self.event(Level::Warning, "notice", text);
+        }
+        self.handler.look_again();
+        self.publish();
     }
 
     fn look_at_the_clock(&mut self) -> Option<End> {
+        self.look_at_the_hold();
         if self.reader.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
             let place = self.reader.place();
             return Some(End::Broken(format!("it stopped {place} and said no more for {} s", PATIENCE.as_secs())));

@@ -193,6 +193,17 @@ def test_an_mtu_in_range_is_in_force_and_1500_without_a_request() -> None:
     assert [port.mtu for port in ports(configuration).values()] == [9702, 1500]
 
 
+@pytest.mark.rows("A10", "L5")
+def test_steering_and_backpressure_of_a_row_are_in_force() -> None:
+    row = client("v0", options={"backpressure-us": "500"}, other_config={"tx-steering": "thread"})
+    configuration = result(root(port(row), port(client("v1", other_config={"tx-steering": "cpu"}))))
+    first, second = ports(configuration).values()
+    assert (first.backpressure_us, first.tx_steering) == (500, "thread")
+    assert (second.backpressure_us, second.tx_steering) == (0, "hash")
+    assert verdict(configuration, "v0").errors == ()
+    assert "tx-steering='cpu' of interface 'v1' is not in force" in verdict(configuration, "v1").errors[0]
+
+
 def test_an_unknown_option_is_said_and_the_port_works() -> None:
     configuration = result(root(port(client("v0", options={"foo": "1"}))))
     assert verdict(configuration, "v0").errors == ("options:foo is unknown: remove it or correct its name",)
@@ -215,7 +226,8 @@ INTERFACES = st.builds(
     name=NAMES,
     type=st.sampled_from(["", "internal", "dpdkvhostuser", "dpdkvhostuserclient", "gre"]),
     options=st.dictionaries(
-        st.sampled_from(["vhost-server-path", "tx-retries-max", "socket-mode", "foo"]), st.text(max_size=120)
+        st.sampled_from(["vhost-server-path", "tx-retries-max", "backpressure-us", "socket-mode", "foo"]),
+        st.text(max_size=120),
     ),
     other_config=st.dictionaries(st.sampled_from(["tx-steering"]), st.text()),
     mac=st.none() | st.just("02:00:00:00:00:01"),

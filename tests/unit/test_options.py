@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.options import CLIENT, SERVER, PortOptions, check_socket_path, parse, socket_directory
+from ovsvhost.options import (
+    CLIENT,
+    SERVER,
+    PortOptions,
+    check_mtu,
+    check_socket_path,
+    parse,
+    socket_directory,
+    tx_steering,
+)
 
 RUN = Path("/run/x")
 
@@ -72,17 +81,57 @@ def test_107_bytes_are_served() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("tx-retries-max", "33"), ("tx-retries-max", "-1"), ("tx-retries-max", "many"), ("allow-file-memory", "yes")],
+    [
+        ("tx-retries-max", "33"),
+        ("tx-retries-max", "-1"),
+        ("tx-retries-max", "many"),
+        ("backpressure-us", "100001"),
+        ("backpressure-us", "1ms"),
+        ("backpressure-us", "²"),
+        ("allow-file-memory", "yes"),
+    ],
 )
 def test_a_value_out_of_range_leaves_the_default_and_is_said(option: str, value: str) -> None:
     meant = parse("v0", CLIENT, {option: value}, None)
-    assert (meant.tx_retries_max, meant.allow_file_memory) == (8, False)
+    assert (meant.tx_retries_max, meant.backpressure_us, meant.allow_file_memory) == (8, 0, False)
     assert f"options:{option}='{value}' is not in force" in meant.complaints[0]
 
 
 def test_options_in_range_are_in_force() -> None:
-    meant = client(tx_retries_max="0", allow_file_memory="true")
-    assert (meant.tx_retries_max, meant.allow_file_memory, meant.complaints) == (0, True, ())
+    meant = client(tx_retries_max="0", backpressure_us="100000", allow_file_memory="true")
+    assert (meant.tx_retries_max, meant.backpressure_us, meant.allow_file_memory) == (0, 100_000, True)
+    assert meant.complaints == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"), [({}, "hash"), ({"tx-steering": "hash"}, "hash"), ({"tx-steering": "thread"}, "thread")]
+)
+def test_tx_steering_is_by_flow_unless_by_thread(asked: dict[str, str], meant: str) -> None:
+    assert tx_steering("v0", asked) == (meant, ())
+
+
+@given(st.text().filter(lambda text: text not in {"hash", "thread"}))
+def test_a_steering_that_is_none_is_said_and_flows_steer(text: str) -> None:
+    steering, (complaint,) = tx_steering("v0", {"tx-steering": text})
+    assert steering == "hash"
+    assert f"other_config:tx-steering={text!r} of interface 'v0' is not in force" in complaint
+
+
+def test_tx_steering_among_the_options_names_its_place() -> None:
+    assert "it belongs to the interface's other_config" in client(tx_steering="thread").complaints[0]
+
+
+@pytest.mark.rows("A18")
+@pytest.mark.parametrize("mtu", [-1, 0, 67, 9703, 65_536, 2**63])
+def test_an_mtu_out_of_range_is_refused_in_ovs_words(mtu: int) -> None:
+    with pytest.raises(ConfigError, match=f"^v0: unsupported MTU {mtu}: give 68..9702$"):
+        check_mtu("v0", mtu)
+
+
+@pytest.mark.rows("A18")
+def test_the_borders_of_the_mtu_are_served() -> None:
+    check_mtu("v0", 68)
+    check_mtu("v0", 9702)
 
 
 def test_socket_rights_of_a_server_port() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ from ovsvhost.plan import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ovsvhost.plan import Action
+    from ovsvhost.plan import Action, PortChanges
 
 KEYS = st.sampled_from(["k1", "k2"])
 PORT_NAMES = ["p0", "p1", "p2", "p3"]
@@ -47,6 +48,8 @@ def desired(draw: st.DrawFn) -> Desired:
             ofport=number + draw(st.sampled_from([1, 10])),
             mtu=draw(st.sampled_from([None, 1500, 9000])),
             tx_retries_max=draw(st.sampled_from([0, 8])),
+            backpressure_us=draw(st.sampled_from([0, 1000])),
+            tx_steering=draw(st.sampled_from(["hash", "thread"])),
             socket_mode=draw(st.sampled_from([0o600, 0o660])),
             rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),), ((0, 2), (1, 1))])),
         )
@@ -106,14 +109,10 @@ class NaiveDatapath:
                     on,
                     replace(port, mtu=port.mtu or 1500, rxq_affinity=port.rxq_affinity or ()),
                 )
-            case SetPort(port=port, mtu=mtu, tx_retries_max=retries):
+            case SetPort(port=port, changes=changes):
                 on, now = self.ports[port.name]
                 assert now.key == port.key
-                now = replace(now, mtu=now.mtu if mtu is None else mtu)
-                self.ports[port.name] = (
-                    on,
-                    replace(now, tx_retries_max=now.tx_retries_max if retries is None else retries),
-                )
+                self.ports[port.name] = (on, replace(now, **changes))
             case SetAffinity(port=port, cpus=cpus):
                 on, now = self.ports[port.name]
                 assert now.key == port.key
@@ -176,9 +175,12 @@ def wanting(*ports: Port) -> Desired:
     return Desired((replace(BRIDGE, ports=ports),))
 
 
-def test_mtu_and_retries_change_with_the_guest_attached() -> None:
-    changed = replace(PORT, mtu=9000, tx_retries_max=0)
-    assert plan(wanting(changed), there(PORT)) == (SetPort(changed, 9000, 0),)
+@pytest.mark.rows("L5")
+def test_what_can_change_with_the_guest_attached_does() -> None:
+    changes: PortChanges = {"mtu": 9000, "tx_retries_max": 0, "backpressure_us": 500, "tx_steering": "thread"}
+    changed = replace(PORT, **changes)
+    assert plan(wanting(changed), there(PORT)) == (SetPort(changed, changes),)
+    assert plan(wanting(changed), there(changed)) == ()
 
 
 def test_an_affinity_changes_with_the_guest_attached_and_one_that_was_refused_leaves_the_old_one() -> None:

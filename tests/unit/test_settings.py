@@ -23,3 +23,15 @@ def test_an_option_that_was_removed_is_pending_too() -> None:
 @pytest.mark.parametrize(("text", "ms"), [("", 5000), ("10000", 10000), ("250", 250), ("1", 100), ("soon", 5000)])
 def test_the_statistics_interval(text: str, ms: int) -> None:
     assert stats_interval_ms({"stats-update-interval": text} if text else {}) == ms
+
+
+def test_the_hold_after_a_crash_is_a_second_unless_told() -> None:
+    assert startup({}).restart_hold_ms == 1000
+    assert startup({"restart-hold-ms": "0"}).restart_hold_ms == 0
+
+
+@pytest.mark.parametrize("text", ["-1", "60001", "soon", ""])
+def test_a_hold_out_of_range_gives_a_notice_and_stays_a_second(text: str) -> None:
+    at_start = startup({"restart-hold-ms": text})
+    assert at_start.restart_hold_ms == 1000
+    assert "0..60000" in at_start.notices[0]

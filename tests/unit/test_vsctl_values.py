@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ovs.db import types
 
@@ -54,6 +54,7 @@ def test_printed_scalar_reads_back_as_itself(data: st.DataObject, kind: Any) -> 
     assert values.datum(value.text(type_), type_, Symbols()) == value
 
 
+@example("\0", types.StringType, False)
 @given(st.text(max_size=30), st.sampled_from(list(ATOMS)), st.booleans())
 def test_any_text_is_refused_or_read_as_something_that_reads_back(text: str, kind: Any, as_map: bool) -> None:
     type_ = column(kind, types.StringType if as_map else None)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import PortType
+    from ovsvhost.model import PortType, TxSteering
 
 
 POLL_THREADS_DEFAULT = PollThreads()
@@ -94,6 +94,7 @@ class _Wanted:
     type: PortType
     settings: options.PortOptions
     affinity: tuple[tuple[int, int], ...] | None
+    steering: TxSteering
     errors: tuple[str, ...]
 
 
@@ -216,20 +217,17 @@ def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: 
     directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
     settings = options.parse(row.name, port_type, row.options, directory)
     errors = list(settings.complaints)
-    errors += [
-        f"other_config:{key} of interface {row.name!r} is not in force, it is not served yet: remove it"
-        for key in ("tx-steering",)
-        if key in row.other_config
-    ]
     affinity: tuple[tuple[int, int], ...] | None = None
     try:
         affinity = rxq_affinity(row.other_config.get("pmd-rxq-affinity", ""))
     except ConfigError as error:
         text = row.other_config["pmd-rxq-affinity"]
         errors.append(f"other_config:pmd-rxq-affinity={text!r} of interface {row.name!r} is refused: {error}")
+    steering, complaints = options.tx_steering(row.name, row.other_config)
+    errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
-    return _Wanted(row, bridge.name, port_type, settings, affinity, tuple(errors))
+    return _Wanted(row, bridge.name, port_type, settings, affinity, steering, tuple(errors))
 
 
 def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[Port]], list[Verdict]]:
@@ -307,6 +305,8 @@ def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, P
         ofport=number,
         mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
         tx_retries_max=settings.tx_retries_max,
+        backpressure_us=settings.backpressure_us,
+        tx_steering=want.steering,
         socket_mode=settings.socket_mode,
         socket_owner=settings.socket_owner,
         socket_group=settings.socket_group,

@@ -157,7 +157,7 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
     for notice in at_start.notices:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
-    return Control(apply.open_datapath(rundir), replica, at_start, rundir, apply.VERSION)
+    return Control(apply.open_datapath(rundir, at_start.restart_hold_ms), replica, at_start, rundir, apply.VERSION)
 
 
 def _socket_directory(at_start: Startup, rundir: Path) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ovsvhost.model import RESTART_HOLD_MAX_MS, RESTART_HOLD_MS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 READ_AT_START = (
+    "restart-hold-ms",
     "vhost-iommu-support",
     "vhost-postcopy-support",
     "vhost-sock-dir",
@@ -29,18 +32,30 @@ class Startup:
     Attributes:
         read: the options of `READ_AT_START` that were set.
         sock_dir: ``vhost-sock-dir``, unchecked.
+        restart_hold_ms: how long frames wait after a crash for the ports that were up.
         notices: what is not in force, one sentence each.
     """
 
     read: Mapping[str, str]
     sock_dir: str | None = None
+    restart_hold_ms: int = RESTART_HOLD_MS
     notices: tuple[str, ...] = ()
 
 
 def startup(other_config: Mapping[str, str]) -> Startup:
     """Reads the options that count at start."""
     read = {key: other_config[key] for key in READ_AT_START if key in other_config}
-    notices = [
+    notices = []
+    hold_ms = RESTART_HOLD_MS
+    if "restart-hold-ms" in read:
+        text = read["restart-hold-ms"]
+        if text.isascii() and text.isdecimal() and int(text) <= RESTART_HOLD_MAX_MS:
+            hold_ms = int(text)
+        else:
+            notices.append(
+                f"other_config:restart-hold-ms={text!r} is not in force: give milliseconds 0..{RESTART_HOLD_MAX_MS}"
+            )
+    notices += [
         f"other_config:{feature}=true is not in force: it is not served yet; guests get the rest"
         for feature in ("vhost-iommu-support", "vhost-postcopy-support")
         if read.get(feature) == "true"
@@ -48,7 +63,7 @@ def startup(other_config: Mapping[str, str]) -> Startup:
     dpdk = sorted(key for key in other_config if key.startswith("dpdk-"))
     if dpdk:
         notices.append(f"other_config:{', '.join(dpdk)}: accepted without effect: there is no DPDK in this switch")
-    return Startup(read, read.get("vhost-sock-dir"), tuple(notices))
+    return Startup(read, read.get("vhost-sock-dir"), hold_ms, tuple(notices))
 
 
 def pending(at_start: Startup, other_config: Mapping[str, str]) -> tuple[str, ...]:

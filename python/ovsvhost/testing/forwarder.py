@@ -52,11 +52,14 @@ def forwarder_image(cache: Path | None = None) -> GuestImage:
     plugins = [_PLUGINS / f"librte_{name}.so.23" for name in _NEEDED]
     libraries = {path.name: path for file in (Path(program), *plugins) for path in _linked(file)}
     libraries |= {plugin.name: plugin for plugin in plugins}
+    # What glibc itself looks for when a thread ends.
+    libraries["libgcc_s.so.1"] = Path("/lib/x86_64-linux-gnu/libgcc_s.so.1")
     loaders = {name: path for name, path in libraries.items() if name.startswith("ld-linux")}
     files = {f"lib/x86_64-linux-gnu/{name}": path for name, path in libraries.items() if name not in loaders}
     files[f"usr/bin/{_PROGRAM}"] = Path(program)
-    # A plug-in that is also a linked library must be the same file, or it would register its driver twice.
-    links = {str(plugin)[1:]: f"/lib/x86_64-linux-gnu/{plugin.name}" for plugin in plugins}
+    # A plug-in that is also a linked library must be the same file, or it would register its driver twice. Only what
+    # ends in .so is taken for one.
+    links = {str(plugin.with_suffix(""))[1:]: f"/lib/x86_64-linux-gnu/{plugin.name}" for plugin in plugins}
     return guest_image(cache, extra=Extra(files, links, ("uio", "uio_pci_generic")))
 
 
@@ -80,7 +83,7 @@ class Forwarder:
                 "echo ${PWD##*/} >/sys/bus/pci/drivers_probe"
             )
         # DPDK refuses plug-ins where anybody may write.
-        self._guest.run("chmod 755 /; mkdir -p /dev/hugepages; mount -t hugetlbfs none /dev/hugepages")
+        self._guest.run("chmod 755 /; mkdir -p /var/run /dev/hugepages; mount -t hugetlbfs none /dev/hugepages")
         memory = f"--lcores=0,1 -m {_HUGEPAGES * 2} --huge-unlink --no-telemetry"
         mode = "--forward-mode=io --total-num-mbufs=8192 --stats-period=1"
         self._job = self._guest.spawn(f"{_PROGRAM} {memory} -- {mode} >{_LOG} 2>&1")

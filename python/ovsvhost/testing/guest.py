@@ -24,6 +24,7 @@ from ovsvhost.testing.errors import RigError
 from ovsvhost.testing.machine import BOOT_TIMEOUT_S, Job, Machine
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.qmp import Qmp
+from ovsvhost.testing.tsc import tsc_khz
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
@@ -37,11 +38,17 @@ if TYPE_CHECKING:
 # Sockets of QEMU itself, each a file in the guest's folder.
 _CONTROLS = ("console", "agent", "qmp")
 # Fast under emulation, a console, and devices called eth0, eth1, …
-KERNEL_LINE = (
+_KERNEL_LINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0"
 )
 
-__all__ = ["BOOT_TIMEOUT_S", "KERNEL_LINE", "Guest", "Job", "Nic"]
+__all__ = ["BOOT_TIMEOUT_S", "Guest", "Job", "Nic", "kernel_command_line"]
+
+
+def kernel_command_line() -> str:
+    """What a guest's kernel is told: boot fast under emulation, talk on a console, keep a steady clock."""
+    khz = tsc_khz()
+    return f"{_KERNEL_LINE} tsc_early_khz={khz}" if khz else _KERNEL_LINE
 
 
 class Guest(Machine):
@@ -92,7 +99,7 @@ class Guest(Machine):
         self._memory_mib = memory_mib
         self._cpus = cpus
         self._cpu = cpu
-        self._kernel_line = f"{KERNEL_LINE} {kernel_line}".rstrip()
+        self._kernel_line = f"{kernel_command_line()} {kernel_line}".rstrip()
         self._incoming = incoming
         self._stays = stays
         self._program: Program | None = None

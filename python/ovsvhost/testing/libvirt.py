@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 from xml.sax.saxutils import escape
 
 from ovsvhost.testing.errors import MissingError, RigError
-from ovsvhost.testing.guest import KERNEL_LINE
+from ovsvhost.testing.guest import kernel_command_line
 from ovsvhost.testing.machine import Machine
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.wait import wait_for
@@ -251,7 +251,7 @@ class Domain(Machine):
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>{escape(str(self.folder / self._image.kernel.name))}</kernel>
     <initrd>{escape(str(self.folder / self._image.initramfs.name))}</initrd>
-    <cmdline>{escape(KERNEL_LINE)}</cmdline>
+    <cmdline>{escape(kernel_command_line())}</cmdline>
   </os>
   <features>
     <acpi/>

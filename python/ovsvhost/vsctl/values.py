@@ -276,6 +276,8 @@ def _read_atom(text: str, base: Any, symbols: Symbols) -> Atom:
     if kind == types.StringType:
         if not text:
             raise ConfigError('An empty string is not valid as input; use "" to represent the empty string')
+        if "\0" in text:
+            raise ConfigError("null bytes not supported in strings")
         return unquoted(text) if text.startswith('"') else text
     if text.startswith("@"):
         symbol = symbols[text]

@@ -102,22 +102,57 @@ proptest! {
     }
 }
 
-#[test]
-fn a_base_that_was_sent_counts_more_than_what_is_written_down() {
+/// A ring as its guest and the device before left it at `at`; and one on cleared memory.
+fn left_at(at: Option<u16>) -> (Guest, Driver) {
     let mut guest = Guest::new(room_for(64));
-    let driver = Driver::new(&mut guest, Layout::Packed, 50, 0x8000, &mut Dice(1));
-    let journal = journal(50);
-    for (known, written, sent, stands_at) in [
-        (true, 17, UNKNOWN, 17),
-        (true, 17, 17, 17),
-        (true, 17, 0x8000, 0x8000),
-        (true, 50, UNKNOWN, UNKNOWN),
-        (false, 17, UNKNOWN, UNKNOWN),
-    ] {
-        journal.settle(written);
-        let (ring, note) = resume(&driver, &guest, sent, &journal, known);
-        assert_eq!(ring.next_index(), stands_at, "{written:#x} written down, {sent:#x} sent");
-        assert_eq!(journal.intent().new, stands_at);
-        assert_eq!(note.is_some(), known && stands_at != written, "{note:?}");
+    let driver = Driver::new(&mut guest, Layout::Packed, 50, at.unwrap_or(0x8000), &mut Dice(1));
+    for range in driver.device_writes().into_iter().take(50) {
+        // What was used once keeps its buffer's address.
+        let (address, bytes) = if at.is_some() { (0x1000_u64, 8) } else { (0, 16) };
+        guest.write(range.start - 8, &u128::from(address).to_le_bytes()[..bytes]);
     }
+    (guest, driver)
+}
+
+/// QEMU sends 0 or where rings begin, virtio-user always where they begin: neither tells a ring in use from a new one.
+/// Rows: C3.
+#[test]
+fn what_is_written_down_counts_when_the_ring_agrees_and_the_base_when_not() {
+    const FIRST: u16 = 0x8000;
+    for (left, written, sent, stands_at) in [
+        (Some(0x8011), 0x8011, UNKNOWN, 0x8011),
+        (Some(0x8011), 0x8011, FIRST, 0x8011),
+        (Some(17), 17, FIRST, 17),
+        // Its index in the other lap, or past its end, is not where this ring stands.
+        (Some(0x8011), 17, 0x8011, 0x8011),
+        (Some(17), 0x8011, 17, 17),
+        (Some(0x8011), 50, 0x8011, 0x8011),
+        // Set up anew meanwhile.
+        (None, 0x8011, FIRST, FIRST),
+        (None, 17, UNKNOWN, FIRST),
+        (None, FIRST, UNKNOWN, FIRST),
+    ] {
+        let (guest, driver) = left_at(left);
+        let journal = journal(50);
+        journal.settle(written);
+        let (ring, note) = resume(&driver, &guest, sent, &journal, true);
+        assert_eq!(ring.next_index(), stands_at, "{left:x?} left, {written:#x} written down, {sent:#x} sent: {note:?}");
+        assert_eq!(journal.intent().new, stands_at);
+        assert_eq!(note.is_some(), stands_at != written, "{note:?}");
+    }
+}
+
+/// Rows: C3.
+#[test]
+fn a_ring_in_use_of_which_nobody_knows_where_it_stands_is_refused() {
+    for (left, sent) in [(0x8011, 0x8000), (0x8011, 0x8010)] {
+        let (guest, driver) = left_at(Some(left));
+        let config = driver.config(&guest, FEATURES | feature::RING_PACKED);
+        let config = ovsvhost::ring::RingConfig { base: sent, ..config };
+        let past = Past { journal: journal(50), is_known: false };
+        let refused = config.resume(&guest.map, None, None, Some(past)).unwrap_err().to_string();
+        assert!(refused.contains("restart the guest's network driver"), "{refused}");
+    }
+    let (guest, driver) = left_at(None);
+    assert_eq!(resume(&driver, &guest, UNKNOWN, &journal(50), false).0.next_index(), 0x8000, "nobody used it yet");
 }

@@ -21,13 +21,13 @@ use super::rig::wait;
 const SIZE: u16 = 16;
 
 /// A guest with one ring, and the ring as the switch has it.
-struct Guest {
+pub(super) struct Guest {
     ram: GuestRam,
-    driver: SplitDriver,
+    pub(super) driver: SplitDriver,
 }
 
 impl Guest {
-    fn new() -> (Self, Ring) {
+    pub(super) fn new() -> (Self, Ring) {
         let mut ram = GuestRam::new(&RegionSpec::spread(1, 1 << 20, &Backing::Memfd)).unwrap();
         let place = RingPlace::alloc(&mut ram, 0, SIZE).unwrap();
         let driver = SplitDriver::new(&ram, place, SIZE, 0).unwrap();
@@ -55,7 +55,7 @@ impl Guest {
         (Self { ram, driver }, ring)
     }
 
-    fn post(&mut self, writable: bool) {
+    pub(super) fn post(&mut self, writable: bool) {
         let gpa = Gpa(512 << 10);
         if !writable {
             // A broadcast from somebody.
@@ -65,7 +65,7 @@ impl Guest {
         self.driver.publish();
     }
 
-    fn wait_used(&mut self) {
+    pub(super) fn wait_used(&mut self) {
         wait("a buffer to come back", || self.driver.poll_used().is_some());
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Handler {
     announcement: Option<[u8; 6]>,
     refusals: BTreeMap<Subject, String>,
     link_up: bool,
+    /// A transmitq may wait for other ports to be back.
+    is_held: bool,
     /// Node of the memory that holds the last ring started.
     numa: u32,
 }
@@ -72,6 +74,7 @@ impl Handler {
             announcement: None,
             refusals: BTreeMap::new(),
             link_up: false,
+            is_held: false,
             numa: 0,
         }
     }
@@ -172,6 +175,7 @@ impl Handler {
                 Some(message) => Some(format!("{name} to be started (no {message} yet)")),
                 None if vring.fault.is_some() => Some(format!("{name} to be set up anew")),
                 None if !vring.is_enabled(features) => Some(format!("{name} to be enabled (SET_VRING_ENABLE)")),
+                None if self.is_held => Some("the other ports that were up before the switch died".into()),
                 None => None,
             }
         })
@@ -229,6 +233,8 @@ impl Handler {
 
     /// Starts what can run, stops what must not, and tells what changed.
     fn reconcile(&mut self) {
+        // Asked once: what it keeps from starting now is looked at again when it is over.
+        self.is_held = self.port.recovery.hold_left().is_some();
         for at in 0..self.vrings.len() {
             match (self.may_run(at), self.vrings.get(at).is_some_and(|vring| vring.live)) {
                 (true, false) => self.start(at),
@@ -241,7 +247,20 @@ impl Handler {
 
     fn may_run(&self, at: usize) -> bool {
         let (Some(vring), Some(features)) = (self.vrings.get(at), self.features) else { return false };
-        self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features)
+        let is_ready =
+            self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features);
+        // Frames wait in the guest's ring for those who were there to receive them.
+        is_ready && (vring::is_receiveq(at) || vring.live || !self.is_held)
+    }
+
+    /// True while transmitqs of this session wait for others to come back.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Starts what was held, once nothing is waited for.
+    pub(super) fn look_again(&mut self) {
+        self.reconcile();
     }
 
     fn start(&mut self, at: usize) {
