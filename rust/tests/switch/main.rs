@@ -22,6 +22,7 @@ mod killed;
 mod life;
 mod matrix;
 mod memory;
+mod pmds;
 mod poll;
 mod pressure;
 mod queues;
