@@ -239,7 +239,8 @@ pub fn improvement(rxqs: &[Rxq], now: &[usize], then: &Assignment, cores: &[Core
                 *load = load.saturating_add(rxq.load);
             }
         }
-        variance(&loads.values().map(|load| load.saturating_mul(100) / capacity.max(1)).collect::<Vec<_>>())
+        // Hundredths of a percent: whole ones hide what an idle machine would gain.
+        variance(&loads.values().map(|load| load.saturating_mul(10_000) / capacity.max(1)).collect::<Vec<_>>())
     };
     let nodes: BTreeSet<u32> = cores.iter().map(|core| core.numa).collect();
     let gain = nodes.into_iter().map(|node| {

@@ -92,8 +92,8 @@ fn threads_come_and_go_under_traffic_and_lose_nothing() {
     let mut switch = Switch::new();
     let mut crew = two_pairs(&mut switch);
     send_while(&switch, &mut crew, |datapath, turn| {
-        let cpus: &[usize] = [&[one, two][..], &[two], &[one]][turn % 3];
-        datapath.set_pmds(cpus).unwrap();
+        let cpus = [vec![one, two], vec![two], vec![one]][turn % 3].clone();
+        datapath.set_pmds(&cpus).unwrap();
         assert_eq!(cores(datapath), cpus);
         assert!(places(datapath).values().all(|cpu| cpus.contains(cpu)));
     });
