@@ -33,6 +33,8 @@ pub struct TransmitQueue {
     pub(super) is_stopped: bool,
     /// It made the first call, which is made once and not at every move.
     pub(super) is_greeted: bool,
+    /// Looks in a row that found nothing.
+    empty_looks: u8,
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
@@ -42,7 +44,19 @@ impl TransmitQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let (cache, waiting) = (Cache::default(), Waiting::new());
-        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, cache, waiting }
+        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, empty_looks: 0, cache, waiting }
+    }
+
+    /// True if the queue may be passed over in this round; `round` counts those since one moved nothing.
+    #[inline]
+    pub(super) fn rests(&self, round: u8) -> bool {
+        self.empty_looks >= QUIET && !round.is_multiple_of(SELDOM)
+    }
+
+    /// Notes what a look found. One whose burst waits is not quiet.
+    #[inline]
+    pub(super) fn looked(&mut self, count: usize) {
+        self.empty_looks = if count > 0 || self.is_waiting() { 0 } else { self.empty_looks.saturating_add(1) };
     }
 
     /// True while a burst waits for its receivers: nothing more is gathered before it is settled.
@@ -51,6 +65,12 @@ impl TransmitQueue {
         !self.waiting.is_empty()
     }
 }
+
+/// Empty looks in a row after which a queue is quiet.
+const QUIET: u8 = 64;
+/// While others move frames, a quiet queue is looked at in one of so many rounds: a hundred silent guests would cost the
+/// two that talk a tenth of their rate.
+const SELDOM: u8 = 4;
 
 /// How long a transmitq that is taken back asks for rings that other threads have, µs. Each of them has one for as long
 /// as a group takes to copy.

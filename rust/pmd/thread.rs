@@ -62,6 +62,7 @@ impl Pmd {
             queues: Vec::new(),
             stopped: Vec::new(),
             resting: false,
+            round: 0,
             forwarder: Forwarder::new(number, faults.clone()),
             ungreeted: Vec::new(),
             sleeper,
@@ -144,6 +145,8 @@ struct Body {
     /// Broken ones, and all once it rests, until their session takes them back.
     stopped: Vec<TransmitQueue>,
     resting: bool,
+    /// Rounds since one moved nothing.
+    round: u8,
     forwarder: Forwarder,
     /// Receiveqs whose first call is still to be made: another thread had them.
     ungreeted: Vec<Arc<ReceiveSlot>>,
@@ -204,10 +207,16 @@ impl Body {
         let (mut moved, mut broken) = (0, None);
         // One guard around the round: a panic names the queue that was being polled.
         let mut at = 0;
-        let (queues, forwarder, stats) = (&mut self.queues, &mut self.forwarder, &self.stats);
-        let round = catch_unwind(AssertUnwindSafe(|| {
+        let (queues, forwarder, stats, round) = (&mut self.queues, &mut self.forwarder, &self.stats, self.round);
+        let end = catch_unwind(AssertUnwindSafe(|| {
             while let Some(queue) = queues.get_mut(at) {
-                match forwarder.poll(queue) {
+                if queue.rests(round) {
+                    at += 1;
+                    continue;
+                }
+                let found = forwarder.poll(queue);
+                queue.looked(found.unwrap_or(0));
+                match found {
                     Ok(0) => {}
                     Ok(count) => {
                         let now = tsc::now();
@@ -225,11 +234,12 @@ impl Body {
                 at += 1;
             }
         }));
-        match (round, broken) {
+        match (end, broken) {
             (Ok(()), None) => {}
             (Ok(()), Some(fault)) => self.stop_queue(at, FaultCause::Ring(fault)),
             (Err(panic), _) => self.after_panic(at, panic.as_ref()),
         }
+        self.round = if moved > 0 { self.round.wrapping_add(1) } else { 0 };
         moved
     }
 

@@ -142,11 +142,12 @@ impl Gatherer {
     /// [`Transmitq::gather`].
     #[inline]
     fn gather<L: Layout>(&mut self, ring: &mut L) -> Result<usize, RingFault> {
-        self.burst.clear();
+        // The ring alone is touched while there is nothing: a hundred quiet queues must fit the first-level cache.
         let ready = ring.ready(MAX_BURST).map_err(|fault| ring.cause_of(fault))?;
         if ready == 0 {
             return Ok(0);
         }
+        self.burst.clear();
         ring.check()?;
         let most = usize::from(ready).min(MAX_BURST);
         let mut end = self.gather_known(ring, 0, most);

@@ -215,26 +215,32 @@ impl Fdb {
         }
     }
 
+    /// The entry that seems to hold `key`. All places are looked at, whichever it is in: that cannot be guessed, and a wrong
+    /// guess of the processor costs more than the other places do.
+    #[inline]
+    fn locate(&self, key: Key) -> Option<&Entry> {
+        let [first, second] = self.places(key).map(|place| self.buckets.get(place));
+        let (first, second) = first.zip(second)?;
+        let mut found = 2 * WAYS;
+        for (at, entry) in first.0.iter().chain(&second.0).enumerate() {
+            found = if entry.key.load(Ordering::Relaxed) == key.0 { at } else { found };
+        }
+        let bucket = if found < WAYS { first } else { second };
+        (found < 2 * WAYS).then(|| bucket.0.get(found % WAYS))?
+    }
+
+    #[inline]
     fn find(&self, key: Key) -> Option<(&Entry, u64)> {
-        for place in self.places(key) {
-            for entry in &self.buckets.get(place)?.0 {
-                if entry.key.load(Ordering::Acquire) != key.0 {
-                    continue;
-                }
-                // Another thread may be writing it, three stores long: look again, but never wait for one that stands still.
-                for _ in 0..PATIENCE {
-                    let value = entry.value.load(Ordering::Acquire);
-                    let here = entry.key.load(Ordering::Acquire) == key.0;
-                    fence(Ordering::Acquire);
-                    if value >> 48 & 1 == 0 && entry.value.load(Ordering::Relaxed) == value {
-                        if here {
-                            return Some((entry, value));
-                        }
-                        break;
-                    }
-                    std::hint::spin_loop();
-                }
+        let entry = self.locate(key)?;
+        // Another thread may be writing it, three stores long: look again, but never wait for one that stands still.
+        for _ in 0..PATIENCE {
+            let value = entry.value.load(Ordering::Acquire);
+            let here = entry.key.load(Ordering::Acquire) == key.0;
+            fence(Ordering::Acquire);
+            if value >> 48 & 1 == 0 && entry.value.load(Ordering::Relaxed) == value {
+                return here.then_some((entry, value));
             }
+            std::hint::spin_loop();
         }
         None
     }

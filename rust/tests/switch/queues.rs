@@ -5,7 +5,7 @@ use ovsvhost::testing::traffic::Sender;
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
-use super::traffic::Crew;
+use super::traffic::{Crew, end};
 
 fn two_pairs(switch: &mut Switch) -> Crew {
     Crew::pair(
@@ -128,4 +128,22 @@ fn a_flow_stays_on_its_queue_while_the_queues_stay() {
         let queues = spread.iter().fold(0, |queues, flow| queues | flow.queues);
         assert_eq!(queues, 0b1111, "{network}: every queue has some of the flows");
     }
+}
+
+/// While frames move, queues that were silent for long are looked at more seldom, but never forgotten.
+#[test]
+fn a_guest_that_was_silent_is_heard_while_others_never_pause() {
+    let mut switch = Switch::new();
+    let sockets = ["a", "b", "c"].map(|name| switch.add(name, EndpointKind::Client));
+    let to_b = [("to", "02:00:00:00:00:02")];
+    let ends = (0..).zip(&sockets).map(|(index, socket)| end(index, socket, EndpointKind::Client, &to_b));
+    let mut crew = Crew::assemble(ends.collect(), &switch);
+    crew.send(0, 1, 3000);
+    let spoken = crew.ends[2].sent();
+    crew.until("the silent one's frame", |crew| {
+        crew.ends[0].send(16, 16, u64::MAX);
+        crew.ends[2].send(1, spoken + 1 - crew.ends[2].sent(), u64::MAX);
+        crew.account(2, 1).received > 0
+    });
+    crew.assert_clean(1);
 }
