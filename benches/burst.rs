@@ -13,11 +13,11 @@ use guest::{FRAMES, LAYOUTS, ReceivingGuest, SendingGuest};
 fn burst(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("driver to driver");
     group.throughput(Throughput::Elements(1));
-    for (name, layout) in LAYOUTS {
+    for kind in LAYOUTS {
         for size in [64, 512, 1518, 9000] {
-            let mut way = Way::new(SendingGuest::new(layout, size), ReceivingGuest::new());
+            let mut way = Way::new(SendingGuest::new(kind, size), ReceivingGuest::new(kind));
             way.check();
-            group.bench_function(BenchmarkId::new(name, format!("{size} B")), |bencher| {
+            group.bench_function(BenchmarkId::new(kind.name, format!("{size} B")), |bencher| {
                 bencher.iter_custom(|frames| {
                     each::scaled(frames, FRAMES.into(), || {
                         way.prepare();

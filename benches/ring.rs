@@ -6,16 +6,15 @@ mod guest;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use guest::{FRAMES, LAYOUTS, ReceivingGuest, SendingGuest};
+use guest::{FRAMES, LAYOUTS, OTHERS, PLAIN, ReceivingGuest, SendingGuest};
 use ovsvhost::burst::MAX_BURST;
-use ovsvhost::testing::driver::Layout;
 
 fn gather_and_commit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("transmitq: gather and commit");
     group.throughput(Throughput::Elements(1));
-    for (name, layout) in LAYOUTS {
-        let mut guest = SendingGuest::new(layout, 64);
-        group.bench_function(name, |bencher| {
+    for kind in LAYOUTS.into_iter().chain(OTHERS) {
+        let mut guest = SendingGuest::new(kind, 64);
+        group.bench_function(kind.name, |bencher| {
             bencher.iter_custom(|frames| {
                 each::scaled(frames, FRAMES.into(), || {
                     guest.fill();
@@ -36,8 +35,8 @@ fn deliver(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("receiveq: deliver");
     group.throughput(Throughput::Elements(1));
     for size in [64, 512, 1518, 9000] {
-        let mut from = SendingGuest::new(Layout::One, size);
-        let mut to = ReceivingGuest::new();
+        let mut from = SendingGuest::new(PLAIN, size);
+        let mut to = ReceivingGuest::new(PLAIN);
         from.fill();
         assert!(matches!(from.queue.gather(), Ok(MAX_BURST)), "the transmitq gave less than a burst");
         group.bench_function(BenchmarkId::from_parameter(format!("{size} B")), |bencher| {

@@ -10,7 +10,7 @@ pub(crate) mod way;
 use std::sync::Arc;
 
 use ovsvhost::memory::{GuestMap, RegionSpec};
-use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
+use ovsvhost::ring::{Receiveq, RingConfig, Transmitq, feature};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
 use ovsvhost::testing::frames::{Checksum, FramePlan, Mac, Network, PlanConfig, Transport};
 use ovsvhost::testing::memory::{Backing, GuestRam, RegionSpec as RamSpec};
@@ -30,9 +30,33 @@ pub(crate) const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Address of the receiving guest.
 pub(crate) const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// The layouts that drivers post, with their names.
-pub(crate) const LAYOUTS: [(&str, Layout); 3] =
-    [("one buffer", Layout::One), ("header and data", Layout::Two), ("indirect", Layout::Indirect(2))];
+/// How a driver sets its rings up and posts frames in them.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    /// What the benchmarks call it.
+    pub(crate) name: &'static str,
+    layout: Layout,
+    /// Features besides those that all have.
+    features: u64,
+}
+
+const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
+    Kind { name, layout, features }
+}
+
+/// One buffer a frame in split rings.
+pub(crate) const PLAIN: Kind = kind("one buffer", Layout::One, 0);
+/// The layouts that drivers post, in split rings.
+pub(crate) const LAYOUTS: [Kind; 3] =
+    [PLAIN, kind("header and data", Layout::Two, 0), kind("indirect", Layout::Indirect(2), 0)];
+/// The same in packed rings, and both in order.
+pub(crate) const OTHERS: [Kind; 5] = [
+    kind("packed, one buffer", Layout::One, feature::RING_PACKED),
+    kind("packed, header and data", Layout::Two, feature::RING_PACKED),
+    kind("packed, indirect", Layout::Indirect(2), feature::RING_PACKED),
+    kind("in order, one buffer", Layout::One, feature::IN_ORDER),
+    kind("packed in order, one buffer", Layout::One, feature::RING_PACKED | feature::IN_ORDER),
+];
 
 /// A guest that sends.
 pub(crate) struct SendingGuest {
@@ -43,8 +67,8 @@ pub(crate) struct SendingGuest {
 }
 
 impl SendingGuest {
-    /// With frames of `size` bytes in `layout`.
-    pub(crate) fn new(layout: Layout, size: usize) -> Self {
+    /// With frames of `size` bytes.
+    pub(crate) fn new(kind: Kind, size: usize) -> Self {
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (size + 256));
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
@@ -59,11 +83,12 @@ impl SendingGuest {
             header_size: HEADER_SIZE,
         })
         .unwrap();
-        let driver = slots(&mut ram, place, layout, size, false);
+        let driver = slots(&mut ram, place, kind, size, false);
+        let device = device(&ram, place, kind, &driver);
         let mut sender = Sender::new(driver, plan, true);
         // Memory that nobody ever wrote is taken for private.
         sender.pass(1);
-        let mut queue = Transmitq::new(device(&ram, place));
+        let mut queue = Transmitq::new(device.activate(&map(&ram), None, None).unwrap());
         queue.gather().unwrap();
         queue.commit();
         sender.take_back();
@@ -91,15 +116,17 @@ pub(crate) struct ReceivingGuest {
 }
 
 impl ReceivingGuest {
-    /// With buffers of 2 KiB, each in one piece.
-    pub(crate) fn new() -> Self {
+    /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them.
+    pub(crate) fn new(kind: Kind) -> Self {
+        let kind = Kind { layout: Layout::One, ..kind };
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
-        let mut driver = slots(&mut ram, place, Layout::One, ROOM, true);
+        let mut driver = slots(&mut ram, place, kind, ROOM, true);
+        let device = device(&ram, place, kind, &driver);
         while let Some(slot) = driver.take_free() {
             driver.post(slot, HEADER_SIZE + ROOM);
         }
         driver.publish();
-        let queue = Receiveq::new(device(&ram, place));
+        let queue = Receiveq::new(device.activate(&map(&ram), None, None).unwrap());
         Self { driver, _ram: ram, queue }
     }
 
@@ -132,9 +159,10 @@ fn memory(size: usize) -> (GuestRam, RingPlace) {
     (ram, place)
 }
 
-fn slots(ram: &mut GuestRam, place: RingPlace, layout: Layout, room: usize, writable: bool) -> SlotRing {
-    let shape = Shape { layout, header_size: HEADER_SIZE, room, gap: 0 };
-    let config = SlotRingConfig { place, size: RING_SIZE, agreed: FEATURES, shape, writable, rewrite: true };
+fn slots(ram: &mut GuestRam, place: RingPlace, kind: Kind, room: usize, writable: bool) -> SlotRing {
+    let shape = Shape { layout: kind.layout, header_size: HEADER_SIZE, room, gap: 0 };
+    let config =
+        SlotRingConfig { place, size: RING_SIZE, agreed: FEATURES | kind.features, shape, writable, rewrite: true };
     SlotRing::new(ram, config).unwrap()
 }
 
@@ -149,14 +177,14 @@ fn map(ram: &GuestRam) -> Arc<GuestMap> {
     Arc::new(GuestMap::map(specs.collect(), false).unwrap())
 }
 
-fn device(ram: &GuestRam, place: RingPlace) -> Ring {
-    let config = RingConfig {
+#[allow(clippy::cast_possible_truncation, reason = "the low half is the base")]
+fn device(ram: &GuestRam, place: RingPlace, kind: Kind, driver: &SlotRing) -> RingConfig {
+    RingConfig {
         size: RING_SIZE.into(),
         desc_uva: ram.user_address(place.descriptors).unwrap(),
         avail_uva: ram.user_address(place.available).unwrap(),
         used_uva: ram.user_address(place.used).unwrap(),
-        base: 0,
-        features: FEATURES,
-    };
-    config.activate(&map(ram), None, None).unwrap()
+        base: driver.first_base() as u16,
+        features: FEATURES | kind.features,
+    }
 }

@@ -66,11 +66,45 @@ impl Cursor {
     #[inline]
     #[allow(clippy::cast_possible_truncation, reason = "below the ring size")]
     fn after(self, places: u16, size: u16) -> Self {
-        let at = u32::from(self.index) + u32::from(places);
-        match at.checked_sub(u32::from(size)) {
-            None => Self { index: at as u16, ..self },
-            Some(at) => Self { index: at as u16, wrap: !self.wrap },
-        }
+        let (at, size) = (u32::from(self.index) + u32::from(places), u32::from(size));
+        let is_over = at >= size;
+        Self { index: (if is_over { at - size } else { at }) as u16, wrap: self.wrap != is_over }
+    }
+}
+
+/// Where used descriptors go from a cursor on, worked out once for a group: the rest of the lap, and the one after it.
+struct Laps {
+    /// Places to the end of the ring.
+    left: u16,
+    /// The second half of the descriptor at place 0, as if the ring began there, in either lap.
+    start: [*mut u8; 2],
+    /// What makes a descriptor used.
+    flags: [u64; 2],
+}
+
+impl Laps {
+    /// Of a group that is all written to, or all only read.
+    #[inline]
+    fn new(ring: &PackedRing, is_written: bool) -> Self {
+        let Cursor { index, wrap } = ring.next;
+        let (left, size) = (ring.size - index, usize::from(ring.size));
+        let start = ring.at(index).wrapping_add(8);
+        let flags = |wrap| {
+            let made_used = if wrap { AVAIL | USED } else { 0 };
+            u64::from(made_used | if is_written { WRITE } else { 0 }) << 48
+        };
+        let next = start.wrapping_sub(size * DESC_SIZE as usize);
+        Self { left, start: [start, next], flags: [flags(wrap), flags(!wrap)] }
+    }
+
+    /// Where the word goes that makes an element's descriptor used, and the word. Its place is less than a lap ahead.
+    #[inline]
+    fn used(&self, element: Element) -> (*mut u8, u64) {
+        let [here, next] = self.start;
+        let [flags, next_flags] = self.flags;
+        let (start, flags) = if element.place < self.left { (here, flags) } else { (next, next_flags) };
+        let word = u64::from(element.written) | u64::from(element.id) << 32 | flags;
+        (start.wrapping_add(usize::from(element.place) * DESC_SIZE as usize), word)
     }
 }
 
@@ -191,29 +225,22 @@ impl PackedRing {
         self.desc.wrapping_add(usize::from(index) * DESC_SIZE as usize)
     }
 
-    /// The word that makes the descriptor at an element's place used, and where it goes.
-    #[inline]
-    fn used_word(&self, element: Element) -> (*mut u8, u64) {
-        let Cursor { index, wrap } = self.next.after(element.place, self.size);
-        let flags = if wrap { AVAIL | USED } else { 0 } | if element.written > 0 { WRITE } else { 0 };
-        let word = u64::from(element.written) | u64::from(element.id) << 32 | u64::from(flags) << 48;
-        (self.at(index).wrapping_add(8), word)
-    }
-
     /// Writes the first `count` elements of the journal into the ring. Again is the same as once, while the driver has
     /// not seen the first.
     #[inline]
     fn write_used(&self, count: usize) {
-        for element in (1..count).map_while(|n| self.journal.element(n)) {
-            let (at, word) = self.used_word(element);
+        let Some(first) = self.journal.element(0).filter(|_| count > 0) else { return };
+        let laps = Laps::new(self, first.written > 0);
+        for n in 1..count {
+            // The journal may be another process's: whatever it says stays in the ring.
+            let Some(element) = self.journal.element(n).filter(|element| element.place < self.size) else { break };
+            let (at, word) = laps.used(element);
             // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
             unsafe { access::store::<u64>(at, word) };
         }
-        if let Some(first) = self.journal.element(0) {
-            let (at, word) = self.used_word(first);
-            // SAFETY: as above; the ring is 16-aligned.
-            unsafe { access::store_release_u64(at, word) };
-        }
+        let (at, word) = laps.used(Element { place: 0, ..first });
+        // SAFETY: as above; the ring is 16-aligned.
+        unsafe { access::store_release_u64(at, word) };
     }
 
     fn walk_table(
