@@ -113,7 +113,7 @@ def test_rows_measured_again_replace_the_old_ones_and_the_others_stay(tmp_path: 
 def test_the_document_keeps_what_people_wrote_and_shows_failures(tmp_path: Path) -> None:
     def give(name: str, _: int) -> dict[str, float]:
         if name == cases.OVS:
-            raise RigError("no hugepages\nand more")
+            raise RigError("no hugepages [/tmp]\nand more")
         return window(5e6)
 
     document = tmp_path / "performance.md"
@@ -125,7 +125,7 @@ def test_the_document_keeps_what_people_wrote_and_shows_failures(tmp_path: Path)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "\nold\n" not in text
-    assert "failed: no hugepages |" in text
+    assert "failed: no hugepages [/tmp] |" in text
     assert "](rates.svg)" in text
     drawn = ET.parse(tmp_path / "rates.svg").getroot()  # noqa: S314 - our own file
     bars = drawn.findall("{http://www.w3.org/2000/svg}rect")
