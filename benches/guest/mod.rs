@@ -81,6 +81,8 @@ impl SendingGuest {
             sizes: vec![size],
             stream: 0,
             header_size: HEADER_SIZE,
+            vlan: None,
+            gso: None,
         })
         .unwrap();
         let driver = slots(&mut ram, place, kind, size, false);

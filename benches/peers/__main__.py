@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from cases import Row
 
 _TOP = Path(__file__).parents[2]
+_WIDTH = 180
+"""Of tables that go into a file, characters."""
 _QUICK_ROWS = "64,1518"
 
 
@@ -91,7 +93,9 @@ def main(
         for row in ROWS:
             click.echo(f"{row.name:30} {row.title}, {row.load}: {'; '.join(c.name for c in row.contestants)}")
         return
-    console = Console(stderr=True)
+    console = Console(stderr=True, log_path=False)
+    # What a failed program said may look like rich's own marks.
+    say = partial(console.log, markup=False, highlight=False)
     chosen = _chosen(wanted or (_QUICK_ROWS if quick else "*"))
     sitting_out = set(SWITCHES) - set(switches.split(",")) if switches else set()
     timing = Timing(1 if quick else rounds, warmup, duration, wait_limit, 2 if quick else attempts)
@@ -120,13 +124,13 @@ def main(
                 contestants = [c for c in row.contestants if c.switch not in sitting_out]
                 try:
                     with stand.row(row):
-                        measure(row, contestants, timing, partial(stand.window, row), series=series, say=console.log)
+                        measure(row, contestants, timing, partial(stand.window, row), series=series, say=say)
                 finally:
                     results.write(json_path)
         console.log(f"all numbers: {json_path}")
     elif json_path.resolve() not in {path.resolve() for path in older}:
         results.write(json_path)
-    report.show(results, Console())
+    report.show(results, Console(width=None if sys.stdout.isatty() else _WIDTH))
     if drawing is not None and picture.write(results, drawing):
         console.log(f"picture: {drawing}")
     if document is not None:

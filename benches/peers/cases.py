@@ -13,6 +13,7 @@ from enum import StrEnum
 OURS = "ovsvhost"
 OURS_AWAKE = "ovsvhost without sleep"
 OURS_TOO = "ovsvhost again"
+OURS_TWO_PMDS = "ovsvhost on both cores"
 OVS = "ovs-dpdk"
 OVS_FLOWS = "ovs-dpdk with two flows"
 TESTPMD = "testpmd"
@@ -50,7 +51,8 @@ class Case:
         both: whether both guests send.
         packed: packed rings instead of split ones.
         layout: descriptors of a sent frame, as ``vhost-frontend`` names them.
-        ports: ports of the bridge; the guests of all but two are connected and silent.
+        ports: ports of the bridge; the guests of those without traffic are connected and silent.
+        pairs: pairs of guests with traffic, each with a core for its generator.
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
     """
@@ -60,6 +62,7 @@ class Case:
     packed: bool = False
     layout: str = "one"
     ports: int = 2
+    pairs: int = 1
     addresses: int = 1
     interval_us: int = 0
 
@@ -123,6 +126,7 @@ class Row:
         contestants: who is measured, in turns.
         goals: what has to be reached.
         rounds_at_most: fewer rounds than asked for, where a row is only reported.
+        is_crowded: whether more threads than cores take part: waiting then spoils no window, it is what limits.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Row:
     contestants: tuple[Contestant, ...]
     goals: tuple[Goal, ...] = field(default=())
     rounds_at_most: int = 100
+    is_crowded: bool = False
 
 
 def _beside(case: Case, switches: tuple[str, ...] = SWITCHES) -> tuple[Contestant, ...]:
@@ -233,6 +238,17 @@ ROWS = (
         Load.OWN,
         (Contestant(_ONE_ADDRESS, OURS, Case()), Contestant(_MANY_ADDRESSES, OURS_TOO, Case(addresses=100_000))),
         (Goal("pps", _MANY_ADDRESSES, _ONE_ADDRESS, 0.85, 0.95),),
+    ),
+    Row(
+        "pmds",
+        "64 B, two poll threads share both cores with two generators",
+        Load.OWN,
+        (
+            Contestant("one PMD, one pair", OURS, Case()),
+            Contestant("two PMDs, two pairs", OURS_TWO_PMDS, Case(ports=4, pairs=2)),
+        ),
+        rounds_at_most=3,
+        is_crowded=True,
     ),
     Row(
         "idle",

@@ -10,6 +10,7 @@ All create the sockets, say when their window begins, and count at the far end.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -77,12 +78,11 @@ class Generator(ABC):
     def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
         """The command line of one run."""
 
-    @contextmanager
-    def window(self, case: Case, sockets: tuple[Path, Path], *, warmup_s: float, duration_s: float) -> Iterator[Run]:
-        """Starts it and waits until its window begins; gives the run, whose ``result`` waits for the end."""
-        with self.start(sockets, self.command(case, sockets, warmup_s, duration_s)) as run:
-            run.wait_for_window(warmup_s)
-            yield run
+    def on(self, cpu: int) -> Self:
+        """The same on another core."""
+        other = copy.copy(self)
+        other.cpu = cpu
+        return other
 
     def start(self, sockets: Sequence[Path], command: list[str]) -> Run:
         """Starts a command of this generator on fresh sockets; a context that ends it."""

@@ -24,7 +24,7 @@ _SETTLE_S = 1.0
 def idle(switch: Switch, frontend: Frontend, case: Case, duration_s: float) -> Window:
     """Processor time of the whole switch process with every guest of the case silent, in cores."""
     with switch.turn():
-        with frontend.crowd([*switch.sockets, *switch.silent_sockets(case)]):
+        with frontend.crowd(switch.all_sockets(case)):
             time.sleep(_SETTLE_S)
             before, begin = machine.process_clock(switch.pid), time.monotonic()
             time.sleep(duration_s)

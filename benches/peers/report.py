@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cases import GENERATOR_LIMITS, OURS, ROWS, Goal, Load
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def show(results: Results, console: Console) -> None:
                 highlight=False,
             )
         for name, failure in series.failures.items():
-            console.print(f"[red]failed[/]  {series.row}: {name}: {failure}", highlight=False, markup=True)
+            console.print(f"[red]failed[/]  {series.row}: {name}: {escape(failure)}", highlight=False, soft_wrap=True)
 
 
 def write_document(results: Results, path: Path, picture: str | None) -> None:
@@ -233,7 +234,8 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def _failure(series: Series, name: str) -> str:
-    return f"failed: {series.failures.get(name, '').partition(chr(10))[0]}"
+    said = series.failures.get(name, "").partition("\n")[0]
+    return f"failed: {said.replace('|', '¦')}"
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -241,7 +243,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ta
     for column in head:
         table.add_column(column, justify="left" if column in {"case", "front-end", "who"} else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -1,7 +1,7 @@
 """The test stand: starts switches and generators when a row first needs them, and measures one contestant at a time.
 
-Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO`` is a second daemon for rows that set ours beside
-ours; it ends with the row.
+Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO`` and ``OURS_TWO_PMDS`` are further daemons for
+rows that set ours beside ours; they end with the row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
 import quiet
-from cases import OURS_AWAKE, OURS_TOO, OVS, OVS_FLOWS, TESTPMD, Load
+from cases import OURS_AWAKE, OURS_TOO, OURS_TWO_PMDS, OVS, OVS_FLOWS, TESTPMD, Load
 from generators import Frontend, VirtioUser
 from switches import Ours, Ovs, OvsFlows, TestpmdIo
 
@@ -73,8 +73,9 @@ class Stand:
             yield
         finally:
             self._guests.close()
-            if any(contestant.switch == OURS_TOO for contestant in row.contestants):
-                self._stop(OURS_TOO)
+            for name in (OURS_TOO, OURS_TWO_PMDS):
+                if any(contestant.switch == name for contestant in row.contestants):
+                    self._stop(name)
 
     def window(self, row: Row, contestant: Contestant) -> Window:
         """One contestant once.
@@ -94,7 +95,7 @@ class Stand:
         switch = self._switch(contestant.switch)
         with switch.turn():
             is_new = switch.fit(case)
-            if is_new and case.ports > 2 and row.load is not Load.SILENT:
+            if is_new and switch.silent_sockets(case) and row.load is not Load.SILENT:
                 self._guests.enter_context(self._own.crowd(switch.silent_sockets(case)))
         match row.load:
             case Load.SILENT:
@@ -108,24 +109,30 @@ class Stand:
     def _under_load(self, generator: Generator, switch: Switch, case: Case) -> Window:
         timing = self._timing
         with switch.turn():
-            times = {"warmup_s": timing.warmup_s, "duration_s": timing.duration_s}
-            with generator.window(case, switch.sockets, **times) as run:
+            with ExitStack() as stack:
+                runs = []
+                for number, core in zip(range(case.pairs), (generator.cpu, switch.cpu), strict=False):
+                    there, sockets = generator.on(core), switch.pair(number)
+                    command = there.command(case, sockets, timing.warmup_s, timing.duration_s)
+                    runs.append(stack.enter_context(there.start(sockets, command)))
+                for run in runs:
+                    run.wait_for_window(timing.warmup_s)
                 time.sleep(_EDGE_S)
                 switch.begin()
                 time.sleep(timing.duration_s - 2 * _EDGE_S)
                 work, clock = switch.end()
-                load = run.result()
+                loads = [run.result() for run in runs]
             time.sleep(_SETTLE_S)
             known = switch.addresses()
         if case.addresses > 1 and known is not None and known < case.addresses:
             raise RigError(f"{switch.name} knows {known} addresses where {case.addresses} were announced")
         return {
-            "pps": load.pps,
-            "ring_full_share": load.ring_full_share,
-            "lost_share": load.lost_share,
+            "pps": sum(load.pps for load in loads),
+            "ring_full_share": min(load.ring_full_share for load in loads),
+            "lost_share": max(load.lost_share for load in loads),
             "busy_share": work.busy_share,
             "cycles_per_packet": work.cycles_per_packet,
-            "wait_share": max(clock.wait_share, load.wait_share),
+            "wait_share": max(clock.wait_share, *(load.wait_share for load in loads)),
         }
 
     def _generator(self, load: Load) -> Generator:
@@ -150,7 +157,8 @@ class Stand:
             return (Ovs if name == OVS else OvsFlows)(folder, self._cpu)
         if name == TESTPMD:
             return TestpmdIo(folder, self._cpu, main_cpu=self._generator_cpu)
-        return Ours(folder, self._cpu, sleeps=name != OURS_AWAKE)
+        more_cpus = (self._generator_cpu,) if name == OURS_TWO_PMDS else ()
+        return Ours(folder, self._cpu, sleeps=name != OURS_AWAKE, more_cpus=more_cpus)
 
     def _stop(self, name: str) -> None:
         if name in self._switches:

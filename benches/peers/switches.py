@@ -78,12 +78,20 @@ class Switch(ABC):
 
     @property
     def sockets(self) -> tuple[Path, Path]:
-        """Where the two guests with traffic are met."""
-        return (self.folder / "0.sock", self.folder / "1.sock")
+        """Where the first two guests with traffic are met."""
+        return self.pair(0)
+
+    def pair(self, number: int) -> tuple[Path, Path]:
+        """Where a pair of guests with traffic is met."""
+        return (self.folder / f"{2 * number}.sock", self.folder / f"{2 * number + 1}.sock")
 
     def silent_sockets(self, case: Case) -> list[Path]:
-        """Where the other guests of a case are met."""
-        return [self.folder / f"{number}.sock" for number in range(2, case.ports)]
+        """Where the guests of a case without traffic are met."""
+        return [self.folder / f"{number}.sock" for number in range(2 * case.pairs, case.ports)]
+
+    def all_sockets(self, case: Case) -> list[Path]:
+        """Where every guest of a case is met."""
+        return [self.folder / f"{number}.sock" for number in range(case.ports)]
 
     def fit(self, case: Case) -> bool:
         """Makes the ports as the case wants them, anew unless they are so already; true if they are new."""
@@ -164,13 +172,21 @@ class Switch(ABC):
 
 
 class Ours(Switch):
-    """``ovsvhost daemon``: the product as users run it. ``sleeps=False`` keeps its poll thread from sleeping."""
+    """``ovsvhost daemon``: the product as users run it.
 
-    def __init__(self, folder: Path, cpu: int, *, sleeps: bool = True) -> None:
+    Args:
+        folder: its run directory and logs.
+        cpu: the core of its poll thread, or of the one whose account is kept.
+        sleeps: False keeps poll threads from sleeping.
+        more_cpus: cores of further poll threads.
+    """
+
+    def __init__(self, folder: Path, cpu: int, *, sleeps: bool = True, more_cpus: tuple[int, ...] = ()) -> None:
         super().__init__(folder, cpu)
         self.name = OURS if sleeps else OURS_AWAKE
         self._daemon = SwitchDaemon(folder)
-        settings = [f"other_config:pmd-cpu-mask={1 << cpu:#x}"]
+        mask = sum(1 << core for core in {cpu, *more_cpus})
+        settings = [f"other_config:pmd-cpu-mask={mask:#x}"]
         if not sleeps:
             settings.append("other_config:pmd-sleep-max=0")
         self._daemon.start()
@@ -181,7 +197,7 @@ class Ours(Switch):
         self._control = next(self._daemon.rundir.glob("ovs-vswitchd.*.ctl"))
 
     def plug(self, case: Case) -> None:
-        self._daemon.vsctl(*_bridge([*self.sockets, *self.silent_sockets(case)], case))
+        self._daemon.vsctl(*_bridge(self.all_sockets(case), case))
 
     def addresses(self) -> int:
         return _number(r"entries in the table: (\d+)", _ask(self._control, "fdb/stats-show", "br0"))
@@ -191,11 +207,8 @@ class Ours(Switch):
 
     def counters(self) -> Work:
         printed = _ask(self._control, "dpif-netdev/pmd-perf-show")
-        return Work(
-            _number(r"Rx packets: +(\d+)", printed),
-            _number(r"busy cycles: +(\d+)", printed),
-            _number(r"idle cycles: +(\d+)", printed),
-        )
+        names = ("Rx packets", "busy cycles", "idle cycles")
+        return Work(*(sum(map(int, re.findall(rf"{name}: +(\d+)", printed))) for name in names))
 
     def stop(self) -> None:
         self.resume()
@@ -228,7 +241,7 @@ class Ovs(Switch):
             self._ovs.stop()
             self._ovs.start()
         self._mtu = case.mtu
-        self._ovs.vsctl(*_bridge([*self.sockets, *self.silent_sockets(case)], case))
+        self._ovs.vsctl(*_bridge(self.all_sockets(case), case))
 
     def unplug(self) -> None:
         self._ovs.vsctl("--if-exists", "del-br", "br0")

@@ -90,6 +90,14 @@ pub fn prefetch(at: *const u8) {
     unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
 }
 
+/// Asks for the lines of `len` bytes that will be written.
+#[inline]
+pub fn prefetch_write_all(at: *const u8, len: usize) {
+    for line in (0..len).step_by(64) {
+        prefetch_write(at.wrapping_add(line));
+    }
+}
+
 /// Asks for a line that will be written, so that it arrives owned.
 #[inline]
 pub fn prefetch_write(at: *const u8) {

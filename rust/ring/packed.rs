@@ -16,6 +16,7 @@
 //! finished by the next (`resume`). A size need not be a power of two.
 #![allow(unsafe_code, reason = "rings are guest memory")]
 
+mod lap;
 mod resume;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use super::layout::Layout;
 use super::{RingConfig, RingFault, area, feature};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, Span, access};
+use lap::{Cursor, Laps};
 
 /// Made available in laps whose wrap counter is 1.
 const AVAIL: u16 = 1 << 7;
@@ -47,65 +49,6 @@ const EVENT_DESC: u32 = 2;
 fn desc_of((addr, rest): (u64, u64)) -> Desc {
     let flags = (rest >> 48) as u16 & (NEXT | WRITE | INDIRECT);
     Desc { addr, len: rest as u32, flags, link: (rest >> 32) as u16 }
-}
-
-/// A descriptor's index and the wrap counter of the lap it is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cursor {
-    index: u16,
-    wrap: bool,
-}
-
-impl Cursor {
-    /// As in a base and in an event: the wrap counter above the index.
-    fn word(self) -> u16 {
-        self.index | if self.wrap { WRAP } else { 0 }
-    }
-
-    /// The cursor `places` further on, at most one lap.
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "below the ring size")]
-    fn after(self, places: u16, size: u16) -> Self {
-        let (at, size) = (u32::from(self.index) + u32::from(places), u32::from(size));
-        let is_over = at >= size;
-        Self { index: (if is_over { at - size } else { at }) as u16, wrap: self.wrap != is_over }
-    }
-}
-
-/// Where used descriptors go from a cursor on, worked out once for a group: the rest of the lap, and the one after it.
-struct Laps {
-    /// Places to the end of the ring.
-    left: u16,
-    /// The second half of the descriptor at place 0, as if the ring began there, in either lap.
-    start: [*mut u8; 2],
-    /// What makes a descriptor used.
-    flags: [u64; 2],
-}
-
-impl Laps {
-    /// Of a group that is all written to, or all only read.
-    #[inline]
-    fn new(ring: &PackedRing, is_written: bool) -> Self {
-        let Cursor { index, wrap } = ring.next;
-        let (left, size) = (ring.size - index, usize::from(ring.size));
-        let start = ring.at(index).wrapping_add(8);
-        let flags = |wrap| {
-            let made_used = if wrap { AVAIL | USED } else { 0 };
-            u64::from(made_used | if is_written { WRITE } else { 0 }) << 48
-        };
-        let next = start.wrapping_sub(size * DESC_SIZE as usize);
-        Self { left, start: [start, next], flags: [flags(wrap), flags(!wrap)] }
-    }
-
-    /// Where the word goes that makes an element's descriptor used, and the word. Its place is less than a lap ahead.
-    #[inline]
-    fn used(&self, element: Element) -> (*mut u8, u64) {
-        let [here, next] = self.start;
-        let [flags, next_flags] = self.flags;
-        let (start, flags) = if element.place < self.left { (here, flags) } else { (next, next_flags) };
-        let word = u64::from(element.written) | u64::from(element.id) << 32 | flags;
-        (start.wrapping_add(usize::from(element.place) * DESC_SIZE as usize), word)
-    }
 }
 
 /// A packed ring that was checked and translated. Owned by one thread at a time.

@@ -2,7 +2,7 @@
 
 use super::PortId;
 use super::fdb::{Fdb, Key};
-use crate::burst::HEAD_SIZE;
+use crate::burst::{HEAD_SIZE, Head};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 
@@ -18,6 +18,8 @@ pub enum Output {
 }
 
 const CACHE: usize = 32;
+/// Lookups that the table answered in one burst, from which on those of the next are asked for together.
+const MANY_MISSES: u32 = 8;
 
 /// What one transmitq saw last: spares the table most of its lookups. Valid for one generation of the FDB.
 #[derive(Debug)]
@@ -29,11 +31,19 @@ pub struct Cache {
     destinations: [(Key, PortId); CACHE],
     /// Answers are kept for a second: then ageing gets its say.
     second: u32,
+    /// Lookups of this burst that the table had to answer.
+    misses: u32,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { generation: 0, source: (Key::NONE, 0), destinations: [(Key::NONE, 0); CACHE], second: u32::MAX }
+        Self {
+            generation: 0,
+            source: (Key::NONE, 0),
+            destinations: [(Key::NONE, 0); CACHE],
+            second: u32::MAX,
+            misses: 0,
+        }
     }
 }
 
@@ -43,7 +53,22 @@ impl Cache {
     pub fn refresh(&mut self, fdb: &Fdb, now_s: u32) {
         let generation = fdb.generation();
         if generation != self.generation || now_s != self.second {
-            *self = Self { generation, second: now_s, ..Self::default() };
+            *self = Self { generation, second: now_s, misses: self.misses, ..Self::default() };
+        }
+    }
+
+    /// Call once a burst, before its frames are classified: where the burst before went to many addresses, the lines of
+    /// the table that this one needs are asked for together, so that the frames do not wait for one after the other.
+    #[inline]
+    pub fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head]) {
+        if std::mem::take(&mut self.misses) >= MANY_MISSES {
+            Self::prefetch(fdb, heads);
+        }
+    }
+
+    fn prefetch(fdb: &Fdb, heads: &[Head]) {
+        for header in heads.iter().map(|head| ethernet::parse(&head.0)).filter(|header| !header.dst.is_group()) {
+            fdb.prefetch(Key::new(header.vlan, header.dst));
         }
     }
 
@@ -80,6 +105,7 @@ impl Cache {
         let found = match self.destinations.get(place) {
             Some(&(cached, to)) if cached == key => Some(to),
             _ => {
+                self.misses += 1;
                 let found = fdb.lookup(key, now_s);
                 if let (Some(to), Some(entry)) = (found, self.destinations.get_mut(place)) {
                     *entry = (key, to);
@@ -133,6 +159,25 @@ mod tests {
         assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Port(2));
         ask(&mut c, &fdb, 3, 0x0201, 0x0202);
         assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0201), Output::Port(3));
+    }
+
+    #[test]
+    fn lookups_asked_for_together_give_what_they_gave_one_by_one() {
+        let (fdb, mut a) = (Fdb::new(1024, 300), Cache::default());
+        let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n, 0x0201))).collect();
+        for n in 0..32 {
+            fdb.learn(Key::new(0, Mac(0x0002_0000 + n)), 2, 1);
+        }
+        for round in 0..3 {
+            a.refresh(&fdb, 1);
+            a.look_ahead(&fdb, &heads);
+            assert_eq!(a.misses, 0, "a count is of one burst");
+            for (n, head) in heads.iter().enumerate() {
+                let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
+                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1).0, expected, "{n}, round {round}");
+            }
+            assert!(a.misses >= MANY_MISSES, "the next burst is asked for together");
+        }
     }
 
     #[test]

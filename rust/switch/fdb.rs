@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PortId;
 use crate::frame::ethernet::Mac;
+use crate::memory::access;
 
 const WAYS: usize = 4;
 /// Buckets looked at for somebody to evict.
@@ -196,11 +197,11 @@ impl Fdb {
         [hash as usize & mask, (hash >> 32) as usize & mask]
     }
 
-    /// Asks for the line of `key` ahead of its lookup.
+    /// Asks for both lines in which `key` may be, ahead of its lookup.
     #[inline]
     pub fn prefetch(&self, key: Key) {
-        if let Some(bucket) = self.buckets.get(self.places(key)[0]) {
-            crate::memory::access::prefetch(std::ptr::from_ref(bucket).cast());
+        for bucket in self.places(key).into_iter().filter_map(|place| self.buckets.get(place)) {
+            access::prefetch(std::ptr::from_ref(bucket).cast());
         }
     }
 

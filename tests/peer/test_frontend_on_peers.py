@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ovsvhost.testing.frontend import Frontend
+from ovsvhost.testing.frontend import Frontend, end
 from ovsvhost.testing.ovs_dpdk import OvsDpdk
 from ovsvhost.testing.testpmd import Testpmd, vhost
 from ovsvhost.testing.wait import wait_for
@@ -39,6 +39,17 @@ SESSIONS = {
     "three regions": ("regions=3", ""),
     "2 MiB pages": ("memory=huge2m", ""),
     "the largest ring": ("ring-size=32768", ""),
+    "in order": ("require=in_order", ""),
+    "packed": ("require=ring_packed", ""),
+    "packed, header apart": ("require=ring_packed,layout=two", ""),
+    "packed, chained": ("require=ring_packed,layout=chain:5", "rx-layout=chain:3"),
+    "packed, indirect": ("require=ring_packed,layout=indirect:4", "rx-layout=indirect:2"),
+    "packed, frames in many small buffers": ("require=ring_packed,ring-size=1024", "buffer=300"),
+    "packed, not mergeable": ("require=ring_packed,without=mrg_rxbuf", ""),
+    "packed, no event index": ("require=ring_packed,without=event_idx", ""),
+    "packed, in order": ("require=ring_packed+in_order", ""),
+    "packed, order of virtio-user": ("require=ring_packed,order=virtio-user", ""),
+    "packed, a size that is no power of two": ("require=ring_packed,ring-size=1000", ""),
 }
 
 
@@ -83,14 +94,15 @@ def test_every_frame_arrives_once_and_whole(sockets: tuple[Path, Path], session:
     (exact,) = report["exact"]
     assert (exact["sent"], exact["received"]) == (FRAMES, FRAMES)
     assert (exact["lost"], exact["duplicated"], exact["reordered"]) == (0, 0, 0)
-    for end in report["ends"]:
-        assert not any(end["corrupt"].values()), end["corrupt"]
-        assert end["violations"] == {}
+    for side in report["ends"]:
+        assert not any(side["corrupt"].values()), side["corrupt"]
+        assert side["violations"] == {}
 
 
-def test_the_generator_keeps_the_ring_full(sockets: tuple[Path, Path], short_folder: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_the_generator_keeps_the_ring_full(sockets: tuple[Path, Path], packed: bool, short_folder: Path) -> None:
     options = ["--check=sequence", "--ring-size=1024", "--memory=huge2m", "--warmup=0.3"]
-    ends = [f"socket={socket}" for socket in sockets]
+    ends = [end(socket, packed=packed) for socket in sockets]
     with Frontend(ends, folder=short_folder, options=[*options, "--duration=1"]) as frontend:
         report = frontend.event("result")
     sender, receiver = report["measured"]["ends"]

@@ -49,6 +49,13 @@ NAMED = {
     "address-outside": "outside the memory table",
     "writable-in-transmitq": "wrong direction",
     "indirect-nested": "indirect descriptor table is malformed",
+    "packed-size-32769": "32769",
+    "packed-base-past-ring": "packed ring",
+    "packed-chain-endless": "loops",
+    "packed-address-outside-in-batch": "outside the memory table",
+    "packed-indirect-nested": "indirect descriptor table is malformed",
+    "packed-writable": "wrong direction",
+    "packed-truncate-rings": "guest memory was taken away",
     "truncate-rings": "guest memory was taken away",
 }
 

@@ -2,13 +2,15 @@
 
 ::
 
-    with Frontend([f"socket={path}", f"socket={other}"], folder=folder) as pair:
+    ends = [end(path, packed=True, pairs=2), end(other, packed=True, pairs=2)]
+    with Frontend(ends, folder=folder) as pair:
         pair.event("ready")                          both links are up, frames flow
+        pair.disable_queue(1, "b")
         pair.tell("hang-up a")
         report = pair.finish()                       every frame counted, every byte checked
 
-What an end can be told stands in ``vhost-frontend help``. Built by ``scripts/setup test``; another build is named by
-``$OVSVHOST_FRONTEND``.
+What else an end can be told stands in ``vhost-frontend help``. Built by ``scripts/setup test``; another build is named
+by ``$OVSVHOST_FRONTEND``.
 """
 
 from __future__ import annotations
@@ -28,6 +30,36 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _BUILT = Path(__file__).parents[3] / "target" / "release" / "vhost-frontend"
+
+
+def end(
+    socket: Path | str,
+    *,
+    packed: bool = False,
+    in_order: bool = False,
+    mergeable: bool = True,
+    require: Sequence[str] = (),
+    without: Sequence[str] = (),
+    **settings: object,
+) -> str:
+    """The settings of one end, as `Frontend` takes them.
+
+    Args:
+        socket: path of its vhost-user socket.
+        packed: packed rings; a switch that does not offer them is given up.
+        in_order: take batches of used buffers from a device that works in order, likewise required.
+        mergeable: receive buffers may be merged.
+        require: further features without which the session is given up, as ``host_tso4``.
+        without: features not asked for, as ``event_idx``.
+        settings: any other setting by its name in ``vhost-frontend help`` with ``_`` for ``-``, as ``ring_size=1000``,
+            ``layout="indirect:2"`` or ``gso="tso"``; names before those that depend on them.
+    """
+    required = [*(["ring_packed"] if packed else []), *(["in_order"] if in_order else []), *require]
+    refused = [*([] if mergeable else ["mrg_rxbuf"]), *without]
+    words = [f"socket={socket}"]
+    words += [f"require={'+'.join(required)}"] if required else []
+    words += [f"without={'+'.join(refused)}"] if refused else []
+    return ",".join([*words, *(f"{name.replace('_', '-')}={value}" for name, value in settings.items())])
 
 
 class Frontend:
@@ -76,6 +108,26 @@ class Frontend:
             raise RigError("the front-end has no standard input")
         stdin.write(f"{command}\n".encode())
         stdin.flush()
+
+    def enable_queue(self, pair: int, end: str = "a") -> None:
+        """Enables a queue pair of an end, as ``ethtool -L`` does."""
+        self.tell(f"enable-queue {pair} {end}")
+
+    def disable_queue(self, pair: int, end: str = "a") -> None:
+        """Disables a queue pair of an end."""
+        self.tell(f"disable-queue {pair} {end}")
+
+    def reset_queue(self, pair: int, end: str = "a") -> None:
+        """Resets both rings of a queue pair and starts them anew, while the others run."""
+        self.tell(f"reset-queue {pair} {end}")
+
+    def stop_rings(self, end: str = "a") -> None:
+        """Stops all rings of an end, as a virtual machine that is paused does."""
+        self.tell(f"stop-rings {end}")
+
+    def start_rings(self, end: str = "a") -> None:
+        """Starts them where the switch said they stopped."""
+        self.tell(f"start-rings {end}")
 
     def finish(self, *, timeout_s: float = 30) -> dict[str, Any]:
         """Ends the run in order and gives its report."""

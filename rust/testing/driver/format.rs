@@ -4,7 +4,7 @@
 //! Users are generic over it and compiled once per format: nothing is decided per frame. A buffer is known by a number
 //! below the ring's size: with split rings its head descriptor, with packed rings its buffer id.
 
-use super::split_ring::RingPlace;
+use super::place::RingPlace;
 use super::violations::Violations;
 use crate::testing::memory::{Gpa, Window};
 

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 
 use super::format::{RingFormat, Segment};
 use super::packed_ring::PackedRing;
+use super::place::RingPlace;
 use super::split::Used;
-use super::split_ring::RingPlace;
 use super::violations::Violations;
 use crate::testing::memory::{Gpa, GuestRam};
 use crate::testing::{Error, Result};
@@ -120,7 +120,7 @@ impl PackedDriver {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed_ring::{Cursor, PackedDescriptor};
+    use super::super::packed_descriptor::{Cursor, PackedDescriptor};
     use super::super::{DESC_AVAILABLE, DESC_INDIRECT, DESC_NEXT, DESC_USED, DESC_WRITE};
     use super::*;
     use crate::testing::memory::{Backing, RegionSpec};

@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 
 use super::format::{RingFormat, Segment};
-use super::split_ring::{Descriptor, RingPlace, SplitRing};
+use super::place::RingPlace;
+use super::split_descriptor::Descriptor;
+use super::split_ring::SplitRing;
 use super::violations::Violations;
 use super::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 use crate::testing::memory::{Gpa, GuestRam};

@@ -3,9 +3,12 @@
 //!
 //! Invariant: total over any bytes; nothing is taken from the sender's plan, only from the frame.
 
-use super::{IPV4, IPV6, Mac, NUMBER_SIZE, NUMBERED_PORT, VNET_DATA_VALID, VNET_NEEDS_CSUM};
+use super::cut::{PieceHeaders, Record};
+use super::layers::{Layers, word};
+use super::{CUT_PORT, Mac, NUMBER_SIZE, NUMBERED_PORT, VNET_DATA_VALID, VNET_NEEDS_CSUM};
 use super::{checksum, pattern};
 use crate::testing::memory::Window;
+use crate::testing::wire::features;
 
 /// What is wrong with a numbered frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,12 +25,21 @@ pub enum Corruption {
     Payload,
     /// The destination is another station.
     Misdirected,
+    /// A piece of a frame that was cut has wrong headers, a wrong size, or came out of place.
+    Piece,
 }
 
 impl Corruption {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Length, Self::IpChecksum, Self::TransportChecksum, Self::VnetHeader, Self::Payload, Self::Misdirected];
+    pub const ALL: [Self; 7] = [
+        Self::Length,
+        Self::IpChecksum,
+        Self::TransportChecksum,
+        Self::VnetHeader,
+        Self::Payload,
+        Self::Misdirected,
+        Self::Piece,
+    ];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
@@ -38,6 +50,7 @@ impl Corruption {
             Self::VnetHeader => "vnet_header",
             Self::Payload => "payload",
             Self::Misdirected => "misdirected",
+            Self::Piece => "piece",
         }
     }
 }
@@ -51,6 +64,17 @@ pub enum Verdict {
         stream: u16,
         /// Its place in the stream.
         sequence: u64,
+    },
+    /// A frame of several numbered pieces, all whole.
+    Pieces {
+        /// Their stream.
+        stream: u16,
+        /// The first one's place in the stream.
+        first: u64,
+        /// From each to the next.
+        step: u64,
+        /// How many.
+        count: u64,
     },
     /// A numbered frame with something wrong.
     Corrupt(Corruption),
@@ -67,15 +91,51 @@ pub struct Inspector {
     pub stations: u32,
     /// Bytes of the vnet header.
     pub header_size: usize,
-    /// Whether a partial checksum may come in (`GUEST_CSUM`).
-    pub partial_allowed: bool,
+    /// Features agreed on: those of the guest's offloads say what may come in.
+    pub agreed: u64,
 }
 
-struct Layers {
-    transport_at: usize,
-    protocol: u8,
-    addresses: std::ops::Range<usize>,
-    claimed: usize,
+/// The vnet header as it came.
+struct Vnet {
+    flags: u8,
+    gso_type: u8,
+    header_len: u16,
+    gso_size: u16,
+    checksum: [u16; 2],
+}
+
+impl Vnet {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let fields: &[u8; 10] = bytes.first_chunk()?;
+        let word = |at: usize| u16::from_le_bytes([fields[at], fields[at + 1]]);
+        let [flags, gso_type, ..] = *fields;
+        Some(Self { flags, gso_type, header_len: word(2), gso_size: word(4), checksum: [word(6), word(8)] })
+    }
+
+    /// Whether a frame of these layers may come like this to a guest that agreed to these features.
+    fn is_allowed(&self, agreed: u64, layers: &Layers, header_end: usize) -> bool {
+        let allowed = |bit: u64| agreed & bit == bit;
+        if self.flags & (VNET_NEEDS_CSUM | VNET_DATA_VALID) != 0 && !allowed(features::GUEST_CSUM) {
+            return false;
+        }
+        if self.gso_type == 0 {
+            return true;
+        }
+        let needed = match (self.gso_type & 0x7f, layers.protocol, layers.is_v4) {
+            (1, 6, true) => features::GUEST_TSO4,
+            (4, 6, false) => features::GUEST_TSO6,
+            (3, 17, _) => features::GUEST_UFO,
+            (5, 17, true) => features::GUEST_USO4,
+            (5, 17, false) => features::GUEST_USO6,
+            _ => return false,
+        };
+        let ecn = if self.gso_type & 0x80 == 0 { 0 } else { features::GUEST_ECN };
+        // Without a partial checksum there is nothing to cut by, and a length of headers that lies misleads a driver.
+        allowed(needed | ecn)
+            && self.flags & VNET_NEEDS_CSUM != 0
+            && self.gso_size != 0
+            && usize::from(self.header_len) == header_end
+    }
 }
 
 impl Inspector {
@@ -84,15 +144,40 @@ impl Inspector {
         let Some((vnet, frame)) = bytes.split_at_checked(self.header_size) else {
             return Verdict::Foreign;
         };
-        let Some(layers) = layers(frame) else { return Verdict::Foreign };
-        let at = layers.transport_at;
-        if word(frame, at + 2) != Some(NUMBERED_PORT) {
-            return Verdict::Foreign;
-        }
-        self.judge(vnet, frame, &layers).unwrap_or_else(Verdict::Corrupt)
+        let Some(layers) = Layers::of(frame) else { return Verdict::Foreign };
+        let judge = match word(frame, layers.transport_at + 2) {
+            Some(NUMBERED_PORT) => Self::judge_number,
+            Some(CUT_PORT) => Self::judge_pieces,
+            _ => return Verdict::Foreign,
+        };
+        let Some(vnet) = Vnet::read(vnet) else { return Verdict::Corrupt(Corruption::VnetHeader) };
+        self.judge_headers(&vnet, frame, &layers)
+            .and_then(|(headers, payload)| judge(&vnet, &headers, payload))
+            .and_then(|verdict| if self.is_addressed(frame) { Ok(verdict) } else { Err(Corruption::Misdirected) })
+            .unwrap_or_else(Verdict::Corrupt)
     }
 
-    fn judge(&self, vnet: &[u8], frame: &[u8], layers: &Layers) -> Result<Verdict, Corruption> {
+    /// Whether vnet header and frame are for this station.
+    pub fn is_meant(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.header_size..).is_some_and(|frame| self.is_addressed(frame))
+    }
+
+    fn is_addressed(&self, frame: &[u8]) -> bool {
+        frame.first_chunk().is_some_and(|to| self.is_own(Mac(*to)) || Mac(*to) == Mac::BROADCAST)
+    }
+
+    fn is_own(&self, address: Mac) -> bool {
+        let number = |mac: Mac| u32::from_be_bytes([0, mac.0[3], mac.0[4], mac.0[5]]);
+        address.0[..3] == self.station.0[..3] && number(address).wrapping_sub(number(self.station)) < self.stations
+    }
+
+    /// Judges all that is not payload; gives the headers that cutting changes, and the payload.
+    fn judge_headers<'a>(
+        &self,
+        vnet: &Vnet,
+        frame: &'a [u8],
+        layers: &Layers,
+    ) -> Result<(PieceHeaders<'a>, &'a [u8]), Corruption> {
         // Ethernet pads to 60 bytes; anything beyond that must be claimed by the lengths.
         if layers.claimed > frame.len() || frame.len() > layers.claimed.max(60) {
             return Err(Corruption::Length);
@@ -102,22 +187,35 @@ impl Inspector {
             return Err(Corruption::Payload);
         }
         let frame = frame.get(..layers.claimed).ok_or(Corruption::Length)?;
-        if word(frame, 12) == Some(IPV4) {
-            let header = frame.get(14..34).ok_or(Corruption::Length)?;
+        let mut id = None;
+        if layers.is_v4 {
+            let header = frame.get(layers.network_at..layers.transport_at).ok_or(Corruption::Length)?;
             if checksum::sum(header) != 0xffff {
                 return Err(Corruption::IpChecksum);
             }
+            id = word(header, 4);
         }
         let transport = frame.get(layers.transport_at..).ok_or(Corruption::Length)?;
-        let (header, checksum_at) = match layers.protocol {
+        let (header_size, checksum_at) = match layers.protocol {
             17 if word(transport, 4).map(usize::from) != Some(transport.len()) => {
                 return Err(Corruption::Length);
             }
             17 => (8, 6),
-            _ => (20, 16),
+            _ => (4 * usize::from(transport.get(12).ok_or(Corruption::Length)? >> 4), 16),
         };
-        self.judge_checksum(vnet, frame, layers, checksum_at)?;
-        let numbered = transport.get(header..).ok_or(Corruption::Length)?;
+        if !vnet.is_allowed(self.agreed, layers, layers.transport_at + header_size) {
+            return Err(Corruption::VnetHeader);
+        }
+        Self::judge_checksum(vnet, frame, layers, checksum_at)?;
+        let (header, payload) = transport.split_at_checked(header_size).ok_or(Corruption::Length)?;
+        Ok((PieceHeaders { id, tcp: (layers.protocol == 6).then_some(header) }, payload))
+    }
+
+    /// A frame with one number. Cut it may be asked to be into fragments only.
+    fn judge_number(vnet: &Vnet, _: &PieceHeaders<'_>, numbered: &[u8]) -> Result<Verdict, Corruption> {
+        if !matches!(vnet.gso_type, 0 | 3) {
+            return Err(Corruption::VnetHeader);
+        }
         let (number, payload) = numbered.split_first_chunk::<NUMBER_SIZE>().ok_or(Corruption::Length)?;
         let (sequence, stream) = number.split_at(8);
         let sequence = u64::from_le_bytes(*sequence.first_chunk().ok_or(Corruption::Length)?);
@@ -125,66 +223,48 @@ impl Inspector {
         if !pattern::matches(pattern::seed(stream, sequence), payload) {
             return Err(Corruption::Payload);
         }
-        let destination = Mac(*frame.first_chunk().ok_or(Corruption::Length)?);
-        if !self.is_own(destination) && destination != Mac::BROADCAST {
-            return Err(Corruption::Misdirected);
-        }
         Ok(Verdict::Numbered { stream, sequence })
     }
 
-    fn is_own(&self, address: Mac) -> bool {
-        let number = |mac: Mac| u32::from_be_bytes([0, mac.0[3], mac.0[4], mac.0[5]]);
-        address.0[..3] == self.station.0[..3] && number(address).wrapping_sub(number(self.station)) < self.stations
+    /// A frame of numbered pieces, or one such piece.
+    fn judge_pieces(vnet: &Vnet, headers: &PieceHeaders<'_>, payload: &[u8]) -> Result<Verdict, Corruption> {
+        if vnet.gso_type == 0 {
+            let record = Record::read(payload)?;
+            return if record.matches_headers(headers, payload.len(), false) {
+                Ok(Verdict::Numbered { stream: record.stream, sequence: record.sequence })
+            } else {
+                Err(Corruption::Piece)
+            };
+        }
+        let pieces = payload.chunks(usize::from(vnet.gso_size));
+        let records = pieces.map(Record::read).collect::<Result<Vec<_>, _>>()?;
+        let (Some(first), Some(step)) = (records.first(), Record::agree(&records, vnet.gso_size)) else {
+            return Err(Corruption::Piece);
+        };
+        if !first.matches_headers(headers, payload.len(), true) {
+            return Err(Corruption::Piece);
+        }
+        Ok(Verdict::Pieces { stream: first.stream, first: first.sequence, step, count: records.len() as u64 })
     }
 
-    fn judge_checksum(&self, vnet: &[u8], frame: &[u8], layers: &Layers, checksum_at: usize) -> Result<(), Corruption> {
-        let [flags, gso, ..] = *vnet else { return Err(Corruption::VnetHeader) };
-        let excused = flags & (VNET_NEEDS_CSUM | VNET_DATA_VALID) != 0;
-        if gso != 0 || (excused && !self.partial_allowed) {
-            return Err(Corruption::VnetHeader);
-        }
+    fn judge_checksum(vnet: &Vnet, frame: &[u8], layers: &Layers, checksum_at: usize) -> Result<(), Corruption> {
         let transport = frame.get(layers.transport_at..).ok_or(Corruption::Length)?;
         let addresses = frame.get(layers.addresses.clone()).ok_or(Corruption::Length)?;
         let pseudo = checksum::pseudo_header(addresses, layers.protocol, transport.len());
         let field = word(transport, checksum_at).ok_or(Corruption::Length)?;
-        if flags & VNET_NEEDS_CSUM != 0 {
-            let points_at = [6, 8]
-                .map(|at| vnet.get(at..at + 2).map_or(0, |pair| usize::from(pair[0]) | usize::from(pair[1]) << 8));
-            if points_at != [layers.transport_at, checksum_at] {
+        if vnet.flags & VNET_NEEDS_CSUM != 0 {
+            if vnet.checksum.map(usize::from) != [layers.transport_at, checksum_at] {
                 return Err(Corruption::VnetHeader);
             }
             return if field == pseudo { Ok(()) } else { Err(Corruption::TransportChecksum) };
         }
-        let none = field == 0 && layers.protocol == 17;
+        let none = field == 0 && layers.protocol == 17 && layers.is_v4;
         if none || checksum::add(pseudo, checksum::sum(transport)) == 0xffff {
             Ok(())
         } else {
             Err(Corruption::TransportChecksum)
         }
     }
-}
-
-fn layers(frame: &[u8]) -> Option<Layers> {
-    match word(frame, 12)? {
-        IPV4 => Some(Layers {
-            transport_at: 34,
-            protocol: *frame.get(23)?,
-            addresses: 26..34,
-            claimed: 14 + usize::from(word(frame, 16)?),
-        }),
-        IPV6 => Some(Layers {
-            transport_at: 54,
-            protocol: *frame.get(20)?,
-            addresses: 22..54,
-            claimed: 54 + usize::from(word(frame, 18)?),
-        }),
-        _ => None,
-    }
-    .filter(|layers| matches!(layers.protocol, 6 | 17))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|pair| u16::from_be_bytes(*pair))
 }
 
 /// The light look: stream and sequence of an UDP over IPv4 frame at `at` (its vnet header skipped),
@@ -209,7 +289,7 @@ mod tests {
     use super::*;
 
     const STATION: Mac = Mac([2, 0, 0, 0, 0, 2]);
-    const STRICT: Inspector = Inspector { station: STATION, stations: 1, header_size: 12, partial_allowed: false };
+    const STRICT: Inspector = Inspector { station: STATION, stations: 1, header_size: 12, agreed: 0 };
 
     fn plan(network: Network, transport: Transport, checksum: Checksum) -> FramePlan {
         FramePlan::new(PlanConfig {
@@ -223,6 +303,8 @@ mod tests {
             sizes: vec![84, 333, 1518, 9000],
             stream: 0x102,
             header_size: 12,
+            vlan: None,
+            gso: None,
         })
         .unwrap()
     }
@@ -270,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_partial_checksum_passes_only_where_it_was_negotiated() {
-        let lenient = Inspector { partial_allowed: true, ..STRICT };
+        let lenient = Inspector { agreed: features::GUEST_CSUM, ..STRICT };
         for (network, transport) in kinds() {
             let mut bytes = Vec::new();
             plan(network, transport, Checksum::Partial).build(1, &mut bytes);

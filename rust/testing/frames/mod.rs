@@ -8,16 +8,25 @@
 //! by its place every byte of its payload. So a receiver in another process can verify it, and no
 //! two frames of a run are alike.
 //!
-//! * [`FramePlan`] builds them. * [`inspect`] judges them. * [`Tracker`] keeps account of a stream.
+//! Frames to be cut (TSO, USO) hold a number and a pattern in every piece, so that pieces and whole frames are judged
+//! alike; datagrams to be fragmented (UFO) are put together first.
+//!
+//! * [`FramePlan`] builds them. * [`Inspector`] judges them. * [`Tracker`] keeps account of a stream.
 
 pub mod checksum;
 pub mod pattern;
 
+mod cut;
+mod fragments;
+mod headers;
 mod inspect;
+mod layers;
 mod mac;
 mod plan;
 mod sequence;
 
+pub use cut::{Gso, GsoKind};
+pub use fragments::{Arrival, Reassembly};
 pub use inspect::{Corruption, Inspector, Verdict, inspect_number};
 pub use mac::Mac;
 pub use plan::{Checksum, FramePlan, Network, PlanConfig, Transport, announcement};
@@ -25,6 +34,8 @@ pub use sequence::{Account, Tracker};
 
 /// The destination port of numbered frames.
 pub const NUMBERED_PORT: u16 = 0xaa55;
+/// The destination port of frames that have a number in every piece.
+pub const CUT_PORT: u16 = 0xaa56;
 /// Bytes of sequence and stream number.
 pub const NUMBER_SIZE: usize = 10;
 
@@ -32,6 +43,8 @@ pub const NUMBER_SIZE: usize = 10;
 pub const IPV4: u16 = 0x0800;
 /// `EtherType` of IPv6.
 pub const IPV6: u16 = 0x86dd;
+/// `EtherType` of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
 /// `EtherType` of RARP, which announces an address.
 pub const RARP: u16 = 0x8035;
 

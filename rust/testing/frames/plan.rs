@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Building numbered frames.
 //!
-//! Invariant: the bytes of a frame follow from the plan and its sequence number alone.
+//! Invariant: the bytes of a frame follow from the plan, its turn and its first number alone.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "frame sizes are checked against 16-bit length fields at construction"
 )]
 
-use super::{IPV4, IPV6, Mac, NUMBER_SIZE, NUMBERED_PORT, RARP, VNET_NEEDS_CSUM};
+use super::cut::{self, Gso, RECORD_SIZE};
+use super::headers::Headers;
+use super::{Mac, NUMBER_SIZE, RARP};
 use super::{checksum, pattern};
 use crate::testing::memory::Window;
 use crate::testing::{Error, Result};
-
-const ETHERNET_SIZE: usize = 14;
-const LARGEST: usize = 65_535;
 
 /// Which network header frames have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,46 +66,49 @@ pub struct PlanConfig {
     pub stream: u16,
     /// Bytes of the vnet header.
     pub header_size: usize,
+    /// VLAN id of an 802.1Q tag, if there is to be one.
+    pub vlan: Option<u16>,
+    /// How long frames ask to be cut; needs a partial checksum.
+    pub gso: Option<Gso>,
 }
 
 /// A checked plan for the frames of one stream.
 #[derive(Clone, Debug)]
 pub struct FramePlan {
     config: PlanConfig,
-    transport_at: usize,
-    number_at: usize,
+    headers: Headers,
     /// vnet header and all headers of a frame, one per size; lengths and IPv4 sum are final.
     templates: Vec<Vec<u8>>,
     lines: Option<Vec<[u8; 64]>>,
 }
 
 impl FramePlan {
-    /// Checks sizes and flows, and prepares the headers.
+    /// Checks sizes and flows, and prepares the headers. Of a frame to be cut, a last piece too short for its number is
+    /// left off.
     ///
     /// # Errors
-    /// `Config` when a size does not hold the headers and the number, or flows are out of range.
-    pub fn new(config: PlanConfig) -> Result<Self> {
-        let network = match config.network {
-            Network::V4 => 20,
-            Network::V6 => 40,
-        };
-        let transport = match config.transport {
-            Transport::Udp => 8,
-            Transport::Tcp => 20,
-        };
-        let transport_at = ETHERNET_SIZE + network;
-        let number_at = transport_at + transport;
-        let smallest = number_at + NUMBER_SIZE;
+    /// `Config` when a size does not hold the headers and the number, flows are out of range, or frames cannot be cut
+    /// that way.
+    pub fn new(mut config: PlanConfig) -> Result<Self> {
+        let headers = Headers::new(&config);
+        let number = if headers.is_numbered_by_piece() { RECORD_SIZE } else { NUMBER_SIZE };
+        let (smallest, largest) = (headers.size() + number, headers.largest_frame());
         if config.sizes.is_empty() || !(1..=32_768).contains(&config.flows) {
             return Err(Error::Config("a plan needs a frame size and 1 to 32768 flows".into()));
         }
-        if let Some(size) = config.sizes.iter().find(|&&size| !(smallest..LARGEST).contains(&size)) {
+        if let Some(size) = config.sizes.iter().find(|&&size| !(smallest..=largest).contains(&size)) {
             return Err(Error::Config(format!(
-                "frame size {size} is not between {smallest} and {LARGEST} for these headers"
+                "frame size {size} is not between {smallest} and {largest} for these headers"
             )));
         }
-        let mut plan = Self { config, transport_at, number_at, templates: Vec::new(), lines: None };
-        plan.templates = plan.config.sizes.iter().map(|&size| plan.headers(size)).collect();
+        if let Some(gso) = config.gso {
+            cut::check(&config, gso)?;
+            for size in &mut config.sizes {
+                *size -= gso.surplus(*size - headers.size());
+            }
+        }
+        let mut plan = Self { config, headers, templates: Vec::new(), lines: None };
+        plan.templates = plan.config.sizes.iter().map(|&size| plan.headers.template(&plan.config, size)).collect();
         plan.lines = plan.lines();
         Ok(plan)
     }
@@ -141,12 +143,25 @@ impl FramePlan {
         // Straight into guest memory: patching a copy first would stall on the copy's own stores.
         window.write_line(at, &lines[self.turn(sequence)]);
         let base = at + self.config.header_size;
-        window.write(base + self.number_at, &sequence.to_le_bytes());
+        window.write(base + self.headers.size(), &sequence.to_le_bytes());
         if self.config.destinations > 1 {
             window.write(base, &self.destination(sequence).0);
         }
         if self.config.flows != 1 {
-            window.write(base + self.transport_at, &self.source_port(sequence).to_be_bytes());
+            window.write(base + self.headers.transport_at, &self.source_port(sequence).to_be_bytes());
+        }
+    }
+
+    /// Whether frames have a number in every piece, so that [`build_cut`](Self::build_cut) makes them.
+    pub fn is_numbered_by_piece(&self) -> bool {
+        self.headers.is_numbered_by_piece()
+    }
+
+    /// The pieces of the frame at `turn`, each with a number of its own.
+    pub fn pieces(&self, turn: u64) -> u64 {
+        match self.config.gso {
+            Some(gso) if self.is_numbered_by_piece() => gso.pieces(self.size(turn) - self.headers.size()) as u64,
+            _ => 1,
         }
     }
 
@@ -154,17 +169,33 @@ impl FramePlan {
     pub fn build(&self, sequence: u64, bytes: &mut Vec<u8>) {
         bytes.clear();
         bytes.extend_from_slice(&self.templates[self.turn(sequence)]);
-        let base = self.config.header_size;
-        let size = base + self.size(sequence);
-        let port = base + self.transport_at;
-        bytes[port..port + 2].copy_from_slice(&self.source_port(sequence).to_be_bytes());
-        bytes[base..base + 6].copy_from_slice(&self.destination(sequence).0);
+        self.name_flow_and_station(sequence, bytes);
+        let size = self.config.header_size + self.size(sequence);
         bytes.extend_from_slice(&sequence.to_le_bytes());
         bytes.extend_from_slice(&self.config.stream.to_le_bytes());
         let start = bytes.len();
         bytes.resize(size, 0);
         pattern::fill(pattern::seed(self.config.stream, sequence), &mut bytes[start..]);
-        self.finish_checksum(&mut bytes[base..]);
+        self.finish_checksum(&mut bytes[self.config.header_size..]);
+    }
+
+    /// Builds vnet header and frame at `turn` into `bytes`, whose content is replaced. Its first piece has the number
+    /// `first`, the next one that of the next frame of the same flow, and so on.
+    pub fn build_cut(&self, turn: u64, first: u64, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        bytes.extend_from_slice(&self.templates[self.turn(turn)]);
+        self.name_flow_and_station(first, bytes);
+        let Some(gso) = self.config.gso else { return };
+        let payload = self.size(turn) - self.headers.size();
+        gso.fill(payload, self.config.stream, first, self.config.flows.into(), bytes);
+        self.finish_checksum(&mut bytes[self.config.header_size..]);
+    }
+
+    fn name_flow_and_station(&self, sequence: u64, bytes: &mut [u8]) {
+        let base = self.config.header_size;
+        bytes[base..base + 6].copy_from_slice(&self.destination(sequence).0);
+        let at = base + self.headers.transport_at;
+        bytes[at..at + 2].copy_from_slice(&self.source_port(sequence).to_be_bytes());
     }
 
     #[inline]
@@ -185,30 +216,18 @@ impl FramePlan {
         self.config.destination.plus((sequence % u64::from(self.config.destinations.max(1))) as u32)
     }
 
-    fn checksum_at(&self) -> usize {
-        self.transport_at
-            + match self.config.transport {
-                Transport::Udp => 6,
-                Transport::Tcp => 16,
-            }
-    }
-
     fn finish_checksum(&self, frame: &mut [u8]) {
         if self.config.checksum == Checksum::Zero {
             return;
         }
-        let at = self.checksum_at();
-        let addresses = match self.config.network {
-            Network::V4 => 26..34,
-            Network::V6 => 22..54,
-        };
-        let protocol = protocol_number(self.config.transport);
-        let len = frame.len() - self.transport_at;
-        let pseudo = checksum::pseudo_header(&frame[addresses], protocol, len);
+        let headers = &self.headers;
+        let at = headers.checksum_at();
+        let len = frame.len() - headers.transport_at;
+        let pseudo = checksum::pseudo_header(&frame[headers.addresses()], headers.protocol, len);
         let value = if self.config.checksum == Checksum::Partial {
             pseudo
         } else {
-            match !checksum::add(pseudo, checksum::sum(&frame[self.transport_at..])) {
+            match !checksum::add(pseudo, checksum::sum(&frame[headers.transport_at..])) {
                 0 => 0xffff,
                 sum => sum,
             }
@@ -216,47 +235,8 @@ impl FramePlan {
         frame[at..at + 2].copy_from_slice(&value.to_be_bytes());
     }
 
-    fn headers(&self, size: usize) -> Vec<u8> {
-        let config = &self.config;
-        let mut bytes = vec![0; config.header_size];
-        if config.checksum == Checksum::Partial {
-            bytes[0] = VNET_NEEDS_CSUM;
-            bytes[6..8].copy_from_slice(&(self.transport_at as u16).to_le_bytes());
-            let offset = (self.checksum_at() - self.transport_at) as u16;
-            bytes[8..10].copy_from_slice(&offset.to_le_bytes());
-        }
-        bytes.extend(config.destination.0);
-        bytes.extend(config.source.0);
-        let protocol = protocol_number(config.transport);
-        match config.network {
-            Network::V4 => {
-                bytes.extend(IPV4.to_be_bytes());
-                bytes.extend(ipv4_header(config, size - ETHERNET_SIZE, protocol));
-            }
-            Network::V6 => {
-                bytes.extend(IPV6.to_be_bytes());
-                bytes.extend([0x60, 0, 0, 0]);
-                bytes.extend(((size - self.transport_at) as u16).to_be_bytes());
-                bytes.extend([protocol, 64]);
-                bytes.extend(ipv6_address(config.source));
-                bytes.extend(ipv6_address(config.destination));
-            }
-        }
-        bytes.extend(1024_u16.to_be_bytes());
-        bytes.extend(NUMBERED_PORT.to_be_bytes());
-        match config.transport {
-            Transport::Udp => {
-                bytes.extend(((size - self.transport_at) as u16).to_be_bytes());
-                bytes.extend([0; 2]);
-            }
-            // Sequence and acknowledgement 1, header of 5 words, ACK, a full window.
-            Transport::Tcp => bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]),
-        }
-        bytes
-    }
-
     fn lines(&self) -> Option<Vec<[u8; 64]>> {
-        let end = self.config.header_size + self.number_at + NUMBER_SIZE;
+        let end = self.config.header_size + self.headers.size() + NUMBER_SIZE;
         if end > 64 || self.config.checksum != Checksum::Zero {
             return None;
         }
@@ -268,30 +248,6 @@ impl FramePlan {
         };
         Some(self.templates.iter().map(line).collect())
     }
-}
-
-fn protocol_number(transport: Transport) -> u8 {
-    match transport {
-        Transport::Udp => 17,
-        Transport::Tcp => 6,
-    }
-}
-
-fn ipv4_header(config: &PlanConfig, total: usize, protocol: u8) -> [u8; 20] {
-    let [high, low] = (total as u16).to_be_bytes();
-    let mut header = [0x45, 0, high, low, 0, 0, 0x40, 0, 64, protocol, 0, 0, 10, 0, 0, 0, 10, 0, 0, 0];
-    header[13..16].copy_from_slice(&config.source.0[3..]);
-    header[17..20].copy_from_slice(&config.destination.0[3..]);
-    let sum = !checksum::sum(&header);
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
-    header
-}
-
-fn ipv6_address(mac: Mac) -> [u8; 16] {
-    let mut address = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 0];
-    address[8..11].copy_from_slice(&mac.0[..3]);
-    address[13..].copy_from_slice(&mac.0[3..]);
-    address
 }
 
 /// vnet header and a broadcast RARP frame of `source`, as QEMU announces a guest: a learning

@@ -200,11 +200,47 @@ impl Frontend {
     /// # Errors
     /// `Peer` when the back-end does not answer; the socket is closed all the same.
     pub fn stop(&mut self) -> Result<Vec<u32>> {
-        let Some(session) = self.session.take() else { return Ok(Vec::new()) };
-        if !session.started {
-            return Ok(Vec::new());
+        let stopped = self.stop_rings();
+        self.session = None;
+        stopped
+    }
+
+    /// Stops all rings as a virtual machine that is paused does; the session stays, for [`start`](Self::start). Gives the
+    /// base of every vring, to go on from.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end does not answer.
+    pub fn stop_rings(&mut self) -> Result<Vec<u32>> {
+        match self.session.as_mut() {
+            Some(session) if session.started => {
+                session.started = false;
+                start::stop(&self.config, session)
+            }
+            _ => Ok(Vec::new()),
         }
-        start::stop(&self.config, &session)
+    }
+
+    /// Stops one vring while the others run, for a driver that resets its queue; gives where it stopped. To the back-end
+    /// this is one ring that stops and starts: it need not have offered `RING_RESET`.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end does not answer.
+    pub fn reset_ring(&self, vring: usize) -> Result<u32> {
+        let session = self.session.as_ref().ok_or_else(no_session)?;
+        start::stop_ring(session, u32::try_from(vring).unwrap_or(u32::MAX))
+    }
+
+    /// Starts one vring that was reset, at `base`; whether it is enabled is as before.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end refuses or hangs up.
+    pub fn restart_ring(&self, vring: usize, place: RingPlace, base: u32) -> Result<()> {
+        let session = self.session.as_ref().ok_or_else(no_session)?;
+        let (Some(kick), Some(call)) = (self.kicks.get(vring), self.calls.get(vring)) else {
+            return Err(Error::Config(format!("there is no vring {vring}")));
+        };
+        let index = u32::try_from(vring).unwrap_or(u32::MAX);
+        start::set_ring(&self.config, &self.ram, session, &start::Ring { index, place, base, kick, call })
     }
 
     /// Closes the socket at once, as a front-end that dies does.

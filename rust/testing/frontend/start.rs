@@ -122,40 +122,49 @@ fn set_rings(config: &FrontendConfig, ram: &GuestRam, session: &Session, rings: 
     let fds = rings.kicks.iter().zip(rings.calls);
     let places = rings.places.iter().zip(rings.bases);
     for (index, ((place, &base), (kick, call))) in places.zip(fds).enumerate() {
-        let number = vring(index);
-        let size = u32::from(config.ring_size);
-        set(session, Message::vring(Request::SET_VRING_NUM, number, size), &[])?;
-        set(session, Message::vring(Request::SET_VRING_BASE, number, base), &[])?;
-        let addresses = VringAddresses {
-            descriptors: ram.user_address(place.descriptors)?,
-            used: ram.user_address(place.used)?,
-            available: ram.user_address(place.available)?,
-            log: place.used.0,
-            flags: 0,
-        };
-        set(session, wire::vring_addresses(number, addresses), &[])?;
-        let number = u64::from(number);
-        let message = Message::number(Request::SET_VRING_KICK, number);
-        set(session, message, &[kick.as_raw_fd()])?;
-        let message = Message::number(Request::SET_VRING_CALL, number);
-        set(session, message, &[call.as_raw_fd()])?;
+        set_ring(config, ram, session, &Ring { index: vring(index), place: *place, base, kick, call })?;
     }
     Ok(())
 }
 
+pub(super) struct Ring<'a> {
+    pub(super) index: u32,
+    pub(super) place: RingPlace,
+    pub(super) base: u32,
+    pub(super) kick: &'a EventFd,
+    pub(super) call: &'a EventFd,
+}
+
+/// Describes and starts one ring.
+pub(super) fn set_ring(config: &FrontendConfig, ram: &GuestRam, session: &Session, ring: &Ring<'_>) -> Result<()> {
+    let Ring { index, place, base, kick, call } = *ring;
+    set(session, Message::vring(Request::SET_VRING_NUM, index, config.ring_size.into()), &[])?;
+    set(session, Message::vring(Request::SET_VRING_BASE, index, base), &[])?;
+    let addresses = VringAddresses {
+        descriptors: ram.user_address(place.descriptors)?,
+        used: ram.user_address(place.used)?,
+        available: ram.user_address(place.available)?,
+        log: place.used.0,
+        flags: 0,
+    };
+    set(session, wire::vring_addresses(index, addresses), &[])?;
+    let number = u64::from(index);
+    set(session, Message::number(Request::SET_VRING_KICK, number), &[kick.as_raw_fd()])?;
+    set(session, Message::number(Request::SET_VRING_CALL, number), &[call.as_raw_fd()])
+}
+
+/// Stops one ring; gives where.
+pub(super) fn stop_ring(session: &Session, index: u32) -> Result<u32> {
+    let (answered, base) = session.channel.ask(&Message::vring(Request::GET_VRING_BASE, index, 0))?.vring()?;
+    if answered == index {
+        return Ok(base);
+    }
+    Err(Error::Peer(format!("the back-end answered GET_VRING_BASE of ring {index} for ring {answered}")))
+}
+
 pub(super) fn stop(config: &FrontendConfig, session: &Session) -> Result<Vec<u32>> {
     let vrings = u32::from(config.pairs) * 2;
-    let mut bases = Vec::new();
-    for index in 0..vrings {
-        let message = Message::vring(Request::GET_VRING_BASE, index, 0);
-        let (answered, base) = session.channel.ask(&message)?.vring()?;
-        if answered != index {
-            return Err(Error::Peer(format!(
-                "the back-end answered GET_VRING_BASE of ring {index} for ring {answered}"
-            )));
-        }
-        bases.push(base);
-    }
+    let bases = (0..vrings).map(|index| stop_ring(session, index)).collect::<Result<_>>()?;
     for index in 0..vrings {
         set(session, Message::vring(Request::SET_VRING_ENABLE, index, 0), &[])?;
     }

@@ -2,12 +2,15 @@
 //! A running guest that can lie in its rings.
 //!
 //! Rings lie in the first memory region, frames and indirect tables in the second, so that either
-//! can be taken away alone. Ring 0 is the receiveq, ring 1 the transmitq.
+//! can be taken away alone. Ring 0 is the receiveq, ring 1 the transmitq. Split or packed: an honest
+//! start is the same, the lies are not.
 
 use std::time::{Duration, Instant};
 
 use super::{Reaction, watch};
-use crate::testing::driver::{Descriptor, RingPlace, Segment, SplitDriver};
+use crate::testing::driver::{
+    ChainDriver, Descriptor, PackedDescriptor, PackedDriver, RingFormat, RingPlace, Segment, SplitDriver,
+};
 use crate::testing::frames::{Mac, announcement, vnet_header_size};
 use crate::testing::frontend::Frontend;
 use crate::testing::memory::Gpa;
@@ -19,13 +22,14 @@ const CELL: usize = 4096;
 const CELLS: usize = 256;
 const RECEIVE_BUFFERS: usize = 64;
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A guest with one queue pair.
 #[derive(Debug)]
-pub(super) struct Guest {
+pub(super) struct Guest<D> {
     frontend: Frontend,
-    receiveq: SplitDriver,
-    transmitq: SplitDriver,
+    receiveq: D,
+    transmitq: D,
     cells: Gpa,
     mac: Mac,
     header_size: usize,
@@ -33,14 +37,14 @@ pub(super) struct Guest {
     blind: bool,
 }
 
-impl Guest {
+impl<D: ChainDriver> Guest<D> {
     /// Starts rings honestly and announces the guest's address.
     pub(super) fn start(mut frontend: Frontend, mac: Option<Mac>) -> Result<Self> {
         let agreed = frontend.session().map_or(0, crate::testing::frontend::Session::features);
         let size = frontend.config().ring_size;
         let ram = frontend.ram_mut();
-        let places = [RingPlace::alloc(ram, 0, size)?, RingPlace::alloc(ram, 0, size)?];
-        let [receiveq, transmitq] = places.map(|place| SplitDriver::new(ram, place, size, agreed));
+        let places = [RingPlace::alloc_agreed(ram, 0, size, agreed)?, RingPlace::alloc_agreed(ram, 0, size, agreed)?];
+        let [receiveq, transmitq] = places.map(|place| D::over(ram, place, size, agreed));
         let cells = ram.alloc(1, CELL * CELLS, CELL)?;
         let mut guest = Self {
             receiveq: receiveq?,
@@ -51,7 +55,7 @@ impl Guest {
             blind: false,
             frontend,
         };
-        guest.frontend.start(&places, &[0, 0], 1)?;
+        guest.frontend.start(&places, &[D::first_base(); 2], 1)?;
         guest.announce()?;
         Ok(guest)
     }
@@ -72,12 +76,12 @@ impl Guest {
     }
 
     /// The transmitq.
-    pub(super) fn transmitq(&mut self) -> &mut SplitDriver {
+    pub(super) fn transmitq(&mut self) -> &mut D {
         &mut self.transmitq
     }
 
     /// The receiveq.
-    pub(super) fn receiveq(&mut self) -> &mut SplitDriver {
+    pub(super) fn receiveq(&mut self) -> &mut D {
         &mut self.receiveq
     }
 
@@ -106,10 +110,10 @@ impl Guest {
         self.cells.plus((CELL * (index % CELLS)) as u64)
     }
 
-    /// Writes `bytes` into the first cell.
+    /// Writes `bytes` into the first cell, and those after it if it takes more.
     pub(super) fn frame(&self, bytes: &[u8]) -> Result<Segment> {
         let gpa = self.cell(0);
-        self.frontend.ram().window(gpa, CELL)?.write(0, bytes);
+        self.frontend.ram().window(gpa, bytes.len().max(CELL))?.write(0, bytes);
         let len = u32::try_from(bytes.len()).map_err(|_| Error::Config("a frame past 4 GiB".into()))?;
         Ok(Segment { gpa, len, writable: false })
     }
@@ -117,6 +121,15 @@ impl Guest {
     /// An honest broadcast frame in the first cell.
     pub(super) fn honest_frame(&self) -> Result<Segment> {
         self.frame(&announcement(self.mac, self.header_size))
+    }
+
+    /// A frame from the guest to itself: a switch has work with it, and nobody else gets it.
+    pub(super) fn frame_to_itself(&self) -> Result<Segment> {
+        let mut bytes = announcement(self.mac, self.header_size);
+        if let Some(destination) = bytes.get_mut(self.header_size..self.header_size + 6) {
+            destination.copy_from_slice(&self.mac.0);
+        }
+        self.frame(&bytes)
     }
 
     /// Posts receive buffers as an honest guest does.
@@ -130,6 +143,43 @@ impl Guest {
         Ok(())
     }
 
+    /// Waits until the device gave a transmit buffer back, or is taken not to.
+    pub(super) fn wait_for_used(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.transmitq.poll_used().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Wakes the device, whether it asked for it or not.
+    pub(super) fn kick(&self, vring: usize) {
+        if let Some(kick) = self.frontend.kick(vring) {
+            // Only a counter at its limit refuses, and then the device is awake already.
+            let _ = kick.write(1);
+        }
+    }
+
+    /// Watches for `hold` what the back-end does, then asks it a question, then stops the rings.
+    pub(super) fn watch(mut self, hold: Duration) -> Json {
+        let Some(session) = self.frontend.session() else { return Reaction::HungUp.json() };
+        let mut reaction = watch(session.channel(), hold);
+        let used = (!self.blind).then(|| {
+            [&mut self.receiveq, &mut self.transmitq].map(|queue| Json::Count(queue.device_position().into()))
+        });
+        let stopped = if reaction == Reaction::Alive { self.frontend.stop() } else { Ok(Vec::new()) };
+        if reaction == Reaction::Alive && stopped.is_err() {
+            reaction = Reaction::Silent;
+        }
+        let bases = stopped.unwrap_or_default().into_iter().map(|base| Json::Count(base.into()));
+        Json::object([
+            ("reaction", Json::text(reaction.name())),
+            ("used", used.map_or(Json::Null, |used| Json::List(used.to_vec()))),
+            ("stopped_at", Json::List(bases.collect())),
+        ])
+    }
+}
+
+impl Guest<SplitDriver> {
     /// Writes descriptors into the transmitq's table as they are, and offers the one at `head`.
     pub(super) fn offer(&mut self, descriptors: &[(u16, Descriptor)], head: u16) {
         offer(&mut self.transmitq, descriptors, head);
@@ -162,32 +212,54 @@ impl Guest {
         self.offer(&[(0, Descriptor { address: gpa.0, len, flags: 4, next: 0 })], 0);
         Ok(())
     }
+}
 
-    /// Wakes the device, whether it asked for it or not.
-    pub(super) fn kick(&self, vring: usize) {
-        if let Some(kick) = self.frontend.kick(vring) {
-            // Only a counter at its limit refuses, and then the device is awake already.
-            let _ = kick.write(1);
-        }
+impl Guest<PackedDriver> {
+    /// Makes descriptors available in the transmitq as they are: `address`, `len`, `id`, and flags besides those that
+    /// make them available.
+    pub(super) fn push(&mut self, descriptors: &[PackedDescriptor]) {
+        push(&mut self.transmitq, descriptors);
+        self.kick(1);
     }
 
-    /// Watches for `hold` what the back-end does, then asks it a question, then stops the rings.
-    pub(super) fn watch(mut self, hold: Duration) -> Json {
-        let Some(session) = self.frontend.session() else { return Reaction::HungUp.json() };
-        let mut reaction = watch(session.channel(), hold);
-        let used = (!self.blind)
-            .then(|| [&self.receiveq, &self.transmitq].map(|queue| Json::Count(queue.ring().used_index().into())));
-        let stopped = if reaction == Reaction::Alive { self.frontend.stop() } else { Ok(Vec::new()) };
-        if reaction == Reaction::Alive && stopped.is_err() {
-            reaction = Reaction::Silent;
+    /// The same in the receiveq, as often as there is room for.
+    pub(super) fn push_receive(&mut self, descriptors: &[PackedDescriptor]) {
+        for _ in 0..RECEIVE_BUFFERS {
+            push(&mut self.receiveq, descriptors);
         }
-        let bases = stopped.unwrap_or_default().into_iter().map(|base| Json::Count(base.into()));
-        Json::object([
-            ("reaction", Json::text(reaction.name())),
-            ("used", used.map_or(Json::Null, |used| Json::List(used.to_vec()))),
-            ("stopped_at", Json::List(bases.collect())),
-        ])
+        self.kick(0);
     }
+
+    /// Writes descriptors into the transmitq with these very flags, from the next place on.
+    pub(super) fn write(&mut self, descriptors: &[PackedDescriptor]) {
+        let ring = self.transmitq.ring();
+        let first = usize::from(ring.next_available().index);
+        let size = ring.descriptors().size() / 16;
+        // The first one last, as an honest driver does.
+        for (place, descriptor) in descriptors.iter().enumerate().rev() {
+            descriptor.store(ring.descriptors(), 16 * ((first + place) % size));
+        }
+        self.kick(1);
+    }
+
+    /// Writes an indirect table into the second cell and offers a descriptor of `len` bytes for it.
+    pub(super) fn push_table(&mut self, entries: &[PackedDescriptor], len: u32, flags: u16) -> Result<()> {
+        let gpa = self.cell(1);
+        let window = self.frontend.ram().window(gpa, CELL * (CELLS - 1))?;
+        for (index, entry) in entries.iter().enumerate() {
+            entry.store(&window, 16 * index);
+        }
+        self.push(&[PackedDescriptor { address: gpa.0, len, id: 0, flags: 4 | flags }]);
+        Ok(())
+    }
+}
+
+fn push(queue: &mut PackedDriver, descriptors: &[PackedDescriptor]) {
+    let ring = queue.ring_mut();
+    for descriptor in descriptors {
+        ring.push(descriptor.address, descriptor.len, descriptor.id, descriptor.flags);
+    }
+    RingFormat::publish(ring);
 }
 
 fn offer(queue: &mut SplitDriver, descriptors: &[(u16, Descriptor)], head: u16) {

@@ -5,11 +5,15 @@
 //!  wire cases     connect ─▶ bad bytes
 //!  session cases  connect, negotiate ─▶ memory and rings with one lie in them
 //!  ring cases     connect, negotiate, start honestly, announce ─▶ a lie in the ring, kick
+//!  packed cases   the same on packed rings
+//!  offload cases  the same, a lie in the headers of a frame that is to be cut or summed up
 //! ```
 //! A case only delivers its attack and tells what the back-end did; whether that is right is for
 //! the test that runs it, which also watches that nobody else's traffic notices.
 
 mod guest;
+mod offload_cases;
+mod packed_cases;
 mod ring_cases;
 mod session_cases;
 mod tamper;
@@ -17,7 +21,8 @@ mod wire_cases;
 
 use std::time::{Duration, Instant};
 
-use super::frontend::Frontend;
+use super::driver::{ChainDriver, PackedDriver, SplitDriver};
+use super::frontend::{Frontend, Session};
 use super::memory::RegionSpec;
 use super::traffic::{EndSettings, Json};
 use super::wire::Channel;
@@ -68,8 +73,10 @@ enum Attack {
     Wire(fn(&Channel) -> Result<()>),
     /// In the messages that hand over memory and rings.
     Session(fn(&Frontend) -> Result<Tamper>),
-    /// In the rings of a running guest.
-    Ring(fn(&mut Guest) -> Result<()>),
+    /// In the split rings of a running guest.
+    Ring(fn(&mut Guest<SplitDriver>) -> Result<()>),
+    /// In the packed rings of a running guest.
+    Packed(fn(&mut Guest<PackedDriver>) -> Result<()>),
     /// The socket is closed instead of the message with this number.
     HangUpAt(u32),
 }
@@ -79,6 +86,8 @@ enum Attack {
 pub struct Case {
     name: &'static str,
     what: &'static str,
+    /// Features without which there is nothing to attack.
+    needs: u64,
     attack: Attack,
 }
 
@@ -95,7 +104,10 @@ impl Case {
 
     /// All cases; besides them there is `hang-up-at:N` for every N.
     pub fn all() -> impl Iterator<Item = Self> {
-        [wire_cases::CASES, session_cases::CASES, ring_cases::CASES].into_iter().flatten().copied()
+        [wire_cases::CASES, session_cases::CASES, ring_cases::CASES, packed_cases::CASES, offload_cases::CASES]
+            .into_iter()
+            .flatten()
+            .copied()
     }
 
     /// The case called `name`.
@@ -107,6 +119,7 @@ impl Case {
             return Ok(Self {
                 name: "hang-up-at",
                 what: "closes the socket instead of sending message N",
+                needs: 0,
                 attack: Attack::HangUpAt(number),
             });
         }
@@ -115,7 +128,8 @@ impl Case {
         })
     }
 
-    /// Connects, attacks, and watches for `hold` what the back-end does.
+    /// Connects, attacks, and watches for `hold` what the back-end does. A back-end that does not offer what the case
+    /// needs is left alone: the reaction is then `not_offered`.
     ///
     /// # Errors
     /// `Config` or `Kernel` when the attack itself could not be made; what the back-end does is
@@ -127,6 +141,7 @@ impl Case {
         if let Attack::HangUpAt(number) = self.attack {
             config.hang_up_at = Some(number);
         }
+        config.features |= self.needs;
         let mut frontend = Frontend::new(config)?;
         let report = match self.attack {
             Attack::Wire(attack) => {
@@ -136,20 +151,44 @@ impl Case {
                 watch(&channel, hold).json()
             }
             Attack::Session(attack) => {
-                wait_for(|| Ok(frontend.try_connect()?.then_some(())))?;
-                let tamper = attack(&frontend)?;
-                tamper.start(&mut frontend, hold)?.json()
+                if self.connect(&mut frontend)? {
+                    attack(&frontend)?.start(&mut frontend, hold)?.json()
+                } else {
+                    not_offered()
+                }
             }
-            Attack::Ring(attack) => {
-                wait_for(|| Ok(frontend.try_connect()?.then_some(())))?;
-                let mut guest = Guest::start(frontend, settings.mac)?;
-                attack(&mut guest)?;
-                guest.watch(hold)
-            }
+            Attack::Ring(attack) => self.attack_rings(frontend, settings, hold, attack)?,
+            Attack::Packed(attack) => self.attack_rings(frontend, settings, hold, attack)?,
             Attack::HangUpAt(number) => hang_up(&mut frontend, number),
         };
         Ok(Json::object([("case", Json::text(self.name)), ("outcome", report)]))
     }
+
+    /// Negotiates; `false` when the back-end does not offer what the case needs.
+    fn connect(&self, frontend: &mut Frontend) -> Result<bool> {
+        wait_for(|| Ok(frontend.try_connect()?.then_some(())))?;
+        let agreed = frontend.session().map_or(0, Session::features);
+        Ok(agreed & self.needs == self.needs)
+    }
+
+    fn attack_rings<D: ChainDriver>(
+        &self,
+        mut frontend: Frontend,
+        settings: &EndSettings,
+        hold: Duration,
+        attack: fn(&mut Guest<D>) -> Result<()>,
+    ) -> Result<Json> {
+        if !self.connect(&mut frontend)? {
+            return Ok(not_offered());
+        }
+        let mut guest = Guest::start(frontend, settings.mac)?;
+        attack(&mut guest)?;
+        Ok(guest.watch(hold))
+    }
+}
+
+fn not_offered() -> Json {
+    Json::object([("reaction", Json::text("not_offered"))])
 }
 
 /// Walks an honest session until the socket is closed under it; says whether there was anything

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::guest::Guest;
 use super::{Attack, Case};
-use crate::testing::driver::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Segment};
+use crate::testing::driver::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Segment, SplitDriver};
 use crate::testing::frames::announcement;
 use crate::testing::{Error, Result};
 
@@ -15,7 +15,7 @@ const GOING_ON: Duration = Duration::from_millis(500);
 macro_rules! cases {
     ($($name:literal, $what:literal, $attack:expr;)*) => {
         pub(super) const CASES: &[Case] =
-            &[$(Case { name: $name, what: $what, attack: Attack::Ring($attack) }),*];
+            &[$(Case { name: $name, what: $what, needs: 0, attack: Attack::Ring($attack) }),*];
     };
 }
 
@@ -55,6 +55,8 @@ cases! {
     };
     "header-short", "a chain shorter than the vnet header",
         |guest| first(guest, |one| Descriptor { len: 5, ..one });
+    "header-in-crumbs", "a vnet header byte by byte in a chain, and no frame", |guest| crumbs(guest, 0);
+    "frame-in-crumbs", "a vnet header and a frame byte by byte in a chain", |guest| crumbs(guest, 100);
     "header-only", "a vnet header and no frame", |guest| {
         let header = u32::try_from(guest.header_size()).unwrap_or(12);
         let one = Descriptor { len: header, ..describe(guest.honest_frame()?) };
@@ -88,6 +90,32 @@ cases! {
     };
     "address-outside", "a buffer outside all memory",
         |guest| first(guest, |one| Descriptor { address: 0x7000_0000_0000, ..one });
+    "address-outside-in-batch", "one buffer outside all memory in the middle of many that are not", |guest| {
+        let one = describe(guest.honest_frame()?);
+        let bad = Descriptor { address: 0x7000_0000_0000, ..one };
+        let ring = guest.transmitq().ring_mut();
+        for index in 0..32 {
+            ring.write_descriptor(index, if index == 17 { bad } else { one });
+            ring.put_available(index);
+        }
+        ring.publish();
+        guest.kick(1);
+        Ok(())
+    };
+    "address-crosses-regions", "a buffer that begins in one memory region and ends where no other begins", |guest| {
+        let end = guest.frontend().ram().regions().first().map_or(0, |region| region.gpa().0 + region.size() as u64);
+        let one = Descriptor { address: end - 32, ..describe(guest.honest_frame()?) };
+        guest.offer(&[(0, one)], 0);
+        Ok(())
+    };
+    "supply-endless", "frames without end, as fast as they are taken", |guest| {
+        let one = describe(guest.frame_to_itself()?);
+        let end = Instant::now() + GOING_ON;
+        while Instant::now() < end {
+            guest.offer_again(one);
+        }
+        Ok(())
+    };
     "address-wraps", "a buffer whose address and length wrap",
         |guest| first(guest, |one| Descriptor { address: !15, ..one });
     "writable-in-transmitq", "a device-writable buffer in the transmitq",
@@ -100,6 +128,11 @@ cases! {
     "indirect-long", "an indirect table of 4000 descriptors", |guest| {
         table(guest, 4000, 64_000, |index, one| {
             Descriptor { len: 1, flags: if index < 3999 { DESC_NEXT } else { 0 }, next: index + 1, ..one }
+        })
+    };
+    "indirect-no-lengths", "an indirect table of 4000 descriptors of no bytes", |guest| {
+        table(guest, 4000, 64_000, |index, one| {
+            Descriptor { len: 0, flags: if index < 3999 { DESC_NEXT } else { 0 }, next: index + 1, ..one }
         })
     };
     "indirect-nested", "an indirect table in an indirect table", |guest| {
@@ -206,21 +239,34 @@ fn describe(segment: Segment) -> Descriptor {
 }
 
 /// Offers an honest frame whose only descriptor is bent.
-fn first(guest: &mut Guest, bend: fn(Descriptor) -> Descriptor) -> Result<()> {
+fn first(guest: &mut Guest<SplitDriver>, bend: fn(Descriptor) -> Descriptor) -> Result<()> {
     let one = bend(describe(guest.honest_frame()?));
     guest.offer(&[(0, one)], 0);
     Ok(())
 }
 
+/// Offers a chain of one-byte descriptors: the vnet header, and `frame` bytes after it.
+fn crumbs(guest: &mut Guest<SplitDriver>, frame: u16) -> Result<()> {
+    let one = describe(guest.honest_frame()?);
+    let count = u16::try_from(guest.header_size()).unwrap_or(12) + frame;
+    let crumb = |index: u16| {
+        let flags = if index + 1 < count { DESC_NEXT } else { 0 };
+        Descriptor { address: one.address + u64::from(index % 64), len: 1, flags, next: index + 1 }
+    };
+    let chain: Vec<(u16, Descriptor)> = (0..count).map(|index| (index, crumb(index))).collect();
+    guest.offer(&chain, 0);
+    Ok(())
+}
+
 /// Offers an indirect table of `count` bent descriptors that claims `len` bytes.
-fn table(guest: &mut Guest, count: u16, len: u32, bend: fn(u16, Descriptor) -> Descriptor) -> Result<()> {
+fn table(guest: &mut Guest<SplitDriver>, count: u16, len: u32, bend: fn(u16, Descriptor) -> Descriptor) -> Result<()> {
     let one = describe(guest.honest_frame()?);
     let entries: Vec<Descriptor> = (0..count).map(|index| bend(index, one)).collect();
     guest.offer_table(&entries, len)
 }
 
 /// Sends a frame with this beginning of a vnet header.
-fn vnet(guest: &mut Guest, header: &[u8]) -> Result<()> {
+fn vnet(guest: &mut Guest<SplitDriver>, header: &[u8]) -> Result<()> {
     let mut bytes = announcement(guest.mac(), guest.header_size());
     for (place, byte) in bytes.iter_mut().zip(header) {
         *place = *byte;
@@ -232,7 +278,7 @@ fn vnet(guest: &mut Guest, header: &[u8]) -> Result<()> {
 
 /// Offers bent receive buffers.
 #[expect(clippy::unnecessary_wraps, reason = "a row of the table, whose rows can fail")]
-fn receive(guest: &mut Guest, bend: fn(Descriptor) -> Descriptor) -> Result<()> {
+fn receive(guest: &mut Guest<SplitDriver>, bend: fn(Descriptor) -> Descriptor) -> Result<()> {
     let honest = Descriptor { address: guest.cell(8).0, len: 2048, flags: DESC_WRITE, next: 0 };
     guest.offer_receive(&[(0, bend(honest))], 0);
     Ok(())
@@ -240,7 +286,7 @@ fn receive(guest: &mut Guest, bend: fn(Descriptor) -> Descriptor) -> Result<()> 
 
 /// Moves the transmitq's available index without a reason.
 #[expect(clippy::unnecessary_wraps, reason = "a row of the table, whose rows can fail")]
-fn move_index(guest: &mut Guest, by: u16) -> Result<()> {
+fn move_index(guest: &mut Guest<SplitDriver>, by: u16) -> Result<()> {
     let ring = guest.transmitq().ring();
     let index = ring.available().load_u16(2).wrapping_add(by);
     ring.available().store_u16_release(2, index);
@@ -248,7 +294,7 @@ fn move_index(guest: &mut Guest, by: u16) -> Result<()> {
     Ok(())
 }
 
-fn truncate(guest: &Guest, region: usize) -> Result<()> {
+fn truncate(guest: &Guest<SplitDriver>, region: usize) -> Result<()> {
     match guest.frontend().ram().regions().get(region) {
         Some(region) => region.file().set_len(0).map_err(Error::kernel("cannot cut the memory off")),
         None => Err(Error::Config(format!("there is no memory region {region}"))),

@@ -14,7 +14,7 @@ const FLOOD: usize = 5000;
 macro_rules! cases {
     ($($name:literal, $what:literal, $attack:expr;)*) => {
         pub(super) const CASES: &[Case] =
-            &[$(Case { name: $name, what: $what, attack: Attack::Wire($attack) }),*];
+            &[$(Case { name: $name, what: $what, needs: 0, attack: Attack::Wire($attack) }),*];
     };
 }
 
@@ -85,6 +85,45 @@ cases! {
         }
         Ok(())
     };
+    "fds-with-everything", "every known request with 8 fds beside it, again and again", |channel| {
+        let event = eventfd()?;
+        for _ in 0..20 {
+            for request in Request::all() {
+                channel.send(&Message::number(request, 0), &[event.as_raw_fd(); 8])?;
+            }
+        }
+        Ok(())
+    };
+    "inflight-fds", "inflight regions with 8 fds beside each message", |channel| {
+        let event = eventfd()?;
+        for _ in 0..100 {
+            for request in [Request::GET_INFLIGHT_FD, Request::SET_INFLIGHT_FD] {
+                channel.send(&inflight(request, 4096, 1), &[event.as_raw_fd(); 8])?;
+            }
+        }
+        Ok(())
+    };
+    "inflight-asked-often", "5000 questions for an inflight region", |channel| {
+        for _ in 0..FLOOD {
+            channel.send(&inflight(Request::GET_INFLIGHT_FD, 0, 1), &[])?;
+        }
+        Ok(())
+    };
+    "inflight-queues-huge", "an inflight region for 65535 queues in 4 KiB", |channel| {
+        let event = eventfd()?;
+        channel.send(&inflight(Request::SET_INFLIGHT_FD, 4096, u16::MAX), &[event.as_raw_fd()])
+    };
+    "log-wraps", "a dirty log whose size and offset wrap", |channel| {
+        let event = eventfd()?;
+        let message = Message::new(Request::SET_LOG_BASE).words(&[u64::MAX - 4095, 8192]);
+        channel.send(&message, &[event.as_raw_fd()])
+    };
+    "vring-index-past-16-bits", "SET_VRING_NUM, SET_VRING_BASE and SET_VRING_ADDR for vring 65536", |channel| {
+        for request in [Request::SET_VRING_NUM, Request::SET_VRING_BASE] {
+            channel.send(&Message::vring(request, 65_536, 256), &[])?;
+        }
+        channel.send(&Message::new(Request::SET_VRING_ADDR).halves(&[65_536, 0]).words(&[0; 4]), &[])
+    };
     "every-request-empty", "every known request without payload, one after the other", |channel| {
         Request::all().try_for_each(|request| channel.send(&Message::new(request), &[]))
     };
@@ -99,6 +138,11 @@ fn claim(channel: &Channel, size: u32) -> Result<()> {
     let mut message = Message::number(Request::SET_FEATURES, 0);
     message.claimed_size = Some(size);
     channel.send(&message, &[])
+}
+
+/// `GET_INFLIGHT_FD` or `SET_INFLIGHT_FD`: bytes to map, offset, queues, their size.
+fn inflight(request: Request, size: u64, queues: u16) -> Message {
+    Message::new(request).words(&[size, 0]).halves(&[u32::from(queues) | 256 << 16])
 }
 
 fn eventfd() -> Result<EventFd> {

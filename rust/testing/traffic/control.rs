@@ -24,6 +24,12 @@ pub enum Command {
     EnableQueue(usize, u16),
     /// Disable a queue pair of an end.
     DisableQueue(usize, u16),
+    /// Stop all rings of an end, as a virtual machine that is paused does.
+    StopRings(usize),
+    /// Start them again, where the back-end said they stopped.
+    StartRings(usize),
+    /// Reset both rings of a queue pair of an end, and start them anew.
+    ResetQueue(usize, u16),
     /// Close an end's socket without a word; it comes back by itself.
     HangUp(usize),
 }
@@ -37,6 +43,9 @@ impl Command {
         ("announce", "announce the addresses of all ends"),
         ("enable-queue N [a|b]", "enable queue pair N of an end"),
         ("disable-queue N [a|b]", "disable queue pair N of an end"),
+        ("stop-rings [a|b]", "stop all rings of an end, as a paused virtual machine does"),
+        ("start-rings [a|b]", "start them where the back-end said they stopped"),
+        ("reset-queue N [a|b]", "reset both rings of queue pair N of an end and start them anew"),
         ("hang-up [a|b]", "close an end's socket without a word; it comes back by itself"),
     ];
 
@@ -61,6 +70,9 @@ impl Command {
             Some("announce") => Ok(Self::Announce),
             Some("enable-queue") => Ok(Self::EnableQueue(end(words.get(2).copied())?, pair()?)),
             Some("disable-queue") => Ok(Self::DisableQueue(end(words.get(2).copied())?, pair()?)),
+            Some("reset-queue") => Ok(Self::ResetQueue(end(words.get(2).copied())?, pair()?)),
+            Some("stop-rings") => Ok(Self::StopRings(end(words.get(1).copied())?)),
+            Some("start-rings") => Ok(Self::StartRings(end(words.get(1).copied())?)),
             Some("hang-up") => Ok(Self::HangUp(end(words.get(1).copied())?)),
             _ => Err(wrong()),
         }
@@ -89,6 +101,8 @@ mod tests {
     fn commands_are_read_with_their_arguments() {
         assert_eq!(Command::parse("disable-queue 1 b\n").unwrap(), Command::DisableQueue(1, 1));
         assert_eq!(Command::parse("enable-queue 0").unwrap(), Command::EnableQueue(0, 0));
+        assert_eq!(Command::parse("reset-queue 3 b").unwrap(), Command::ResetQueue(1, 3));
+        assert_eq!(Command::parse("stop-rings").unwrap(), Command::StopRings(0));
         assert_eq!(Command::parse(" stop ").unwrap(), Command::Stop);
         assert!(Command::parse("enable-queue").is_err());
         assert!(Command::parse("hang-up c").is_err());

@@ -13,6 +13,8 @@ pub struct SendCounters {
     pub frames: u64,
     /// Their bytes, vnet header not included.
     pub bytes: u64,
+    /// Frames that the device had when the ring was reset: whether they were sent, nobody knows.
+    pub given_up: u64,
     /// Kicks written because the device asked for them.
     pub kicks: u64,
     /// Looks at the ring to find room.
@@ -32,6 +34,12 @@ pub struct ReceiveCounters {
     pub kicks: u64,
     /// Frames that are not numbered ones of ours.
     pub foreign: u64,
+    /// Numbers in frames that were found right in every byte: one a frame, many in a frame that asks to be cut.
+    pub numbers: u64,
+    /// Frames of many pieces that came whole.
+    pub whole: u64,
+    /// IP fragments that were not the last of their datagram.
+    pub fragments: u64,
     /// Frames that came in more than one buffer.
     pub merged: u64,
     /// Numbered frames with something wrong, by kind, in the order of [`Corruption::ALL`].
@@ -56,28 +64,67 @@ impl ReceiveCounters {
 #[derive(Debug)]
 pub struct Streams {
     flows: u64,
-    trackers: Vec<Option<Box<[Tracker]>>>,
+    trackers: Vec<Option<Box<[Flow]>>>,
     received: u64,
+    queue: u8,
+}
+
+/// One flow of a stream.
+#[derive(Debug, Default)]
+struct Flow {
+    tracker: Tracker,
+    /// The queue of its last frame, and a bit for every queue it came in on.
+    queue: u8,
+    queues: u128,
+    moves: u64,
+}
+
+impl Flow {
+    #[inline]
+    fn note(&mut self, sequence: u64, queue: u8) {
+        self.tracker.note(sequence);
+        if self.queue != queue || self.queues == 0 {
+            self.moves += u64::from(self.queues != 0);
+            self.queue = queue;
+            self.queues |= 1 << (queue & 127);
+        }
+    }
+}
+
+/// On which queues the flows of a stream came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// A bit for every queue.
+    pub queues: u128,
+    /// How often a flow came in on another queue than before.
+    pub moves: u64,
 }
 
 impl Streams {
     /// Streams of `flows` flows each, taken in turn.
     pub fn new(flows: u16) -> Self {
-        Self { flows: u64::from(flows.max(1)), trackers: (0..STREAMS).map(|_| None).collect(), received: 0 }
+        Self { flows: u64::from(flows.max(1)), trackers: (0..STREAMS).map(|_| None).collect(), received: 0, queue: 0 }
+    }
+
+    /// What is noted next came in on queue pair `pair`.
+    #[inline]
+    pub fn arriving_on(&mut self, pair: usize) {
+        // 128 pairs at most.
+        self.queue = u8::try_from(pair).unwrap_or(u8::MAX);
     }
 
     /// Notes the arrival of a numbered frame; `false` when there can be no such stream.
     #[inline]
     pub fn note(&mut self, stream: u16, sequence: u64) -> bool {
-        let flows = self.flows;
+        let (flows, queue) = (self.flows, self.queue);
         let Some(place) = self.trackers.get_mut(usize::from(stream)) else { return false };
-        let trackers = place.get_or_insert_with(|| (0..flows).map(|_| Tracker::default()).collect());
-        if let [tracker] = &mut **trackers {
-            tracker.note(sequence);
+        let trackers = place.get_or_insert_with(|| (0..flows).map(|_| Flow::default()).collect());
+        if let [flow] = &mut **trackers {
+            flow.note(sequence, queue);
         } else if let Ok(flow) = usize::try_from(sequence % flows)
-            && let Some(tracker) = trackers.get_mut(flow)
+            && let Some(flow) = trackers.get_mut(flow)
         {
-            tracker.note(sequence / flows);
+            flow.note(sequence / flows, queue);
         }
         self.received += 1;
         true
@@ -94,7 +141,7 @@ impl Streams {
         (0..STREAMS).zip(&self.trackers).filter_map(|(stream, trackers)| {
             let trackers = trackers.as_ref()?;
             let mut total = Account::default();
-            for account in trackers.iter().map(Tracker::account) {
+            for account in trackers.iter().map(|flow| flow.tracker.account()) {
                 total.received += account.received;
                 total.lost += account.lost;
                 total.duplicated += account.duplicated;
@@ -103,6 +150,12 @@ impl Streams {
             }
             Some((stream, total))
         })
+    }
+
+    /// The queues that each flow of a stream came in on, flow by flow; none of a stream that was not seen.
+    pub fn spread(&self, stream: u16) -> impl Iterator<Item = Spread> {
+        let flows = self.trackers.get(usize::from(stream)).and_then(Option::as_deref).unwrap_or_default();
+        flows.iter().map(|flow| Spread { queues: flow.queues, moves: flow.moves })
     }
 }
 
@@ -119,6 +172,20 @@ mod tests {
         let (stream, account) = streams.accounts().next().unwrap();
         assert_eq!(stream, 1);
         assert_eq!((account.received, account.reordered, account.lost), (6, 0, 0));
+    }
+
+    #[test]
+    fn a_flow_that_changes_its_queue_is_noticed() {
+        let mut streams = Streams::new(2);
+        for (queue, sequences) in [(3, [0, 2, 4]), (1, [1, 3, 6])] {
+            streams.arriving_on(queue);
+            for sequence in sequences {
+                streams.note(0, sequence);
+            }
+        }
+        let spread: Vec<Spread> = streams.spread(0).collect();
+        assert_eq!(spread, [Spread { queues: 0b1010, moves: 1 }, Spread { queues: 0b10, moves: 0 }]);
+        assert_eq!(streams.spread(1).count(), 0);
     }
 
     #[test]

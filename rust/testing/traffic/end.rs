@@ -12,28 +12,30 @@ use super::queues::{self, QueueMaker};
 use super::receiver::Receiver;
 use super::sender::Sender;
 use super::settings::{EndSettings, Role};
+use crate::testing::Result;
 use crate::testing::driver::{Layout, RingPlace, SlotRing};
 use crate::testing::frames::{Checksum, Mac, announcement};
 use crate::testing::frontend::{Frontend, Order, Session};
 use crate::testing::memory::RegionSpec;
 use crate::testing::wire::features;
-use crate::testing::{Error, Result};
 
 /// One end of the traffic.
 #[derive(Debug)]
 pub struct End {
-    name: &'static str,
+    pub(super) name: &'static str,
     index: u8,
-    settings: EndSettings,
-    frontend: Frontend,
-    places: Vec<RingPlace>,
-    senders: Vec<Sender>,
-    receivers: Vec<Receiver>,
+    pub(super) settings: EndSettings,
+    pub(super) frontend: Frontend,
+    pub(super) places: Vec<RingPlace>,
+    pub(super) senders: Vec<Sender>,
+    pub(super) receivers: Vec<Receiver>,
     streams: Streams,
     link: LinkState,
     clock: LinkClock,
     last_error: Option<String>,
     stopped_at: Vec<u32>,
+    /// Where the back-end said the rings stopped, until they are started from there.
+    pub(super) resume_at: Option<Vec<u32>>,
     /// Of its addresses, how many were announced.
     announced: u32,
 }
@@ -53,10 +55,13 @@ impl End {
                 settings.frontend.required |= features::INDIRECT_DESC;
             }
         }
+        if settings.gso.is_some() {
+            settings.checksum.get_or_insert(Checksum::Partial);
+        }
         if settings.checksum == Some(Checksum::Partial) {
-            settings.frontend.features |= features::CSUM;
             settings.frontend.required |= features::CSUM;
         }
+        settings.frontend.required |= settings.gso_features();
         settings.frontend.features |= settings.frontend.required;
         let size = settings.memory_size.unwrap_or_else(|| queues::memory_need(&settings));
         settings.frontend.regions = RegionSpec::spread(settings.regions, size, &settings.backing);
@@ -74,6 +79,7 @@ impl End {
             clock: LinkClock::new(),
             last_error: None,
             stopped_at: Vec::new(),
+            resume_at: None,
             announced: 0,
         })
     }
@@ -143,11 +149,10 @@ impl End {
         self.senders.iter().map(Sender::next).sum()
     }
 
-    /// Frames received so far less those that are not of a run.
+    /// Numbers that arrived so far, be they right or not; what is not of a run is left out.
     #[inline]
     pub fn numbered(&self) -> u64 {
-        let counters = self.receivers.iter().map(Receiver::counters);
-        counters.map(|counters| counters.frames - counters.foreign).sum()
+        self.receivers.iter().map(Receiver::numbered).sum()
     }
 
     /// Sends to `to` and as many addresses after it as are meant, unless the settings named another address.
@@ -194,20 +199,11 @@ impl End {
             self.fit_out()?;
         }
         let config = self.frontend.config();
-        let enabled = self.settings.enabled_pairs.unwrap_or(config.pairs);
-        let bases: Vec<u32> = self.rings().map(|ring| self.base_of(ring)).collect();
-        self.frontend.start(&self.places, &bases, enabled)?;
-        Ok(true)
-    }
-
-    /// Where a ring is said to begin.
-    fn base_of(&self, ring: &SlotRing) -> u32 {
-        match self.frontend.config().order {
-            // QEMU lost the back-end's own index with it: of a split ring it takes what the used ring says.
-            Order::Qemu if self.frontend.sessions() > 0 => ring.base_of_qemu(),
-            // DPDK sends where a ring begins, whatever became of it since.
-            Order::Qemu | Order::VirtioUser => ring.first_base(),
+        if config.order == Order::VirtioUser && self.frontend.sessions() > 0 && self.resume_at.is_none() {
+            self.restart_packed();
         }
+        self.start_rings()?;
+        Ok(true)
     }
 
     fn fit_out(&mut self) -> Result<()> {
@@ -219,16 +215,22 @@ impl End {
     }
 
     /// Receiveq and transmitq of each pair in turn: the order of vrings.
-    fn rings(&self) -> impl Iterator<Item = &SlotRing> {
+    pub(super) fn rings(&self) -> impl Iterator<Item = &SlotRing> {
         self.receivers.iter().zip(&self.senders).flat_map(|(receiver, sender)| [receiver.queue(), sender.queue()])
     }
 
-    /// Sends up to `most` numbered frames per transmitq, not past number `limit`; gives how many
-    /// were sent in all.
+    /// Sends up to `most` numbered frames in all, `burst` per transmitq at most and not past number `limit`; gives how
+    /// many were sent.
     #[inline]
     pub fn send(&mut self, burst: usize, most: u64, limit: u64) -> usize {
+        self.send_on(self.senders.len(), burst, most, limit)
+    }
+
+    /// The same, on the first `pairs` transmitqs.
+    #[inline]
+    pub fn send_on(&mut self, pairs: usize, burst: usize, most: u64, limit: u64) -> usize {
         let mut total = 0;
-        for (pair, sender) in self.senders.iter_mut().enumerate() {
+        for (pair, sender) in self.senders.iter_mut().take(pairs).enumerate() {
             let allowed = (most - total as u64).min(limit.saturating_sub(sender.next()));
             let count = burst.min(usize::try_from(allowed).unwrap_or(usize::MAX));
             if count == 0 {
@@ -259,6 +261,7 @@ impl End {
         }
         let mut total = 0;
         for (pair, receiver) in self.receivers.iter_mut().enumerate() {
+            self.streams.arriving_on(pair);
             let (count, kick) = receiver.pass(burst, &mut self.streams);
             total += count;
             if kick {
@@ -275,6 +278,7 @@ impl End {
         let pairs = self.receivers.iter_mut().zip(&mut self.senders).enumerate();
         for (pair, (receiver, sender)) in pairs {
             let header = sender.queue().shape().header_size;
+            self.streams.arriving_on(pair);
             for _ in 0..burst {
                 let mut back = None;
                 let (took, kick) = receiver.take_frame(&mut self.streams, |frame| {
@@ -335,17 +339,6 @@ impl End {
                 sender.queue().posted()
             })
             .sum()
-    }
-
-    /// Enables or disables a queue pair.
-    ///
-    /// # Errors
-    /// As [`Frontend::enable_pair`].
-    pub fn enable_pair(&mut self, pair: u16, enabled: bool) -> Result<()> {
-        if pair >= self.frontend.config().pairs {
-            return Err(Error::Config(format!("end {} has no queue pair {pair}", self.name)));
-        }
-        self.frontend.enable_pair(pair, enabled)
     }
 
     /// Hangs up without a word; the session comes back by itself.

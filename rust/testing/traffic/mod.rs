@@ -23,12 +23,13 @@ mod link;
 mod queues;
 mod receiver;
 mod report;
+mod rings;
 mod runner;
 mod sender;
 mod settings;
 
 pub use control::Command;
-pub use counters::{ReceiveCounters, SendCounters, Streams};
+pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};
 pub use crowd::Crowd;
 pub use end::End;
 pub use link::LinkState;

@@ -11,6 +11,10 @@ use crate::testing::memory::GuestRam;
 use crate::testing::wire::features;
 
 const JUMBO: usize = 9018;
+/// The largest frame a receiver that takes them uncut may get (virtio 1.2 §5.1.6.3.1), without its vnet header.
+const UNCUT: usize = 65_550;
+const UNCUT_FEATURES: u64 =
+    features::GUEST_TSO4 | features::GUEST_TSO6 | features::GUEST_UFO | features::GUEST_USO4 | features::GUEST_USO6;
 const HEADROOM: usize = 1 << 20;
 
 /// An end's own address: the one set, or one made from its index.
@@ -55,7 +59,7 @@ impl QueueMaker<'_> {
         let shape = Shape {
             layout: self.settings.rx_layout,
             header_size: vnet_header_size(self.agreed),
-            room: receive_room(self.settings, mergeable),
+            room: receive_room(self.settings, self.agreed),
             gap: self.gap(),
         };
         let queue = self.ring(ram, region, shape, true)?;
@@ -63,7 +67,7 @@ impl QueueMaker<'_> {
             station: own_address(self.index, self.settings),
             stations: self.settings.addresses,
             header_size: shape.header_size,
-            partial_allowed: self.agreed & features::GUEST_CSUM != 0,
+            agreed: self.agreed,
         };
         let mut receiver = Receiver::new(queue, inspector, self.settings.check, mergeable);
         receiver.queue_mut().publish();
@@ -110,6 +114,8 @@ impl QueueMaker<'_> {
             sizes: self.settings.sizes.clone(),
             stream: u16::from(self.index) << 8 | pair,
             header_size,
+            vlan: self.settings.vlan,
+            gso: self.settings.gso,
         }
     }
 
@@ -119,8 +125,15 @@ impl QueueMaker<'_> {
     }
 }
 
-fn receive_room(settings: &EndSettings, mergeable: bool) -> usize {
-    settings.buffer.unwrap_or(if mergeable { 2048 } else { JUMBO })
+fn receive_room(settings: &EndSettings, agreed: u64) -> usize {
+    let fallback = if agreed & features::MRG_RXBUF != 0 {
+        2048
+    } else if agreed & UNCUT_FEATURES != 0 {
+        UNCUT
+    } else {
+        JUMBO
+    };
+    settings.buffer.unwrap_or(fallback)
 }
 
 /// Bytes per region that rings and buffers of these settings take, whatever is negotiated.
@@ -128,9 +141,8 @@ pub(super) fn memory_need(settings: &EndSettings) -> usize {
     let ring = usize::from(settings.frontend.ring_size);
     let largest = settings.sizes.iter().copied().max().unwrap_or(64).max(64);
     let largest = if settings.role == Some(Role::Echo) { largest.max(JUMBO) } else { largest };
-    let mergeable = settings.frontend.features & features::MRG_RXBUF != 0;
     // An unmergeable session may come of a mergeable wish; half the slots of that size would do.
-    let rooms = [(settings.layout, largest), (settings.rx_layout, receive_room(settings, mergeable))];
+    let rooms = [(settings.layout, largest), (settings.rx_layout, receive_room(settings, settings.frontend.features))];
     let per_pair: usize = rooms
         .into_iter()
         .map(|(layout, room)| {

@@ -3,7 +3,7 @@
 
 use super::counters::{ReceiveCounters, Streams};
 use crate::testing::driver::{RingFormat, SlotRing, Slots, Violations, either};
-use crate::testing::frames::{Inspector, Verdict, inspect_number};
+use crate::testing::frames::{Arrival, Inspector, Reassembly, Verdict, inspect_number};
 use crate::testing::{Error, Result};
 
 /// How closely received frames are looked at.
@@ -46,6 +46,7 @@ struct Judge {
     check: Check,
     mergeable: bool,
     frame: Vec<u8>,
+    datagram: Reassembly,
     counters: ReceiveCounters,
 }
 
@@ -54,7 +55,8 @@ impl Receiver {
     pub fn new(mut queue: SlotRing, inspector: Inspector, check: Check, mergeable: bool) -> Self {
         post_all(&mut queue);
         let counters = ReceiveCounters::default();
-        Self { queue, judge: Judge { inspector, check, mergeable, frame: Vec::new(), counters } }
+        let judge = Judge { inspector, check, mergeable, frame: Vec::new(), datagram: Reassembly::default(), counters };
+        Self { queue, judge }
     }
 
     /// The queue.
@@ -72,6 +74,16 @@ impl Receiver {
         self.judge.counters
     }
 
+    /// Numbers that arrived, be they right or not. Without a look at every byte each frame that is one of ours has one.
+    #[inline]
+    pub fn numbered(&self) -> u64 {
+        let counters = &self.judge.counters;
+        match self.judge.check {
+            Check::Full => counters.numbers + counters.corrupt_total(),
+            Check::Sequence | Check::Count => counters.frames - counters.foreign,
+        }
+    }
+
     /// Rules that the device broke.
     pub fn violations(&self) -> Violations {
         self.queue.violations()
@@ -80,6 +92,14 @@ impl Receiver {
     /// Counts a kick that was written.
     pub(super) fn note_kick(&mut self) {
         self.judge.counters.kicks += 1;
+    }
+
+    /// Begins anew after the ring was reset, with all buffers posted.
+    pub fn restart(&mut self) {
+        self.queue.restart();
+        self.queue.want_calls(false);
+        post_all(&mut self.queue);
+        self.queue.publish();
     }
 
     /// Takes up to about `most` frames; gives how many, and whether to kick.
@@ -179,8 +199,30 @@ impl Judge {
     }
 
     fn judge(&mut self, streams: &mut Streams) {
-        match self.inspector.inspect(&self.frame) {
-            Verdict::Numbered { stream, sequence } if streams.note(stream, sequence) => {}
+        // Fragments for others are not put together.
+        let arrival = if self.inspector.is_meant(&self.frame) {
+            self.datagram.take(self.inspector.header_size, &self.frame)
+        } else {
+            Arrival::Whole
+        };
+        let verdict = match arrival {
+            Arrival::Whole => self.inspector.inspect(&self.frame),
+            Arrival::Datagram => self.inspector.inspect(self.datagram.datagram()),
+            Arrival::Wrong(kind) => Verdict::Corrupt(kind),
+            Arrival::Part => {
+                self.counters.fragments += 1;
+                return;
+            }
+        };
+        match verdict {
+            Verdict::Numbered { stream, sequence } if streams.note(stream, sequence) => self.counters.numbers += 1,
+            Verdict::Pieces { stream, first, step, count } => {
+                self.counters.whole += 1;
+                for piece in 0..count {
+                    let noted = streams.note(stream, first.wrapping_add(piece.wrapping_mul(step)));
+                    self.counters.numbers += u64::from(noted);
+                }
+            }
             Verdict::Corrupt(kind) => self.counters.note_corrupt(kind),
             Verdict::Numbered { .. } | Verdict::Foreign => self.counters.foreign += 1,
         }

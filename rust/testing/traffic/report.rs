@@ -124,6 +124,7 @@ impl Snapshot {
             let counters = sender.counters();
             total.sent.frames += counters.frames;
             total.sent.bytes += counters.bytes;
+            total.sent.given_up += counters.given_up;
             total.sent.kicks += counters.kicks;
             total.sent.tries += counters.tries;
             total.sent.full_tries += counters.full_tries;
@@ -134,6 +135,9 @@ impl Snapshot {
             total.received.bytes += counters.bytes;
             total.received.kicks += counters.kicks;
             total.received.foreign += counters.foreign;
+            total.received.numbers += counters.numbers;
+            total.received.whole += counters.whole;
+            total.received.fragments += counters.fragments;
             total.received.merged += counters.merged;
             for (sum, count) in total.received.corrupt.iter_mut().zip(counters.corrupt) {
                 *sum += count;
@@ -178,22 +182,30 @@ pub(super) fn describe(end: &End) -> Json {
         ("protocol_features", Json::Count(session.map_or(0, Session::protocol))),
         ("sent", Json::Count(snapshot.sent.frames)),
         ("sent_bytes", Json::Count(snapshot.sent.bytes)),
+        ("given_up", Json::Count(snapshot.sent.given_up)),
         ("received", Json::Count(snapshot.received.frames)),
         ("received_bytes", Json::Count(snapshot.received.bytes)),
         ("kicks", Json::Count(snapshot.sent.kicks + snapshot.received.kicks)),
         ("ring_full_share", Json::Number(ratio(snapshot.sent.full_tries, snapshot.sent.tries))),
         ("foreign", Json::Count(snapshot.received.foreign)),
         ("merged", Json::Count(snapshot.received.merged)),
+        ("whole", Json::Count(snapshot.received.whole)),
+        ("fragments", Json::Count(snapshot.received.fragments)),
         ("corrupt", Json::Object(corrupt)),
         ("violations", violations(end)),
         ("queues", Json::List(queues(end))),
-        ("streams", Json::List(end.streams().accounts().map(stream).collect())),
+        ("streams", Json::List(end.streams().accounts().map(|account| stream(end, account)).collect())),
         ("stopped_at", Json::List(end.stopped_at().iter().map(|&at| Json::Count(at.into())).collect())),
     ])
 }
 
-fn stream((number, account): (u16, Account)) -> Json {
+fn stream(end: &End, (number, account): (u16, Account)) -> Json {
+    let (queues, moves) =
+        end.streams().spread(number).fold((0, 0), |(queues, moves), flow| (queues | flow.queues, moves + flow.moves));
+    let queues = (0..u128::BITS).filter(|queue| queues >> queue & 1 != 0);
     Json::object([
+        ("queues", Json::List(queues.map(|queue| Json::Count(queue.into())).collect())),
+        ("moves", Json::Count(moves)),
         ("stream", Json::Count(number.into())),
         ("received", Json::Count(account.received)),
         ("lost", Json::Count(account.lost)),

@@ -292,6 +292,9 @@ impl Runner {
             Command::DisableQueue(end, pair) => {
                 self.ends.get_mut(end).ok_or_else(no_end)?.enable_pair(pair, false)?;
             }
+            Command::StopRings(end) => self.ends.get_mut(end).ok_or_else(no_end)?.stop_rings()?,
+            Command::StartRings(end) => self.ends.get_mut(end).ok_or_else(no_end)?.start_rings()?,
+            Command::ResetQueue(end, pair) => self.ends.get_mut(end).ok_or_else(no_end)?.reset_pair(pair)?,
             Command::HangUp(end) => self.ends.get_mut(end).ok_or_else(no_end)?.hang_up(),
         }
         Ok(())

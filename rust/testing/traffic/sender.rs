@@ -24,7 +24,12 @@ pub struct Sender {
 struct Stream {
     plan: FramePlan,
     light: bool,
+    /// Frames are to be cut, and have a number in every piece.
+    cut: bool,
     next: u64,
+    /// Frames sent, and the next number of each flow: of frames to be cut, where a frame has many numbers.
+    turn: u64,
+    flows: Vec<u64>,
     batch: usize,
     frame: Vec<u8>,
     counters: SendCounters,
@@ -36,7 +41,17 @@ impl Sender {
     pub fn new(queue: SlotRing, plan: FramePlan, light: bool) -> Self {
         let light = light && plan.has_lines() && queue.shape().gap == 0;
         let batch = RECLAIM_BATCH.min(queue.slots() / 16).max(1);
-        let stream = Stream { plan, light, next: 0, batch, frame: Vec::new(), counters: SendCounters::default() };
+        let stream = Stream {
+            light,
+            cut: plan.is_numbered_by_piece(),
+            next: 0,
+            turn: 0,
+            flows: vec![0; plan.config().flows.into()],
+            batch,
+            plan,
+            frame: Vec::new(),
+            counters: SendCounters::default(),
+        };
         Self { queue, stream }
     }
 
@@ -55,7 +70,7 @@ impl Sender {
         &self.stream.plan
     }
 
-    /// The number of the next frame, which is also the number of frames sent.
+    /// The number of the next frame, which is also how many were sent; of frames to be cut, their pieces.
     #[inline]
     pub fn next(&self) -> u64 {
         self.stream.next
@@ -91,6 +106,13 @@ impl Sender {
     /// Takes back every slot the device is done with.
     pub fn take_back(&mut self) {
         self.queue.reclaim();
+    }
+
+    /// Begins anew after the ring was reset: frames that the device had are given up.
+    pub fn restart(&mut self) {
+        let given_up = self.queue.restart();
+        self.stream.counters.given_up += given_up as u64;
+        self.queue.want_calls(false);
     }
 
     /// Sends vnet header and frame as they are, outside the numbering; `None` when there is no
@@ -135,6 +157,10 @@ impl Stream {
     #[inline]
     fn send_one<R: RingFormat>(&mut self, queue: &mut Slots<R>) {
         let Some(slot) = queue.take_free() else { return };
+        if self.cut {
+            self.send_cut(queue, slot);
+            return;
+        }
         let header = queue.shape().header_size;
         let size = self.plan.size(self.next);
         if self.light {
@@ -147,5 +173,21 @@ impl Stream {
         queue.post(slot, header + size);
         self.counters.bytes += size as u64;
         self.next += 1;
+    }
+
+    /// Sends a frame whose pieces all have numbers, those of its flow.
+    #[inline(never)]
+    fn send_cut<R: RingFormat>(&mut self, queue: &mut Slots<R>, slot: u16) {
+        let flows = self.flows.len() as u64;
+        let flow = self.turn % flows;
+        let pieces = self.plan.pieces(self.turn);
+        let Some(next) = usize::try_from(flow).ok().and_then(|flow| self.flows.get_mut(flow)) else { return };
+        self.plan.build_cut(self.turn, *next * flows + flow, &mut self.frame);
+        *next += pieces;
+        queue.scatter(slot, &self.frame);
+        queue.post(slot, self.frame.len());
+        self.counters.bytes += self.plan.size(self.turn) as u64;
+        self.turn += 1;
+        self.next += pieces;
     }
 }

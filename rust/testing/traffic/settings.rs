@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::receiver::Check;
 use crate::testing::driver::Layout;
-use crate::testing::frames::{Checksum, Mac, Network, Transport};
+use crate::testing::frames::{Checksum, Gso, GsoKind, Mac, Network, Transport};
 use crate::testing::frontend::{FrontendConfig, MemoryMessage, Order, Side};
 use crate::testing::memory::Backing;
 use crate::testing::wire::features::{self, VIRTIO, protocol};
@@ -15,6 +15,9 @@ use crate::testing::{Error, Result};
 /// Frame sizes of `sizes=mix`: around every border that a back-end may stumble over.
 const MIX: [usize; 20] =
     [64, 65, 84, 127, 128, 129, 256, 511, 590, 1024, 1500, 1514, 1518, 2034, 2048, 2049, 4096, 5000, 8999, 9000];
+
+/// Payload of a segment with timestamps on an Ethernet of 1500 bytes.
+const GSO_SIZE: u16 = 1448;
 
 /// What an end does besides taking what it receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,10 @@ pub struct EndSettings {
     pub transport: Transport,
     /// Transport checksum; unset: good, or zero for the light way.
     pub checksum: Option<Checksum>,
+    /// How frames ask to be cut.
+    pub gso: Option<Gso>,
+    /// VLAN id of sent frames.
+    pub vlan: Option<u16>,
     /// Flows.
     pub flows: u16,
     /// Whether descriptors are written anew for each frame sent.
@@ -96,6 +103,8 @@ impl Default for EndSettings {
             network: Network::V4,
             transport: Transport::Udp,
             checksum: None,
+            gso: None,
+            vlan: None,
             flows: 1,
             rewrite: true,
         }
@@ -134,6 +143,9 @@ impl EndSettings {
         ("network", "ipv4 | ipv6"),
         ("transport", "udp | tcp"),
         ("checksum", "good | partial | zero"),
+        ("gso", "no | tso | tso-ecn | uso | ufo: ask that frames be cut; needs the transport to match"),
+        ("gso-size", "bytes of payload in a piece, 17 to 65535; default 1448"),
+        ("vlan", "VLAN id of sent frames; default: untagged"),
         ("flows", "flows, told apart by source port; the receiving end needs the same number"),
         ("rewrite", "yes | no: write the descriptor of every frame sent anew"),
         ("deadline", "longest wait for a reply of the back-end, seconds"),
@@ -197,6 +209,15 @@ impl EndSettings {
                 let kinds = [("good", Checksum::Good), ("partial", Checksum::Partial), ("zero", Checksum::Zero)];
                 self.checksum = Some(pick(name, value, &kinds)?);
             }
+            "gso" => self.gso = gso(name, value, self.gso.map_or(GSO_SIZE, |gso| gso.size))?,
+            "gso-size" => {
+                let size = value.parse().map_err(|_| wrong())?;
+                self.gso = self.gso.map(|gso| Gso { size, ..gso });
+                if self.gso.is_none() {
+                    return Err(Error::Config("gso-size comes after gso=tso, uso or ufo".into()));
+                }
+            }
+            "vlan" => self.vlan = Some(value.parse().ok().filter(|id| *id < 4095).ok_or_else(wrong)?),
             "flows" => self.flows = value.parse().map_err(|_| wrong())?,
             "rewrite" => self.rewrite = pick(name, value, &[("yes", true), ("no", false)])?,
             "deadline" => front.deadline = seconds(name, value)?,
@@ -204,6 +225,32 @@ impl EndSettings {
         }
         Ok(())
     }
+}
+
+impl EndSettings {
+    /// The features that frames to be cut like this need.
+    pub(super) fn gso_features(&self) -> u64 {
+        let Some(gso) = self.gso else { return 0 };
+        let kind = match (gso.kind, self.network) {
+            (GsoKind::Segments, Network::V4) => features::HOST_TSO4,
+            (GsoKind::Segments, Network::V6) => features::HOST_TSO6,
+            (GsoKind::Datagrams, _) => features::HOST_USO,
+            (GsoKind::Fragments, _) => features::HOST_UFO,
+        };
+        kind | if gso.ecn { features::HOST_ECN } else { 0 }
+    }
+}
+
+fn gso(name: &str, value: &str, size: u16) -> Result<Option<Gso>> {
+    let of = |kind, ecn| Some(Gso { kind, size, ecn });
+    let kinds = [
+        ("no", None),
+        ("tso", of(GsoKind::Segments, false)),
+        ("tso-ecn", of(GsoKind::Segments, true)),
+        ("uso", of(GsoKind::Datagrams, false)),
+        ("ufo", of(GsoKind::Fragments, false)),
+    ];
+    pick(name, value, &kinds)
 }
 
 /// What a run is for.

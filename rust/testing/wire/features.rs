@@ -15,11 +15,12 @@ macro_rules! bits {
 
 bits! {
     VIRTIO, "virtio and virtio-net feature bits",
-    CSUM = 0, GUEST_CSUM = 1, MTU = 3, MAC = 5, GUEST_TSO4 = 7, GUEST_TSO6 = 8, GUEST_ECN = 9,
+    CSUM = 0, GUEST_CSUM = 1, CTRL_GUEST_OFFLOADS = 2, MTU = 3, MAC = 5, GUEST_TSO4 = 7, GUEST_TSO6 = 8, GUEST_ECN = 9,
     GUEST_UFO = 10, HOST_TSO4 = 11, HOST_TSO6 = 12, HOST_ECN = 13, HOST_UFO = 14, MRG_RXBUF = 15,
     STATUS = 16, CTRL_VQ = 17, CTRL_RX = 18, GUEST_ANNOUNCE = 21, MQ = 22, LOG_ALL = 26,
     INDIRECT_DESC = 28, EVENT_IDX = 29, PROTOCOL_FEATURES = 30, VERSION_1 = 32,
     IOMMU_PLATFORM = 33, RING_PACKED = 34, IN_ORDER = 35, RING_RESET = 40,
+    GUEST_USO4 = 54, GUEST_USO6 = 55, HOST_USO = 56,
 }
 
 /// vhost-user protocol feature bits, apart because some share a name with a virtio bit.

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod device;
+mod offloads;
 
 use device::{Device, Piece};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
@@ -68,12 +69,14 @@ fn plan() -> FramePlan {
         sizes: vec![64, 1500, 77, 590],
         stream: 0,
         header_size: HEADER,
+        vlan: None,
+        gso: None,
     })
     .unwrap()
 }
 
 fn inspector() -> Inspector {
-    Inspector { station: Mac([2, 0, 0, 0, 0, 2]), stations: 1, header_size: HEADER, partial_allowed: false }
+    Inspector { station: Mac([2, 0, 0, 0, 0, 2]), stations: 1, header_size: HEADER, agreed: 0 }
 }
 
 fn numbered(sequence: u64) -> Verdict {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Queue pairs come and go while frames run: the count follows the guest, and no frame is lost for it.
 
+use ovsvhost::testing::traffic::Sender;
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
@@ -84,4 +85,47 @@ fn pairs_flap_under_traffic_and_lose_nothing() {
         crew.ends[1].numbered() + switch.count("b", "tx_dropped") + switch.count("a", "rx_dropped") == sent
     });
     crew.assert_clean(1);
+}
+
+/// Rows: A10, L3.
+#[test]
+fn a_guest_with_128_queue_pairs_uses_them_all() {
+    let mut switch = Switch::new();
+    let settings =
+        [("pairs", "128"), ("ring-size", "32"), ("without", "mrg_rxbuf"), ("buffer", "1600"), ("flows", "8")];
+    let mut crew = Crew::pair(&mut switch, EndpointKind::Client, &settings);
+    wait_count(&switch, "b", "128");
+    crew.send(0, 1, 16);
+    crew.assert_exact(0, 1);
+    assert_eq!(crew.ends[0].senders().iter().map(Sender::next).min(), Some(16));
+    // Half of them go, as with ethtool -L.
+    for pair in 64..128 {
+        crew.ends[0].enable_pair(pair, false).unwrap();
+        crew.ends[1].enable_pair(pair, false).unwrap();
+    }
+    wait_count(&switch, "a", "64");
+    wait_count(&switch, "b", "64");
+    let before: Vec<u64> = crew.ends[1].receivers().iter().map(|receiver| receiver.counters().frames).collect();
+    crew.send_on(0, 1, 64, 8);
+    let after = crew.ends[1].receivers().iter().map(|receiver| receiver.counters().frames);
+    let grown: Vec<u64> = after.zip(&before).map(|(after, before)| after - before).collect();
+    assert_eq!((grown[..64].iter().sum::<u64>(), grown[64..].iter().sum::<u64>()), (64 * 8, 0));
+    crew.assert_exact(0, 1);
+}
+
+/// Rows: A10.
+#[test]
+fn a_flow_stays_on_its_queue_while_the_queues_stay() {
+    for network in ["ipv4", "ipv6"] {
+        let mut switch = Switch::new();
+        let settings = [("pairs", "4"), ("flows", "32"), ("network", network), ("sizes", "84")];
+        let mut crew = Crew::pair(&mut switch, EndpointKind::Client, &settings);
+        crew.send(0, 1, 320);
+        crew.assert_exact(0, 1);
+        let spread: Vec<_> = (0..4).flat_map(|stream| crew.ends[1].streams().spread(stream)).collect();
+        assert_eq!(spread.len(), 4 * 32);
+        assert!(spread.iter().all(|flow| flow.moves == 0 && flow.queues.is_power_of_two()), "{network}: {spread:?}");
+        let queues = spread.iter().fold(0, |queues, flow| queues | flow.queues);
+        assert_eq!(queues, 0b1111, "{network}: every queue has some of the flows");
+    }
 }

@@ -128,3 +128,53 @@ fn a_receiver_that_is_short_of_buffers_is_tried_again_as_often_as_is_set() {
         assert_eq!(switch.count("b", "ovs_tx_retries"), tried);
     }
 }
+
+/// Rows: B2.
+#[test]
+fn every_frame_is_counted_once_where_it_came_in_and_once_where_it_was_to_go() {
+    let mut switch = Switch::new();
+    let mut a = Station::join(&mut switch, "a", 1);
+    let mut b = Station::join(&mut switch, "b", 2);
+    let _c = Station::join(&mut switch, "c", 3);
+    b.send(&b.frame([0xff; 6], 64));
+    a.next();
+    let all = [0xff; 6];
+    let mut from_group = a.frame(b.mac, 64);
+    from_group[6] |= 1;
+    let frames = [
+        vec![0; 13],                           // runt
+        from_group,                            // bad source
+        a.frame([1, 0x80, 0xc2, 0, 0, 0], 64), // reserved
+        a.frame(a.mac, 64),                    // to a itself
+        a.frame(b.mac, 64),                    // to b
+        a.frame(b.mac, 9_100),                 // over b's MTU
+        a.frame(all, 200),                     // to b and c
+        a.frame([2, 0, 0, 0, 0, 0x77], 300),   // unknown: to b and c
+    ];
+    let sent = 20 * frames.len() as u64;
+    let mut away = 0;
+    for round in 0..20 {
+        if round == 10 {
+            // From here on both others are down: nobody gets what is flooded.
+            let down = PortChange { admin_up: Some(false), ..PortChange::default() };
+            switch.datapath().set_port("b", &down).unwrap();
+            switch.datapath().set_port("c", &down).unwrap();
+            away = switch.count("b", "tx_packets") + switch.count("b", "tx_dropped");
+        }
+        for frame in &frames {
+            a.send(frame);
+        }
+        a.wait_sent();
+        while b.receive().is_some() {}
+    }
+    let (a, b) = (switch.statistics("a"), switch.statistics("b"));
+    [&a, &b].into_iter().for_each(assert_sums);
+    assert_eq!(a["rx_packets"] + a["rx_dropped"], sent, "{a:?}");
+    // Up: its own, those too long, and two that are flooded. Down: the two that were meant for it.
+    assert_eq!(away, 10 * 4, "{b:?}");
+    assert_eq!(b["tx_packets"] + b["tx_dropped"], away + 10 * 2, "{b:?}");
+    assert_eq!((b["tx_drop_admin_down"], b["tx_drop_mtu_exceeded"]), (20, 10));
+    assert_eq!((a["rx_drop_no_receiver"], a["rx_drop_same_port"]), (20, 20));
+    let named = ["ovs_tx_failure_drops", "ovs_tx_mtu_exceeded_drops", "ovs_tx_qos_drops"];
+    assert_eq!(b["tx_dropped"], named.iter().map(|name| b[*name]).sum::<u64>());
+}

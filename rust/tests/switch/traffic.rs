@@ -89,17 +89,24 @@ impl Crew {
     /// as many as arrive. Never more are on the way than `to` has buffers for, so nothing may be dropped.
     #[track_caller]
     pub fn send(&mut self, from: usize, to: usize, frames: u64) {
+        let pairs = self.ends[from].senders().len();
+        self.send_on(from, to, pairs, frames);
+    }
+
+    /// The same, on the first `pairs` transmitqs, where the others have nothing left to send.
+    #[track_caller]
+    pub fn send_on(&mut self, from: usize, to: usize, pairs: usize, frames: u64) {
         let limit = self.ends[from].senders().iter().map(Sender::next).max().unwrap_or(0) + frames;
-        let goal = limit * self.ends[from].senders().len() as u64;
         let (sent, arrived) = (self.ends[from].sent(), self.ends[to].numbered());
+        let goal: u64 = self.ends[from].senders().iter().take(pairs).map(|sender| limit - sender.next()).sum();
         // A frame takes ten buffers at most.
         let window = (self.ends[to].receivers()[0].queue().slots() as u64 / 10).clamp(1, 24);
         self.until("the frames to arrive", |crew| {
             let got = crew.ends[to].numbered() - arrived;
-            let now = crew.ends[from].sent();
-            let on_the_way = (now - sent).saturating_sub(got);
-            crew.ends[from].send(16, window.saturating_sub(on_the_way), limit);
-            now == goal && got == goal - sent
+            let now = crew.ends[from].sent() - sent;
+            let on_the_way = now.saturating_sub(got);
+            crew.ends[from].send_on(pairs, 16, window.saturating_sub(on_the_way), limit);
+            now == goal && got == goal
         });
     }
 
