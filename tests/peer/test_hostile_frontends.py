@@ -53,9 +53,7 @@ NAMED = {
     "packed-base-past-ring": "packed ring",
     "packed-chain-endless": "loops",
     "packed-address-outside-in-batch": "outside the memory table",
-    "packed-indirect-nested": "indirect descriptor table is malformed",
     "packed-writable": "wrong direction",
-    "packed-truncate-rings": "guest memory was taken away",
     "truncate-rings": "guest memory was taken away",
 }
 
