@@ -86,6 +86,8 @@ pub struct QueueCounters {
     pub retries: Counter,
     /// Calls made to the guest.
     pub notifications: Counter,
+    /// TSC cycles that the poll threads spent on its bursts; of transmitqs only.
+    pub cycles: Counter,
     /// Calls that the guest had said it can do without.
     pub suppressed: Counter,
     /// Groups that had to wait, since the guest was short of buffers (`backpressure-us`).

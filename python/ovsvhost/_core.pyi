@@ -5,10 +5,10 @@ Every call is thread-safe, releases the interpreter lock while it waits, and is 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self, final
 
-__all__ = ["Datapath", "Event", "FdbEntry", "PmdState", "PortState", "__version__"]
+__all__ = ["Datapath", "Event", "FdbEntry", "PmdState", "PortState", "RxqState", "__version__"]
 
 __version__: str
 
@@ -92,31 +92,85 @@ class FdbEntry:
     def age_s(self) -> int: ...
 
 @final
+class RxqState:
+    """One transmitq of a guest: what a poll thread receives from."""
+
+    @property
+    def port(self) -> str: ...
+    @property
+    def queue(self) -> int: ...
+    @property
+    def enabled(self) -> bool:
+        """Whether it is polled. A disabled one is shown where it was polled last."""
+    @property
+    def usage_pct(self) -> float | None:
+        """Its share of the thread's time, 0..100; None before the first 5 s are over."""
+
+@final
 class PmdState:
-    """One poll thread. Counters since the last ``clear_pmd_stats``."""
+    """One poll thread. Counters since the last ``clear_pmd_stats``; cycles are of the time-stamp counter.
+
+    A histogram is a list of 32 counts: number n is of values with n bits (2**(n-1) <= value < 2**n), the last of all
+    above too.
+    """
 
     @property
     def cpu(self) -> int: ...
     @property
-    def packets(self) -> int: ...
+    def numa(self) -> int: ...
+    @property
+    def isolated(self) -> bool:
+        """Whether the core is its pinned queues' own."""
+    @property
+    def max_sleep_us(self) -> int | None:
+        """Longest sleep in µs; None is adaptive, 0 never sleeps."""
+    @property
+    def since_clear_s(self) -> float:
+        """Seconds since the counters were cleared, or the thread started."""
+    @property
+    def cycles_per_us(self) -> int: ...
+    @property
+    def packets(self) -> int:
+        """Frames taken from guests."""
+    @property
+    def bursts(self) -> int:
+        """Bursts they came in."""
     @property
     def busy_cycles(self) -> int:
-        """TSC cycles spent in loops that moved at least one packet."""
+        """Cycles of iterations that moved at least one packet."""
     @property
-    def idle_cycles(self) -> int: ...
+    def idle_cycles(self) -> int:
+        """Cycles of the others, sleep excluded."""
+    @property
+    def sleep_cycles(self) -> int: ...
+    @property
+    def busy_iterations(self) -> int: ...
+    @property
+    def idle_iterations(self) -> int: ...
     @property
     def sleeps(self) -> int: ...
     @property
-    def rxqs(self) -> list[tuple[str, int]]:
-        """``(port, queue)`` of every transmitq this thread polls."""
+    def cycles_per_iteration(self) -> list[int]:
+        """Histogram over iterations that moved a packet."""
+    @property
+    def packets_per_burst(self) -> list[int]:
+        """Histogram over bursts."""
+    @property
+    def cycles_per_packet(self) -> list[int]:
+        """Histogram over bursts."""
+    @property
+    def overhead_pct(self) -> float | None:
+        """Busy time that belongs to no queue, 0..100; None before the first 5 s are over."""
+    @property
+    def rxqs(self) -> list[RxqState]:
+        """Every transmitq that this thread polls, by port and number."""
 
 @final
 class Datapath:
     """The switch itself: poll threads, bridges, ports.
 
     Args:
-        pmd_cpus: cores to pin poll threads to; empty means the first core this process may run on. Only the first is
-            used today.
+        pmd_cpus: cores to pin poll threads to, one each; empty means the first core this process may run on.
         max_sleep_us: longest sleep of an idle poll thread in µs; None is adaptive, 0 never sleeps.
         rundir: an existing directory; where each ring stands is kept in files that belong to it (there if it is on
             tmpfs, else below ``/dev/shm``), and the next datapath on it goes on from there, however this one ended. If
@@ -209,7 +263,39 @@ class Datapath:
     def fdb_stats(self, bridge: str) -> dict[str, int]:
         """Addresses ``learned`` anew, ``expired``, ``evicted`` for others and ``moved`` to another port, so far."""
     def flush_fdb(self, bridge: str) -> None: ...
-    def pmds(self) -> list[PmdState]: ...
-    def clear_pmd_stats(self) -> None: ...
+    def pmds(self, seconds: int = 60) -> list[PmdState]:
+        """The poll threads by core; queues' shares are of the last ``seconds``, rounded up to 5, at most 60."""
+    def clear_pmd_stats(self, cpu: int | None = None) -> None:
+        """Counts from zero again: the thread on ``cpu``, or all."""
+    def set_pmds(self, cpus: Sequence[int]) -> None:
+        """Changes which cores have poll threads, live: threads start, queues move without losing a frame, threads end.
+
+        Args:
+            cpus: as for the constructor.
+
+        Raises:
+            ConfigError: a core that this process may not use; nothing changed.
+            KernelError: no thread or descriptor to be had; nothing changed.
+        """
+    def set_sleep(self, max_sleep_us: int | None = None, by_cpu: Mapping[int, int] = ...) -> None:
+        """Changes the longest sleep of idle poll threads live, in µs; ``by_cpu`` for those of some cores."""
+    def set_sharing(
+        self, policy: str = "cycles", *, isolate: bool = True, auto_lb: tuple[int, int, int] | None = None
+    ) -> None:
+        """Changes how queues are shared out among the poll threads (``ovs-vswitchd.conf.db(5)``: pmd-rxq-assign).
+
+        Args:
+            policy: ``cycles`` (heaviest first, up and down the cores), ``group`` (heaviest first, to the core with the
+                least) or ``roundrobin``.
+            isolate: a core with pinned queues takes no others.
+            auto_lb: minutes between two looks, load and improvement thresholds in percent; None is off.
+
+        Raises:
+            ConfigError: no such policy.
+        """
+    def set_affinity(self, port: str, cpus: Mapping[int, int]) -> None:
+        """Pins transmitqs of a port to cores by number; others are shared out. ConfigError: no such port."""
+    def rebalance(self) -> None:
+        """Shares every queue out anew, by the loads of the last minute; returns when each is in its place."""
     def close(self) -> None:
         """Stops everything; idempotent. Rings are drained first."""

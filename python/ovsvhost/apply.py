@@ -6,13 +6,24 @@ bridge or port it was about, so that the reason lands at that row and nobody els
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge
-from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, SetPort
+from ovsvhost.plan import (
+    AddBridge,
+    AddPort,
+    DelBridge,
+    DelPort,
+    SetAffinity,
+    SetBridge,
+    SetPmds,
+    SetPort,
+    SetSharing,
+    SetSleep,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +43,7 @@ class Failure:
     """An action that was refused.
 
     Attributes:
-        key: identity of the bridge or port.
+        key: identity of the bridge or port, or the option that it was about.
         error: what the core raised; its text names the object and the cure.
     """
 
@@ -40,21 +51,14 @@ class Failure:
     error: OvsvhostError
 
 
-def open_datapath(
-    pmd_cpus: Iterable[int] = (),
-    max_sleep_us: int | None = None,
-    rundir: Path | None = None,
-    restart_hold_ms: int = RESTART_HOLD_MS,
-) -> Datapath:
-    """Starts the poll threads. ConfigError for a core this process may not use, KernelError when one cannot start.
+def open_datapath(rundir: Path | None = None, restart_hold_ms: int = RESTART_HOLD_MS) -> Datapath:
+    """Starts a datapath with one poll thread, on the first core allowed; KernelError when it cannot start.
 
     With ``rundir``, where each ring stands outlives this process: the next one on the same directory goes on from
     there. If this one finds that the one before died, no guest is polled for ``restart_hold_ms`` while a port that was
     up is not back.
     """
-    return Datapath(
-        pmd_cpus=sorted(pmd_cpus), max_sleep_us=max_sleep_us, rundir=rundir, restart_hold_ms=restart_hold_ms
-    )
+    return Datapath(rundir=rundir, restart_hold_ms=restart_hold_ms)
 
 
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
@@ -81,9 +85,14 @@ def flush_fdb(datapath: Datapath, bridge: str) -> None:
     datapath.flush_fdb(bridge)
 
 
-def clear_pmd_stats(datapath: Datapath) -> None:
-    """Starts the poll threads' counters at zero."""
-    datapath.clear_pmd_stats()
+def clear_pmd_stats(datapath: Datapath, cpu: int | None = None) -> None:
+    """Starts the poll threads' counters at zero: the one's on ``cpu``, or all."""
+    datapath.clear_pmd_stats(cpu)
+
+
+def rebalance(datapath: Datapath) -> None:
+    """Shares every queue out anew among the poll threads; returns when each is in its place."""
+    datapath.rebalance()
 
 
 def close(datapath: Datapath) -> None:
@@ -121,10 +130,33 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
             )
-            ledger.ports[port.name] = port
+            ledger.ports[port.name] = replace(port, rxq_affinity=())
+            if port.rxq_affinity:
+                _set_affinity(datapath, ledger, port.name, port.rxq_affinity)
         case SetPort(port=port, changes=changes):
             datapath.set_port(port.name, **changes)
-            ledger.ports[port.name] = port
+            ledger.ports[port.name] = replace(port, rxq_affinity=ledger.ports[port.name].rxq_affinity)
+        case SetAffinity(port=port, cpus=cpus):
+            _set_affinity(datapath, ledger, port.name, cpus)
+        case SetPmds(cpus=cpus):
+            datapath.set_pmds(sorted(cpus))
+            ledger.pmds = replace(ledger.pmds, cpus=cpus)
+        case SetSleep(pmds=pmds):
+            datapath.set_sleep(pmds.max_sleep_us, dict(pmds.max_sleep_us_of))
+            ledger.pmds = replace(ledger.pmds, max_sleep_us=pmds.max_sleep_us, max_sleep_us_of=pmds.max_sleep_us_of)
+        case SetSharing(pmds=pmds):
+            auto = pmds.auto_balance
+            datapath.set_sharing(
+                pmds.assign,
+                isolate=pmds.isolate,
+                auto_lb=None if auto is None else (auto.every_min, auto.load_pct, auto.improvement_pct),
+            )
+            ledger.pmds = replace(ledger.pmds, assign=pmds.assign, isolate=pmds.isolate, auto_balance=auto)
+
+
+def _set_affinity(datapath: Datapath, ledger: Ledger, name: str, cpus: tuple[tuple[int, int], ...]) -> None:
+    datapath.set_affinity(name, dict(cpus))
+    ledger.ports[name] = replace(ledger.ports[name], rxq_affinity=cpus)
 
 
 def _set_bridge(datapath: Datapath, ledger: Ledger, bridge: Bridge) -> None:
@@ -143,5 +175,11 @@ def _key(action: Action) -> str:
             return key
         case AddBridge(bridge=bridge) | SetBridge(bridge=bridge):
             return bridge.key
-        case AddPort(port=port) | SetPort(port=port):
+        case AddPort(port=port) | SetPort(port=port) | SetAffinity(port=port):
             return port.key
+        case SetPmds():
+            return "pmd-cpu-mask"
+        case SetSleep():
+            return "pmd-sleep-max"
+        case SetSharing():
+            return "pmd-rxq-assign"

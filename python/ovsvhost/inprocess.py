@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed
 from ovsvhost import options as port_options
-from ovsvhost.errors import ConfigError
+from ovsvhost.errors import ConfigError, OvsvhostError
 from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
@@ -26,6 +26,7 @@ from ovsvhost.model import (
     PORT_TYPES,
     Bridge,
     Desired,
+    PollThreads,
     Port,
     free_ofport,
 )
@@ -65,7 +66,12 @@ class InProcess:
         self._lock = threading.RLock()
         self._desired = Desired()
         self._ledger = observed.Ledger()
-        self._datapath: Datapath | None = apply.open_datapath(pmd_cpus, max_sleep_us)
+        self._datapath: Datapath | None = apply.open_datapath()
+        try:
+            self.set_pmds(PollThreads(cpus=frozenset(pmd_cpus), max_sleep_us=max_sleep_us))
+        except OvsvhostError:
+            apply.close(self._datapath)
+            raise
         _open.add(self)
 
     @property
@@ -170,6 +176,10 @@ class InProcess:
         """The poll threads."""
         return observed.pmds(self._running())
 
+    def set_pmds(self, pmds: PollThreads) -> None:
+        """Changes the poll threads live; ConfigError for a core that this process may not use: nothing changed then."""
+        self._become(lambda desired: replace(desired, pmds=pmds))
+
     def clear_pmd_stats(self) -> None:
         """Starts their counters at zero."""
         apply.clear_pmd_stats(self._running())
@@ -216,9 +226,12 @@ class InProcess:
         return make_private(run_directory(self._rundir))
 
     def _change(self, change: Callable[[tuple[Bridge, ...]], tuple[Bridge, ...]]) -> None:
+        self._become(lambda desired: replace(desired, bridges=change(desired.bridges)))
+
+    def _become(self, change: Callable[[Desired], Desired]) -> None:
         with self._lock:
             datapath = self._running()
-            before, wanted = self._desired, Desired(change(self._desired.bridges))
+            before, wanted = self._desired, change(self._desired)
             failures = apply.apply(datapath, self._ledger, plan(wanted, observed.read(datapath, self._ledger)))
             if not failures:
                 self._desired = wanted

@@ -2,7 +2,8 @@
 
 ::
 
-    Desired ── Bridge ── Port          identity is ``key``, not the name
+    Desired ─┬─ Bridge ── Port         identity is ``key``, not the name
+             └─ PollThreads
 
 A ``key`` is the database row's uuid (or one that `Switch` made up): when a script deletes ``br0`` and adds another
 ``br0`` in one transaction, the name stays and the key changes, and everything on it is built anew. ``Desired`` holds
@@ -45,6 +46,11 @@ MTU_MIN = 68
 MTU_MAX = 9702
 TX_RETRIES_DEFAULT = 8
 TX_RETRIES_MAX = 32
+SLEEP_MAX_US = 10_000
+"""Longest sleep of a poll thread that can be asked for (``ovs-vswitchd.conf.db(5)``: pmd-sleep-max)."""
+RXQ_POLICIES = ("cycles", "group", "roundrobin")
+"""How queues that are not pinned are shared out (``ovs-vswitchd.conf.db(5)``: pmd-rxq-assign)."""
+REBALANCE_MIN_MAX = 20_000
 BACKPRESSURE_MAX_US = 100_000
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
 """How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
@@ -72,6 +78,7 @@ class Port:
         socket_owner: uid of it, -1 leaves it.
         socket_group: gid of it, -1 leaves it.
         allow_file_memory: accept guest memory that lies in a disk file.
+        rxq_affinity: queues that are pinned, each with its core; None leaves what the port has.
     """
 
     key: str
@@ -87,6 +94,7 @@ class Port:
     socket_owner: int = -1
     socket_group: int = -1
     allow_file_memory: bool = False
+    rxq_affinity: tuple[tuple[int, int], ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +119,42 @@ class Bridge:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoBalance:
+    """``pmd-auto-lb``: sharing queues out anew when that helps enough (``ovs-vswitchd.conf.db(5)``).
+
+    Attributes:
+        every_min: minutes between two looks, 1..20000.
+        load_pct: a poll thread is overloaded from here on, 0..100.
+        improvement_pct: by how much the variance of the threads' loads must shrink, 0..100.
+    """
+
+    every_min: int = 1
+    load_pct: int = 95
+    improvement_pct: int = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollThreads:
+    """The poll threads and how queues are shared out among them.
+
+    Attributes:
+        cpus: one thread each; empty means one on the first core this process may use.
+        max_sleep_us: longest sleep of an idle one, 0..10000; None is adaptive, 0 never sleeps.
+        max_sleep_us_of: the same for those of some cores: ``(core, µs)``.
+        assign: ``cycles``, ``group`` or ``roundrobin``.
+        isolate: a core with pinned queues takes no others.
+        auto_balance: None is off.
+    """
+
+    cpus: frozenset[int] = frozenset()
+    max_sleep_us: int | None = None
+    max_sleep_us_of: tuple[tuple[int, int], ...] = ()
+    assign: str = "cycles"
+    isolate: bool = True
+    auto_balance: AutoBalance | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """The whole switch as it shall be.
 
@@ -119,6 +163,7 @@ class Desired:
     """
 
     bridges: tuple[Bridge, ...] = ()
+    pmds: PollThreads = PollThreads()
 
     def __post_init__(self) -> None:  # noqa: D105 - the class says what is checked
         ports = [port for bridge in self.bridges for port in bridge.ports]

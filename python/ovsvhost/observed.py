@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ovsvhost.model import PollThreads
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,10 +26,12 @@ class Observed:
     Attributes:
         bridges: by name; their ``ports`` are empty, see ``ports``.
         ports: by name: the bridge it is on and its settings as they are in force.
+        pmds: the poll threads.
     """
 
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
     ports: Mapping[str, tuple[str, Port]] = field(default_factory=dict)
+    pmds: PollThreads = field(default_factory=PollThreads)
 
 
 @dataclass(slots=True)
@@ -36,6 +40,7 @@ class Ledger:
 
     bridges: dict[str, Bridge] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
+    pmds: PollThreads = field(default_factory=PollThreads)
 
 
 def read(datapath: Datapath, ledger: Ledger) -> Observed:
@@ -45,7 +50,7 @@ def read(datapath: Datapath, ledger: Ledger) -> Observed:
         known = ledger.ports.get(state.name)
         if known is not None:
             ports[state.name] = (state.bridge, replace(known, ofport=state.ofport, mtu=state.mtu))
-    return Observed(bridges=dict(ledger.bridges), ports=ports)
+    return Observed(bridges=dict(ledger.bridges), ports=ports, pmds=ledger.pmds)
 
 
 def port_states(datapath: Datapath) -> dict[str, PortState]:
@@ -68,6 +73,6 @@ def fdb_stats(datapath: Datapath, bridge: str) -> dict[str, int]:
     return datapath.fdb_stats(bridge)
 
 
-def pmds(datapath: Datapath) -> list[PmdState]:
-    """The poll threads and their counters since the last clear."""
-    return datapath.pmds()
+def pmds(datapath: Datapath, seconds: int = 60) -> list[PmdState]:
+    """The poll threads and their counters since the last clear; queues' shares are of the last ``seconds``."""
+    return datapath.pmds(seconds)

@@ -1,8 +1,8 @@
 """From what is to what shall be: a pure function.
 
-``plan(desired, observed)`` lists the actions, in an order in which each is possible: what goes comes first (it frees
-names, sockets and numbers), then bridges, then ports. Carrying them out and planning again gives nothing; so a restart
-of the control side over an unchanged database is the empty plan.
+``plan(desired, observed)`` lists the actions, in an order in which each is possible: the poll threads first, then what
+goes (it frees names, sockets and numbers), then bridges, then ports. Carrying them out and planning again gives
+nothing; so a restart of the control side over an unchanged database is the empty plan.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    from ovsvhost.model import Bridge, Desired, Port, TxSteering
+    from ovsvhost.model import Bridge, Desired, PollThreads, Port, TxSteering
     from ovsvhost.observed import Observed
 
 
@@ -70,7 +70,38 @@ class SetPort:
     changes: PortChanges
 
 
-Action: TypeAlias = DelPort | DelBridge | AddBridge | SetBridge | AddPort | SetPort
+@dataclass(frozen=True, slots=True)
+class SetAffinity:
+    """Pin a port's queues to cores; those not named are shared out."""
+
+    port: Port
+    cpus: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetPmds:
+    """Change which cores have poll threads; queues move without losing a frame."""
+
+    cpus: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSleep:
+    """Change how long idle poll threads may sleep."""
+
+    pmds: PollThreads
+
+
+@dataclass(frozen=True, slots=True)
+class SetSharing:
+    """Change how queues are shared out among the poll threads."""
+
+    pmds: PollThreads
+
+
+Action: TypeAlias = (
+    DelPort | DelBridge | AddBridge | SetBridge | AddPort | SetPort | SetAffinity | SetPmds | SetSleep | SetSharing
+)
 
 
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
@@ -89,7 +120,7 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
         if bridge in kept_bridges and name in wanted_ports and _same(wanted_ports[name], (bridge, port))
     }
 
-    actions: list[Action] = []
+    actions = _poll_threads(desired.pmds, observed.pmds)
     actions += [DelPort(port.key, name) for name, (_, port) in observed.ports.items() if name not in kept_ports]
     actions += [DelBridge(bridge.key, name) for name, bridge in observed.bridges.items() if name not in kept_bridges]
     for bridge in desired.bridges:
@@ -105,7 +136,20 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
         _, now = observed.ports[name]
         if changes := _changes(port, now):
             actions.append(SetPort(port, changes))
+        if port.rxq_affinity is not None and port.rxq_affinity != now.rxq_affinity:
+            actions.append(SetAffinity(port, port.rxq_affinity))
     return tuple(actions)
+
+
+def _poll_threads(wanted: PollThreads, now: PollThreads) -> list[Action]:
+    actions: list[Action] = []
+    if (wanted.max_sleep_us, wanted.max_sleep_us_of) != (now.max_sleep_us, now.max_sleep_us_of):
+        actions.append(SetSleep(wanted))
+    if (wanted.assign, wanted.isolate, wanted.auto_balance) != (now.assign, now.isolate, now.auto_balance):
+        actions.append(SetSharing(wanted))
+    if wanted.cpus != now.cpus:
+        actions.append(SetPmds(wanted.cpus))
+    return actions
 
 
 def _same(wanted: tuple[str, Port], now: tuple[str, Port]) -> bool:
@@ -117,6 +161,7 @@ def _same(wanted: tuple[str, Port], now: tuple[str, Port]) -> bool:
         tx_retries_max=port.tx_retries_max,
         backpressure_us=port.backpressure_us,
         tx_steering=port.tx_steering,
+        rxq_affinity=port.rxq_affinity,
     )
     return wanted == (now[0], live_set_aside)
 

@@ -276,7 +276,7 @@ class Switch:
 
     Args:
         rundir: where sockets of ``dpdkvhostuser`` ports lie; as for ``ovsvhost daemon``, and created when needed.
-        pmd_cpus: cores of the poll threads (one is used today); empty means the first one allowed.
+        pmd_cpus: cores of the poll threads, one each; empty means one on the first core allowed.
         max_sleep_us: longest sleep of an idle poll thread in µs; None is adaptive, 0 never sleeps.
 
     Raises:

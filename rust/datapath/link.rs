@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Shared;
+use super::assignment::cannot_be_pinned;
 use super::events::Allowance;
 use super::port::PortRecord;
 use crate::frame::ethernet::Mac;
@@ -25,17 +26,6 @@ impl Link {
     pub(super) fn new(shared: Arc<Shared>, record: Arc<PortRecord>) -> Self {
         Self { shared, record, allowance: Allowance::new(Instant::now()) }
     }
-
-    fn late(&self, text: &str) {
-        self.event(Level::Warning, "notice", text.to_owned());
-    }
-
-    /// The thread that polls this port's transmitqs.
-    fn post(&self, message: Message) {
-        if let Some(pmd) = self.shared.pmds.first() {
-            pmd.post(message);
-        }
-    }
 }
 
 /// The port's id lives as long as its session can use it, and no longer names anybody then.
@@ -46,6 +36,10 @@ impl Drop for Link {
 }
 
 impl PortLink for Link {
+    fn on_node(&self, node: u32) {
+        self.record.numa.store(node, Ordering::Relaxed);
+    }
+
     fn start(&self, vring: usize, ring: Ring) {
         let Ok(vring) = u16::try_from(vring) else { return };
         let (port, counters) = (self.record.id, self.record.counters_of(vring));
@@ -54,11 +48,27 @@ impl PortLink for Link {
             let slot = Arc::new(ReceiveSlot::new(Receiveq::new(ring), port, vring, counters, run));
             let mut state = self.shared.state();
             state.receiveqs.insert((port, vring), slot);
-            self.shared.publish(&state);
+            let passage = self.shared.publish(&state);
+            drop(state);
+            passage.wait(&self.shared.events);
         } else {
             let queue = Box::new(TransmitQueue::new(Transmitq::new(ring), port, vring, counters, run));
-            self.shared.state().transmitqs.insert((port, vring), run);
-            self.post(Message::Assign(queue));
+            let numa = Some(self.record.numa.load(Ordering::Relaxed));
+            let mut state = self.shared.state();
+            let pin = state.places.pins.get(&(port, vring / 2)).copied();
+            let seat = state.places.seat(queue, numa);
+            let is_out_of_place = state.places.is_out_of_place();
+            drop(state);
+            if let (Some(pin), Some(seat)) = (pin, seat)
+                && seat.cpu() != pin
+            {
+                self.event(Level::Warning, "notice", cannot_be_pinned(&self.record.name, vring / 2, pin));
+            }
+            if is_out_of_place {
+                // It has a core of its own from now on: who was there before it has to go.
+                let _moves = self.shared.threads.moves();
+                self.shared.reassign();
+            }
         }
     }
 
@@ -68,23 +78,36 @@ impl PortLink for Link {
         let mut state = self.shared.state();
         if vring % 2 == 0 {
             let slot = state.receiveqs.remove(&(port, vring))?;
-            self.shared.publish(&state);
+            let passage = self.shared.publish(&state);
             drop(state);
+            passage.wait(&self.shared.events);
             // Nobody delivers to it any more: the lock is free.
             let queue = slot.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()?;
             Some(queue.into_ring())
         } else {
-            state.transmitqs.remove(&(port, vring))?;
+            let seat = state.places.leave(port, vring)?;
             drop(state);
-            let queue = self.shared.pmds.first()?.release(port, vring, |text| self.late(text))?;
-            Some(queue.queue.into_ring())
+            Some(seat.take(&self.shared.events)?.queue.into_ring())
         }
     }
 
     fn set_call(&self, vring: usize, call: Option<File>) {
         let Ok(vring) = u16::try_from(vring) else { return };
         match call.map(Notifier::new).transpose() {
-            Ok(call) => self.post(Message::SetCall { port: self.record.id, vring, call }),
+            Ok(call) if vring % 2 == 1 => {
+                let seat = self.shared.state().places.seats.get(&(self.record.id, vring)).map(Arc::clone);
+                if let Some(seat) = seat {
+                    seat.set_call(call);
+                }
+            }
+            Ok(call) => {
+                let state = self.shared.state();
+                if let Some(slot) = state.receiveqs.get(&(self.record.id, vring)) {
+                    slot.set_call(call);
+                    // Whoever comes first makes the call. With the state locked, none of these is told to end before.
+                    state.places.threads.iter().for_each(|thread| thread.pmd.post(Message::Greet(Arc::clone(slot))));
+                }
+            }
             Err(error) => self.event(Level::Error, "peer_error", format!("{}: {error}", self.record.name)),
         }
     }
@@ -101,7 +124,10 @@ impl PortLink for Link {
     }
 
     fn announce(&self, mac: [u8; 6]) {
-        self.post(Message::Announce { port: self.record.id, mac: Mac::from_bytes(mac) });
+        let state = self.shared.state();
+        if let Some(thread) = state.places.thread_of(self.record.id, 1) {
+            thread.pmd.post(Message::Announce { port: self.record.id, mac: Mac::from_bytes(mac) });
+        }
     }
 
     fn event(&self, level: Level, kind: &'static str, text: String) {

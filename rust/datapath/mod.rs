@@ -9,39 +9,41 @@
 //! Nothing here is on the packet path. A change is complete when every poll thread uses it. The state's lock is never
 //! held while a session ends, for ending sessions stop their vrings through it.
 
+mod assignment;
 mod events;
+mod housekeeping;
 mod link;
 mod port;
 mod state;
+mod threads;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+pub use assignment::{PmdView, RxqView, Sharing};
 pub use events::Event;
 pub use port::{PortChange, PortConfig, PortState};
+pub use threads::SleepMax;
 
 use crate::error::{Error, Result};
-use crate::pmd::{Fault, FaultCause, Pmd, PmdStats, Sleep};
+use crate::pmd::load::{INTERVAL, INTERVALS};
+use crate::pmd::{Message, Sleep};
 use crate::recovery::Recovery;
 use crate::switch::fdb::Learned;
-use crate::sys::cpu;
 use crate::vhost::{Endpoint, Level};
 use events::Events;
 use link::Link;
 use state::State;
-
-/// How often housekeeping looks around while all poll threads sleep.
-const QUIET_ROUND: Duration = Duration::from_millis(500);
-/// How often while one moves frames: a guest that makes it hang is found out in one to two rounds.
-const BUSY_ROUND: Duration = Duration::from_millis(40);
+use threads::{Passage, Threads};
 
 /// What sessions and control share.
 struct Shared {
     state: Mutex<State>,
-    pmds: Vec<Pmd>,
+    threads: Threads,
     events: Events,
     recovery: Arc<Recovery>,
     started: Instant,
@@ -59,14 +61,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the state's topology to every poll thread and waits until all use it.
-    fn publish(&self, state: &State) {
+    /// Hands the state's topology to every poll thread. Wait for the passage without the state's lock.
+    fn publish(&self, state: &State) -> Passage {
         let topology = Arc::new(state.topology());
-        for pmd in &self.pmds {
-            let (done, passed) = channel();
-            pmd.post(crate::pmd::Message::Topology(Arc::clone(&topology), done));
-            pmd.wait(&passed, |late| self.events.push(Level::Warning, "notice", None, late.to_owned()));
-        }
+        Passage::begin(self.threads.all(), |done| Message::Topology(Arc::clone(&topology), done))
+    }
+
+    /// Changes the state, and waits until every poll thread works on what came of it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.state();
+        let result = change(&mut state)?;
+        let passage = self.publish(&state);
+        drop(state);
+        passage.wait(&self.events);
+        Ok(result)
     }
 
     fn now_s(&self) -> u32 {
@@ -83,17 +91,6 @@ pub struct FdbEntry {
     pub learned: Learned,
 }
 
-/// A poll thread, as seen from outside.
-#[derive(Debug, Clone)]
-pub struct PmdView {
-    /// The core it is pinned to.
-    pub cpu: usize,
-    /// Its counters, live.
-    pub stats: Arc<PmdStats>,
-    /// `(port, queue)` of every transmitq it polls.
-    pub rxqs: Vec<(String, u16)>,
-}
-
 /// The switch itself.
 pub struct Datapath {
     shared: Arc<Shared>,
@@ -102,7 +99,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Starts the poll thread on the first of `cpus`, or on the first core this process may use.
+    /// Starts a poll thread on each of `cpus`, or on the first core this process may use.
     ///
     /// # Errors
     /// `Config` for a core out of reach, `Kernel` without threads or descriptors.
@@ -120,30 +117,107 @@ impl Datapath {
         for notice in recovery.notices() {
             events.push(Level::Warning, "notice", None, notice.clone());
         }
-        let cpu = match cpus {
-            [] => *cpu::allowed_cpus()
-                .map_err(|e| Error::kernel("cannot read the allowed cores", e))?
-                .first()
-                .ok_or_else(|| Error::Bug("this process may use no core at all".into()))?,
-            [one] => *one,
-            [first, ..] => {
-                let text = format!("pmd-cpu-mask names {} cores; only core {first} is used so far", cpus.len());
-                events.push(Level::Warning, "notice", None, text);
-                *first
-            }
-        };
         let (faults, broken) = channel();
-        let pmds = vec![Pmd::spawn(cpu, sleep, started, faults)?];
+        let threads = Threads::new(started, faults);
         let recovery = Arc::new(recovery);
         let runs = AtomicU64::new(0);
-        let shared = Arc::new(Shared { state: Mutex::default(), pmds, events, recovery, started, runs });
+        let shared = Arc::new(Shared { state: Mutex::default(), threads, events, recovery, started, runs });
+        shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
         std::thread::Builder::new()
             .name("housekeeping".into())
-            .spawn(move || keep_house(&keeper, &broken))
+            .spawn(move || housekeeping::keep_house(&keeper, &broken))
             .map_err(|e| Error::kernel("no housekeeping thread", e))?;
-        Ok(Self { shared, owner: std::process::id() })
+        let datapath = Self { shared, owner: std::process::id() };
+        datapath.set_pmds(cpus)?;
+        Ok(datapath)
+    }
+
+    /// Changes which cores have poll threads, live: new threads start, queues move, threads without a place end. No
+    /// frame is lost. Empty: the first core this process may use.
+    ///
+    /// # Errors
+    /// `Config` for a core out of reach, `Kernel` without threads or descriptors; nothing changed then.
+    pub fn set_pmds(&self, cpus: &[usize]) -> Result<()> {
+        let shared = &self.shared;
+        let cpus = threads::wanted(cpus)?;
+        let _moves = shared.threads.moves();
+        let new = {
+            let sleep = shared.state().places.sleep.clone();
+            shared.threads.start(&cpus, &sleep)?
+        };
+        let mut state = shared.state();
+        if new.is_empty() && cpus.iter().copied().eq(state.places.threads.iter().map(|thread| thread.core.cpu)) {
+            return Ok(());
+        }
+        shared.threads.add(&new);
+        state.places.threads = shared.threads.all();
+        state.places.threads.retain(|thread| cpus.contains(&thread.core.cpu));
+        // The new ones get the topology before any queue.
+        let passage = shared.publish(&state);
+        drop(state);
+        passage.wait(&shared.events);
+        shared.reassign();
+        let leaving = {
+            let _state = shared.state();
+            shared.threads.keep_only(&cpus)
+        };
+        shared.threads.end(leaving);
+        Ok(())
+    }
+
+    /// Changes how long idle poll threads may sleep, live.
+    pub fn set_sleep(&self, sleep: SleepMax) {
+        let mut state = self.shared.state();
+        for thread in self.shared.threads.all() {
+            thread.pmd.post(Message::Sleep(sleep.of(thread.core.cpu)));
+        }
+        state.places.sleep = sleep;
+    }
+
+    /// Changes how queues are shared out among the threads, live.
+    pub fn set_sharing(&self, sharing: Sharing) {
+        let _moves = self.shared.threads.moves();
+        let mut state = self.shared.state();
+        let before = std::mem::replace(&mut state.places.sharing, sharing);
+        drop(state);
+        if (before.policy, before.isolate) != (sharing.policy, sharing.isolate) {
+            self.shared.reassign();
+        }
+    }
+
+    /// Pins queues of a port to cores (`pmd-rxq-affinity`), live; those not named are shared out.
+    ///
+    /// # Errors
+    /// `Config` for an unknown port.
+    pub fn set_affinity(&self, port: &str, pins: &BTreeMap<u16, usize>) -> Result<()> {
+        let _moves = self.shared.threads.moves();
+        let is_new = self.shared.state().set_affinity(port, pins)?;
+        if is_new {
+            self.shared.reassign();
+        }
+        Ok(())
+    }
+
+    /// Shares every queue out anew, by the loads of the last minute (`dpif-netdev/pmd-rxq-rebalance`).
+    pub fn rebalance(&self) {
+        let _moves = self.shared.threads.moves();
+        self.shared.reassign();
+    }
+
+    /// Ends the running interval of every load; housekeeping does so every five seconds.
+    pub fn end_interval(&self) {
+        self.shared.state().places.roll();
+    }
+
+    /// What `pmd-auto-lb` does when its interval is over: [`Self::rebalance`] if that is worth it. True if it was.
+    pub fn rebalance_if_worth_it(&self) -> bool {
+        let wants = self.shared.state().places.wants_balance();
+        if wants {
+            self.rebalance();
+        }
+        wants
     }
 
     /// Readable while [`Self::events`] has something or a port's state changed.
@@ -161,10 +235,7 @@ impl Datapath {
     /// # Errors
     /// `Config` if the name is taken.
     pub fn add_bridge(&self, name: &str) -> Result<()> {
-        let mut state = self.shared.state();
-        state.add_bridge(name)?;
-        self.shared.publish(&state);
-        Ok(())
+        self.shared.change(|state| state.add_bridge(name))
     }
 
     /// Changes a bridge live.
@@ -172,10 +243,8 @@ impl Datapath {
     /// # Errors
     /// `Config` for an unknown bridge or a value out of range; nothing changed then.
     pub fn set_bridge(&self, name: &str, aging_s: u32, table_size: usize, forward_bpdu: bool) -> Result<()> {
-        let mut state = self.shared.state();
-        state.set_bridge(name, aging_s, table_size, forward_bpdu, self.shared.now_s())?;
-        self.shared.publish(&state);
-        Ok(())
+        let now_s = self.shared.now_s();
+        self.shared.change(|state| state.set_bridge(name, aging_s, table_size, forward_bpdu, now_s))
     }
 
     /// Deletes a bridge and its ports.
@@ -188,10 +257,7 @@ impl Datapath {
             // Somebody else may have deleted it meanwhile: then it is gone, which is what was asked for.
             let _ = self.del_port(&port);
         }
-        let mut state = self.shared.state();
-        state.del_bridge(name)?;
-        self.shared.publish(&state);
-        Ok(())
+        self.shared.change(|state| state.del_bridge(name))
     }
 
     /// Adds a port; its session comes up by itself.
@@ -202,12 +268,7 @@ impl Datapath {
         config.check()?;
         let endpoint_config = config.endpoint(&self.shared.recovery);
         let name = config.name.clone();
-        let record = {
-            let mut state = self.shared.state();
-            let record = state.add_port(bridge, config)?;
-            self.shared.publish(&state);
-            record
-        };
+        let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));
         match Endpoint::spawn(endpoint_config, link) {
             Ok(endpoint) => {
@@ -216,9 +277,7 @@ impl Datapath {
                 Ok(())
             }
             Err(error) => {
-                let mut state = self.shared.state();
-                state.remove_port(&name);
-                self.shared.publish(&state);
+                self.shared.change(|state| Ok(state.remove_port(&name)))?;
                 Err(error)
             }
         }
@@ -229,9 +288,7 @@ impl Datapath {
     /// # Errors
     /// `Config` for an unknown port or a value out of range; nothing changed then.
     pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
-        let mut state = self.shared.state();
-        state.set_port(name, change)?;
-        self.shared.publish(&state);
+        self.shared.change(|state| state.set_port(name, change))?;
         self.shared.events.poke();
         Ok(())
     }
@@ -249,13 +306,12 @@ impl Datapath {
         if let Some(endpoint) = endpoint {
             endpoint.shutdown();
         }
-        let mut state = self.shared.state();
-        let left = state.take_vrings(record.id);
-        state.forget(record.id);
-        self.shared.publish(&state);
-        drop(state);
-        for (pmd, vring) in self.shared.pmds.iter().flat_map(|pmd| left.iter().map(move |vring| (pmd, *vring))) {
-            drop(pmd.release(record.id, vring, |_| {}));
+        let left = self.shared.change(|state| {
+            state.forget(record.id);
+            Ok(state.take_vrings(record.id))
+        })?;
+        for seat in left {
+            drop(seat.take(&self.shared.events));
         }
         Ok(())
     }
@@ -297,11 +353,24 @@ impl Datapath {
         self.shared.state().flush_fdb(bridge)
     }
 
-    /// Each poll thread.
+    /// Each poll thread, its counters, and its queues with their shares of the last minute.
     pub fn pmds(&self) -> Vec<PmdView> {
-        let rxqs = self.shared.state().polled();
-        let view = |pmd: &Pmd| PmdView { cpu: pmd.cpu, stats: Arc::clone(&pmd.stats), rxqs: rxqs.clone() };
-        self.shared.pmds.iter().map(view).collect()
+        self.shared.state().pmds(INTERVALS)
+    }
+
+    /// The same with shares of the last `seconds`, rounded up to intervals of five.
+    pub fn pmds_over(&self, seconds: u64) -> Vec<PmdView> {
+        let intervals = usize::try_from(seconds.div_ceil(INTERVAL.as_secs())).unwrap_or(INTERVALS);
+        self.shared.state().pmds(intervals.clamp(1, INTERVALS))
+    }
+
+    /// Starts the counters of the thread on `cpu`, or of all, at zero.
+    pub fn clear_pmd_stats(&self, cpu: Option<usize>) {
+        for thread in self.shared.threads.all() {
+            if cpu.is_none_or(|cpu| cpu == thread.core.cpu) {
+                thread.clear();
+            }
+        }
     }
 }
 
@@ -313,61 +382,12 @@ impl Drop for Datapath {
             std::mem::forget(Arc::clone(&self.shared));
             return;
         }
-        for pmd in &self.shared.pmds {
-            let (done, rests) = channel();
-            pmd.post(crate::pmd::Message::Rest(done));
-            pmd.wait(&rests, |_| {});
-        }
+        Passage::begin(self.shared.threads.all(), Message::Rest).wait(&self.shared.events);
         let names = self.shared.state().port_names();
         for name in names {
             // Nobody else can delete it: we are the last owner.
             let _ = self.del_port(&name);
         }
-    }
-}
-
-/// Ageing, a watch over poll threads that hang in a call, and reports of broken queues as they come.
-///
-/// Never waits for the state: whoever holds it may be waiting for the very thread that hangs.
-fn keep_house(shared: &Weak<Shared>, faults: &Receiver<Fault>) {
-    let (mut next_look, mut next_sweep) = (Instant::now(), Instant::now());
-    let (mut seen, mut moved, mut reports) = (Vec::new(), 0, Vec::new());
-    loop {
-        let fault = faults.recv_timeout(next_look.saturating_duration_since(Instant::now()));
-        let Some(shared) = shared.upgrade() else { return };
-        match fault {
-            Ok(fault) => reports.push(fault),
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                seen.resize(shared.pmds.len(), None);
-                for (pmd, last) in shared.pmds.iter().zip(&mut seen) {
-                    pmd.desk.watch(last);
-                }
-                let packets = shared.pmds.iter().map(|pmd| pmd.stats.packets.read()).sum::<u64>();
-                let is_busy = std::mem::replace(&mut moved, packets) != packets || seen.iter().any(Option::is_some);
-                // From now, not from the last look: after a long stop, looks in a row would see one call twice.
-                next_look = Instant::now() + if is_busy { BUSY_ROUND } else { QUIET_ROUND };
-            }
-        }
-        if let Ok(state) = shared.state.try_lock() {
-            for fault in reports.drain(..) {
-                state.fail_vring(fault.port, fault.vring, fault.run, &describe(&fault.cause));
-                shared.events.poke();
-            }
-            if Instant::now() >= next_sweep {
-                state.sweep(shared.now_s());
-                next_sweep = Instant::now() + Duration::from_secs(1);
-            }
-        }
-    }
-}
-
-fn describe(cause: &FaultCause) -> String {
-    match cause {
-        FaultCause::Ring(ring) => {
-            format!("{ring}; the queue is stopped until the guest's driver or VMM sets it up anew")
-        }
-        FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
     }
 }
 

@@ -137,6 +137,8 @@ pub(super) struct PortRecord {
     pub mtu: AtomicU32,
     pub link_up: AtomicBool,
     pub link_resets: AtomicU32,
+    /// The NUMA node of the guest's rings.
+    pub numa: AtomicU32,
     /// By vring, made when first started; never reset by a reconnect.
     counters: Mutex<BTreeMap<u16, Arc<QueueCounters>>>,
 }
@@ -149,6 +151,7 @@ impl PortRecord {
             mtu: AtomicU32::new(mtu),
             link_up: AtomicBool::new(false),
             link_resets: AtomicU32::new(0),
+            numa: AtomicU32::new(0),
             counters: Mutex::default(),
         }
     }

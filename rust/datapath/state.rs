@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FdbEntry;
+use super::assignment::{Places, PmdView};
 use super::port::{PortChange, PortConfig, PortRecord, PortState};
+use super::threads::Seat;
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
 use crate::pmd::{BridgeView, PortView, ReceiveSlot, Topology};
@@ -39,8 +41,8 @@ pub(super) struct State {
     ids: BTreeSet<PortId>,
     /// Live receiveqs; outlive their port's entry until its session has ended.
     pub receiveqs: BTreeMap<(PortId, u16), Arc<ReceiveSlot>>,
-    /// Transmitqs that are with a poll thread, and which start of the vring each is.
-    pub transmitqs: BTreeMap<(PortId, u16), u64>,
+    /// Who polls which transmitq.
+    pub places: Places,
     /// The secret by which flows are spread over receiveqs.
     flow_key: FlowKey,
 }
@@ -164,14 +166,27 @@ impl State {
     }
 
     /// Takes what a session left behind that did not end in time: its receiveqs out of the topology to come, and the
-    /// numbers of its transmitqs.
-    pub(super) fn take_vrings(&mut self, id: PortId) -> Vec<u16> {
+    /// seats of its transmitqs.
+    pub(super) fn take_vrings(&mut self, id: PortId) -> Vec<Arc<Seat>> {
         self.receiveqs.retain(|(port, _), _| *port != id);
-        let left: Vec<u16> = self.transmitqs.range((id, 0)..=(id, u16::MAX)).map(|((_, vring), _)| *vring).collect();
-        for vring in &left {
-            self.transmitqs.remove(&(id, *vring));
-        }
-        left
+        self.places.forget(id)
+    }
+
+    /// Pins queues of a port to cores; those not named are free. True if that is new.
+    pub(super) fn set_affinity(&mut self, name: &str, pins: &BTreeMap<u16, usize>) -> Result<bool> {
+        let port = self.ports.get(name).ok_or_else(|| Error::Config(format!("no port named {name}")))?;
+        let id = port.record.id;
+        let mut wanted = self.places.pins.clone();
+        wanted.retain(|(port, _), _| *port != id);
+        wanted.extend(pins.iter().map(|(queue, cpu)| ((id, *queue), *cpu)));
+        let is_new = wanted != self.places.pins;
+        self.places.pins = wanted;
+        Ok(is_new)
+    }
+
+    /// A port's name, while it is there.
+    pub(super) fn name_of(&self, id: PortId) -> Option<String> {
+        self.ports.iter().find(|(_, port)| port.record.id == id).map(|(name, _)| name.clone())
     }
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {
@@ -260,16 +275,16 @@ impl State {
         }
     }
 
-    /// `(port, queue)` of every transmitq that is polled.
-    pub(super) fn polled(&self) -> Vec<(String, u16)> {
+    /// Each poll thread and its queues; shares of time are of the last `intervals`.
+    pub(super) fn pmds(&self, intervals: usize) -> Vec<PmdView> {
         let names: BTreeMap<PortId, &String> = self.ports.iter().map(|(name, p)| (p.record.id, name)).collect();
-        self.transmitqs.keys().filter_map(|(id, vring)| Some(((*names.get(id)?).clone(), vring / 2))).collect()
+        self.places.views(intervals, |id| names.get(&id).map(ToString::to_string))
     }
 
     /// Passes a poll thread's report to the session whose queue it is.
     pub(super) fn fail_vring(&self, port: PortId, vring: u16, run: u64, reason: &str) {
         let started = self.receiveqs.get(&(port, vring)).map(|slot| slot.run);
-        if started.or_else(|| self.transmitqs.get(&(port, vring)).copied()) != Some(run) {
+        if started.or_else(|| self.places.seats.get(&(port, vring)).map(|seat| seat.run)) != Some(run) {
             // The vring was started anew since: its former self's trouble is over.
             return;
         }

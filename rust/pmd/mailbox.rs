@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Topology, TransmitQueue};
+use super::{ReceiveSlot, Sleep, Topology, TransmitQueue};
 use crate::frame::ethernet::Mac;
 use crate::switch::PortId;
 use crate::sys::eventfd::Notifier;
@@ -18,16 +18,19 @@ pub enum Message {
     Topology(Arc<Topology>, Sender<()>),
     /// Poll this queue.
     Assign(Box<TransmitQueue>),
-    /// Stop polling a queue and give it back, settled; None if it is not here.
+    /// Stop polling a queue and give it back; None if it is not here.
     Release {
         /// Whose.
         port: PortId,
         /// Vring index.
         vring: u16,
+        /// True if it goes to another thread: then a burst that waits for its receivers goes with it. Else it is settled:
+        /// delivered or dropped by name.
+        to_move: bool,
         /// Where to.
         reply: Sender<Option<Box<TransmitQueue>>>,
     },
-    /// Replace a vring's call descriptor; nothing happens if the vring is not live.
+    /// Replace a transmitq's call descriptor; nothing happens if it is not here.
     SetCall {
         /// Whose.
         port: PortId,
@@ -36,6 +39,11 @@ pub enum Message {
         /// The new one.
         call: Option<Notifier>,
     },
+    /// Make the first call of a receiveq, with its new call descriptor if it has one: such calls may hang, so they are
+    /// made where somebody watches.
+    Greet(Arc<ReceiveSlot>),
+    /// `pmd-sleep-max` changed.
+    Sleep(Sleep),
     /// Announce `mac` into the bridge as if it came in on `port`.
     Announce {
         /// The port the address is behind now.
@@ -54,18 +62,22 @@ pub enum Message {
 pub(super) struct Mailbox {
     pending: AtomicBool,
     asleep: AtomicBool,
-    messages: Mutex<Vec<Message>>,
+    /// None once the thread is gone: what is sent to it then is dropped, and who waits for an answer knows.
+    messages: Mutex<Option<Vec<Message>>>,
     pub(super) wake: EventFd,
 }
 
 impl Mailbox {
     pub(super) fn new(wake: EventFd) -> Self {
-        Self { pending: AtomicBool::new(false), asleep: AtomicBool::new(false), messages: Mutex::default(), wake }
+        let messages = Mutex::new(Some(Vec::new()));
+        Self { pending: AtomicBool::new(false), asleep: AtomicBool::new(false), messages, wake }
     }
 
     /// Leaves a message and wakes the thread if it sleeps.
     pub(super) fn post(&self, message: Message) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        if let Some(messages) = self.messages.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            messages.push(message);
+        }
         // Pairs with `about_to_sleep`: either the thread sees `pending`, or we see `asleep`.
         self.pending.store(true, Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) {
@@ -80,10 +92,20 @@ impl Mailbox {
         self.pending.load(Ordering::Relaxed)
     }
 
+    /// The thread's own: look into the mailbox again, there is something left to do.
+    pub(super) fn remind(&self) {
+        self.pending.store(true, Ordering::SeqCst);
+    }
+
     /// Takes what is there.
     pub(super) fn take(&self) -> Vec<Message> {
         self.pending.store(false, Ordering::SeqCst);
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The thread's own: it leaves.
+    pub(super) fn close(&self) {
+        drop(self.messages.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Says that the thread is about to sleep; false if mail came in: then do not.

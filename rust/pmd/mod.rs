@@ -6,23 +6,30 @@
 //!   ReceiveSlot ◀── deliver ────────┘      (poll: gather → classify → output → commit)        │
 //! ```
 //!
-//! A transmitq belongs to one thread and moves by message. The topology is immutable and swapped whole: the answer to
+//! A transmitq belongs to one thread and moves by message: control takes it back from one, settled, and assigns it to
+//! another, its counters with it. Which thread it shall be says [`assign`], from what [`load`] measured. The topology is immutable and swapped whole: the answer to
 //! the message that carries it means that the thread no longer uses the one before. A sleeping thread is woken by its
 //! mailbox. The loop allocates nothing, locks nothing contended, logs nothing and makes no system call while it moves
 //! frames, other than waking guests that asked to be woken.
+
+pub mod assign;
+pub mod balance;
+pub mod load;
 
 mod deliver;
 mod mailbox;
 mod output;
 mod poll;
 mod sleep;
+mod stats;
 mod thread;
 mod topology;
 mod wait;
 
 pub use mailbox::Message;
 pub use poll::TransmitQueue;
-pub use thread::{Pmd, PmdStats, Sleep};
+pub use stats::{BUCKETS, PmdStats, Readings};
+pub use thread::{Pmd, Sleep};
 pub use topology::{BridgeView, PortView, ReceiveSlot, Steering, Topology};
 
 use crate::ring::RingFault;

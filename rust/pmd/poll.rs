@@ -29,6 +29,10 @@ pub struct TransmitQueue {
     pub counters: Arc<QueueCounters>,
     /// Which start of the vring this is: a report about an earlier one is nothing to it.
     pub run: u64,
+    /// Its ring broke: it goes from thread to thread as it is, unpolled, until its session takes it back.
+    pub(super) is_stopped: bool,
+    /// It made the first call, which is made once and not at every move.
+    pub(super) is_greeted: bool,
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
@@ -37,7 +41,8 @@ pub struct TransmitQueue {
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        Self { port, vring, queue, counters, run, cache: Cache::default(), waiting: Waiting::new() }
+        let (cache, waiting) = (Cache::default(), Waiting::new());
+        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, cache, waiting }
     }
 
     /// True while a burst waits for its receivers: nothing more is gathered before it is settled.
@@ -65,9 +70,9 @@ pub(super) struct Forwarder {
 }
 
 impl Forwarder {
-    pub(super) fn new(faults: Sender<Fault>) -> Self {
+    pub(super) fn new(thread: usize, faults: Sender<Fault>) -> Self {
         let (groups, spread) = (Groups::new(), Spread::new());
-        Self { topology: Arc::default(), thread: 0, groups, spread, faults, now_s: 0 }
+        Self { topology: Arc::default(), thread, groups, spread, faults, now_s: 0 }
     }
 
     /// Swaps the topology.

@@ -43,6 +43,11 @@ impl Sleeper {
         Ok(Self { epoll, spell_us: SPELL_MIN_US, idle_since: tsc::now(), blind: 0, max_us })
     }
 
+    /// Changes the longest sleep.
+    pub(super) fn set_max(&mut self, max_us: Option<u64>) {
+        self.max_us = max_us;
+    }
+
     /// Wakes on this queue's kicks from now on.
     pub(super) fn watch(&mut self, kick: Option<&File>) {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
@@ -69,8 +74,8 @@ impl Sleeper {
         self.max_us != Some(0) && now.wrapping_sub(self.idle_since) > self.spell_us * tsc::cycles_per_us()
     }
 
-    /// Sleeps until a kick, a message, or the longest sleep is over.
-    pub(super) fn sleep(&mut self) {
+    /// Sleeps until a kick, a message, or the longest sleep is over. Gives the cycles it took.
+    pub(super) fn sleep(&mut self) -> u64 {
         let before = tsc::now();
         match self.max_us {
             // Shorter than epoll can count: a plain nap.
@@ -79,13 +84,15 @@ impl Sleeper {
             None => self.wait(-1),
         }
         let now = tsc::now();
-        let slept_us = now.wrapping_sub(before) / tsc::cycles_per_us();
+        let slept = now.wrapping_sub(before);
+        let slept_us = slept / tsc::cycles_per_us();
         self.spell_us = if slept_us < TOO_SHORT_US {
             (self.spell_us * 2).min(SPELL_MAX_US)
         } else {
             (self.spell_us / 2).max(SPELL_MIN_US)
         };
         self.idle_since = now;
+        slept
     }
 
     fn wait(&self, timeout_ms: i32) {

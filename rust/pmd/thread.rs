@@ -1,8 +1,8 @@
 //! The thread itself: its loop, its start and its end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::mailbox::{Mailbox, Message};
 use super::poll::{Forwarder, TransmitQueue};
 use super::sleep::Sleeper;
-use super::{Fault, FaultCause};
-use crate::counters::Counter;
+use super::stats::PmdStats;
+use super::{Fault, FaultCause, ReceiveSlot};
 use crate::error::{Error, Result};
 use crate::switch::PortId;
 use crate::sys::eventfd::{Desk, Notifier};
@@ -24,38 +24,28 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// `pmd-sleep-max`: None is adaptive, 0 never sleeps, else the longest sleep in µs.
 pub type Sleep = Option<u64>;
 
-/// What a thread counts; since its start.
-#[derive(Debug, Default)]
-pub struct PmdStats {
-    /// Frames taken from guests.
-    pub packets: Counter,
-    /// TSC cycles of loops that moved a frame.
-    pub busy_cycles: Counter,
-    /// TSC cycles of the others, sleep excluded.
-    pub idle_cycles: Counter,
-    /// Times it slept.
-    pub sleeps: Counter,
-}
-
 /// A running poll thread, as control sees it.
 #[derive(Debug)]
 pub struct Pmd {
     /// The core it is pinned to.
     pub cpu: usize,
+    /// Its number among the threads.
+    pub number: usize,
     /// Its counters.
     pub stats: Arc<PmdStats>,
     /// Where it says which guest it is calling.
     pub desk: &'static Desk,
     mailbox: Arc<Mailbox>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Pmd {
-    /// Starts a thread on `cpu`. `started` is the datapath's birth: seconds count from there.
+    /// Starts a thread on `cpu`. `number` is its own among those there are: by that it chooses receiveqs where each thread
+    /// shall have one. `started` is the datapath's birth: seconds count from there.
     ///
     /// # Errors
     /// `Config` if this process may not use the core; `Kernel` without eventfd, epoll or thread.
-    pub fn spawn(cpu: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
+    pub fn spawn(cpu: usize, number: usize, sleep: Sleep, started: Instant, faults: Sender<Fault>) -> Result<Self> {
         let allowed = cpu::allowed_cpus().map_err(|e| Error::kernel("cannot read the allowed cores", e))?;
         if !allowed.contains(&cpu) {
             return Err(Error::Config(format!(
@@ -72,7 +62,8 @@ impl Pmd {
             queues: Vec::new(),
             stopped: Vec::new(),
             resting: false,
-            forwarder: Forwarder::new(faults.clone()),
+            forwarder: Forwarder::new(number, faults.clone()),
+            ungreeted: Vec::new(),
             sleeper,
             started,
             next_second: tsc::now(),
@@ -93,7 +84,7 @@ impl Pmd {
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
         match is_pinned.recv() {
-            Ok(Ok(desk)) => Ok(Self { cpu, stats, desk, mailbox, thread: Some(thread) }),
+            Ok(Ok(desk)) => Ok(Self { cpu, number, stats, desk, mailbox, thread: Mutex::new(Some(thread)) }),
             Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
             Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
         }
@@ -106,7 +97,7 @@ impl Pmd {
 
     /// Waits for a thread's answer as long as it takes; calls `late` once if that is more than a second. None if the
     /// thread is gone.
-    pub fn wait<T>(&self, answer: &std::sync::mpsc::Receiver<T>, late: impl FnOnce(&str)) -> Option<T> {
+    pub fn wait<T>(&self, answer: &Receiver<T>, late: impl FnOnce(&str)) -> Option<T> {
         match answer.recv_timeout(PATIENCE) {
             Ok(value) => Some(value),
             Err(RecvTimeoutError::Disconnected) => None,
@@ -117,21 +108,32 @@ impl Pmd {
         }
     }
 
-    /// Takes a queue back, settled. None if the thread does not have it.
-    pub fn release(&self, port: PortId, vring: u16, late: impl FnOnce(&str)) -> Option<Box<TransmitQueue>> {
+    /// Takes a queue back: settled, or whole if it is `to_move` to another thread. None if the thread does not have it.
+    pub fn release(
+        &self,
+        port: PortId,
+        vring: u16,
+        to_move: bool,
+        late: impl FnOnce(&str),
+    ) -> Option<Box<TransmitQueue>> {
         let (reply, answer) = channel();
-        self.post(Message::Release { port, vring, reply });
+        self.post(Message::Release { port, vring, to_move, reply });
         self.wait(&answer, late).flatten()
+    }
+
+    /// Ends the thread and waits for it; its core is free then. May be called again.
+    pub fn end(&self) {
+        self.post(Message::Stop);
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A panic of the loop itself was reported where it happened.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for Pmd {
     fn drop(&mut self) {
-        self.post(Message::Stop);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the loop itself was reported where it happened.
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
@@ -143,11 +145,19 @@ struct Body {
     stopped: Vec<TransmitQueue>,
     resting: bool,
     forwarder: Forwarder,
+    /// Receiveqs whose first call is still to be made: another thread had them.
+    ungreeted: Vec<Arc<ReceiveSlot>>,
     sleeper: Sleeper,
     started: Instant,
     next_second: u64,
     faults: Sender<Fault>,
     last_panic: Option<Instant>,
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
 }
 
 impl Body {
@@ -160,15 +170,17 @@ impl Body {
             if self.mailbox.has_mail() && !self.read_mail() {
                 return;
             }
-            let moved = self.poll_all();
+            let moved = self.poll_all(before);
             let now = tsc::now();
             let spent = now.wrapping_sub(before);
             before = now;
             if moved > 0 {
-                self.stats.packets.add(moved as u64);
+                self.stats.busy_rounds.add(1);
                 self.stats.busy_cycles.add(spent);
+                self.stats.cycles_per_round.count(spent);
                 self.sleeper.busy(now);
             } else {
+                self.stats.idle_rounds.add(1);
                 self.stats.idle_cycles.add(spent);
                 if self.sleeper.is_time(now) {
                     self.sleep();
@@ -185,16 +197,26 @@ impl Body {
         self.next_second = now + 100_000 * tsc::cycles_per_us();
     }
 
+    /// One round over the queues; `mark` is the time now. A queue's time runs from the end of the last one that moved
+    /// frames: the clock is read only after a queue did.
     #[inline]
-    fn poll_all(&mut self) -> usize {
+    fn poll_all(&mut self, mut mark: u64) -> usize {
         let (mut moved, mut broken) = (0, None);
         // One guard around the round: a panic names the queue that was being polled.
         let mut at = 0;
-        let (queues, forwarder) = (&mut self.queues, &mut self.forwarder);
+        let (queues, forwarder, stats) = (&mut self.queues, &mut self.forwarder, &self.stats);
         let round = catch_unwind(AssertUnwindSafe(|| {
             while let Some(queue) = queues.get_mut(at) {
                 match forwarder.poll(queue) {
-                    Ok(count) => moved += count,
+                    Ok(0) => {}
+                    Ok(count) => {
+                        let now = tsc::now();
+                        let cycles = now.wrapping_sub(mark);
+                        mark = now;
+                        queue.counters.cycles.add(cycles);
+                        stats.burst(count, cycles);
+                        moved += count;
+                    }
                     Err(fault) => {
                         broken = Some(fault);
                         return;
@@ -214,7 +236,8 @@ impl Body {
     /// Takes queue `at` out of the round and reports it.
     #[cold]
     fn stop_queue(&mut self, at: usize, cause: FaultCause) {
-        let queue = self.queues.remove(at);
+        let mut queue = self.queues.remove(at);
+        queue.is_stopped = true;
         self.sleeper.unwatch(queue.queue.kick());
         // The receiver of faults lives as long as the datapath.
         let _ = self.faults.send(Fault { port: queue.port, vring: queue.vring, run: queue.run, cause });
@@ -243,26 +266,29 @@ impl Body {
     /// False when told to leave.
     #[cold]
     fn read_mail(&mut self) -> bool {
+        let mut goes_on = true;
         for message in self.mailbox.take() {
             match message {
                 Message::Topology(topology, done) => {
                     self.forwarder.adopt(Arc::clone(&topology));
                     // Nobody need wait for the calls: they are made at this thread's desk.
                     let _ = done.send(());
-                    for slot in topology.ports.iter().flatten().flat_map(|port| &port.receiveqs) {
-                        slot.greet();
-                    }
+                    self.ungreeted = topology.ports.iter().flatten().flat_map(|port| port.receiveqs.clone()).collect();
                 }
-                Message::Assign(queue) if self.resting => self.stopped.push(*queue),
+                Message::Assign(queue) if self.resting || queue.is_stopped => self.stopped.push(*queue),
                 Message::Assign(mut queue) => {
-                    queue.queue.ring_mut().greet();
+                    if !std::mem::replace(&mut queue.is_greeted, true) {
+                        queue.queue.ring_mut().greet();
+                    }
                     self.sleeper.watch(queue.queue.kick());
                     self.queues.push(*queue);
                 }
-                Message::Release { port, vring, reply } => {
-                    let _ = reply.send(self.release(port, vring));
+                Message::Release { port, vring, to_move, reply } => {
+                    let _ = reply.send(self.release(port, vring, to_move));
                 }
                 Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
+                Message::Greet(slot) => self.ungreeted.push(slot),
+                Message::Sleep(max) => self.sleeper.set_max(max),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Rest(done) => {
                     self.resting = true;
@@ -273,32 +299,31 @@ impl Body {
                     }
                     let _ = done.send(());
                 }
-                Message::Stop => return false,
+                Message::Stop => goes_on = false,
             }
         }
-        true
+        self.ungreeted.retain(|slot| !slot.greet());
+        if !self.ungreeted.is_empty() {
+            self.mailbox.remind();
+        }
+        goes_on
     }
 
     fn set_call(&mut self, port: PortId, vring: u16, call: Option<Notifier>) {
         let mut queues = self.queues.iter_mut().chain(&mut self.stopped);
         if let Some(queue) = queues.find(|q| (q.port, q.vring) == (port, vring)) {
-            return queue.queue.ring_mut().set_call(call);
-        }
-        let view = self.forwarder.topology.ports.get(usize::from(port)).and_then(Option::as_ref);
-        if let Some(slot) = view.and_then(|v| v.receiveqs.iter().find(|slot| slot.vring == vring))
-            && let Ok(mut guard) = slot.queue.lock()
-            && let Some(queue) = guard.as_mut()
-        {
-            queue.ring_mut().set_call(call);
+            queue.queue.ring_mut().set_call(call);
         }
     }
 
-    fn release(&mut self, port: PortId, vring: u16) -> Option<Box<TransmitQueue>> {
+    fn release(&mut self, port: PortId, vring: u16, to_move: bool) -> Option<Box<TransmitQueue>> {
         let is_it = |q: &TransmitQueue| (q.port, q.vring) == (port, vring);
         if let Some(at) = self.queues.iter().position(is_it) {
             let mut queue = self.queues.remove(at);
             self.sleeper.unwatch(queue.queue.kick());
-            self.forwarder.settle(&mut queue);
+            if !to_move {
+                self.forwarder.settle(&mut queue);
+            }
             return Some(Box::new(queue));
         }
         let at = self.stopped.iter().position(is_it)?;
@@ -318,7 +343,7 @@ impl Body {
         }
         if !work && self.mailbox.about_to_sleep() {
             self.stats.sleeps.add(1);
-            self.sleeper.sleep();
+            self.stats.sleep_cycles.add(self.sleeper.sleep());
         }
         self.mailbox.awake();
         for queue in &mut self.queues {

@@ -1,13 +1,14 @@
 //! What a poll thread knows of the world: made by control, never changed, replaced whole.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::counters::QueueCounters;
 use crate::frame::flow::FlowKey;
 use crate::ring::Receiveq;
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
+use crate::sys::eventfd::Notifier;
 
 /// Every port and bridge, by index.
 #[derive(Debug, Default)]
@@ -87,23 +88,49 @@ pub struct ReceiveSlot {
     /// Frames waited for its buffers as long as they may, and it took nothing since.
     silent: AtomicBool,
     greeted: AtomicBool,
+    /// A call descriptor that the next greeting puts in place.
+    next_call: Mutex<Option<NewCall>>,
 }
+
+/// A front-end's word on whom to call; without a descriptor it wants no calls.
+#[derive(Debug)]
+struct NewCall(Option<Notifier>);
 
 impl ReceiveSlot {
     /// Makes a queue reachable.
     pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        let (broken, silent, greeted) = (AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false));
-        Self { queue: Mutex::new(Some(queue)), port, vring, counters, run, broken, silent, greeted }
+        let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
+        let (queue, next_call) = (Mutex::new(Some(queue)), Mutex::default());
+        Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
     }
 
-    /// The first call, made once, by a poll thread.
-    pub(super) fn greet(&self) {
-        if !self.greeted.swap(true, Ordering::Relaxed)
-            && let Ok(mut guard) = self.queue.lock()
-            && let Some(queue) = guard.as_mut()
-        {
-            queue.ring_mut().greet();
+    /// Makes the first call, once; a poll thread does, at its desk. False if another thread has the queue: ask again.
+    pub(super) fn greet(&self) -> bool {
+        if self.greeted.load(Ordering::Acquire) {
+            return true;
         }
+        let mut guard = match self.queue.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if self.greeted.swap(true, Ordering::AcqRel) {
+            return true;
+        }
+        let next_call = self.next_call.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(queue) = guard.as_mut() {
+            match next_call {
+                Some(NewCall(call)) => queue.ring_mut().set_call(call),
+                None => queue.ring_mut().greet(),
+            }
+        }
+        true
+    }
+
+    /// Replaces the call descriptor at the next greeting: send [`super::Message::Greet`] to a poll thread.
+    pub fn set_call(&self, call: Option<Notifier>) {
+        *self.next_call.lock().unwrap_or_else(PoisonError::into_inner) = Some(NewCall(call));
+        self.greeted.store(false, Ordering::Release);
     }
 
     /// True once its ring was found broken.

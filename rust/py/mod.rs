@@ -6,27 +6,27 @@
 mod errors;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::datapath::{self, PortChange, PortConfig};
+use crate::datapath::{self, PortChange, PortConfig, Sharing, SleepMax};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
+use crate::pmd::assign::Policy;
+use crate::pmd::balance::AutoLb;
 use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use errors::raise;
-use state::{Event, FdbEntry, PmdState, PortState};
+use state::{Event, FdbEntry, PmdState, PortState, RxqState};
 
 /// The switch itself.
 #[pyclass(frozen, module = "ovsvhost._core")]
 struct Datapath {
     inner: RwLock<Option<datapath::Datapath>>,
-    /// Where the poll threads' counters stood at the last `clear_pmd_stats`: packets, busy, idle, sleeps.
-    cleared: RwLock<Vec<[u64; 4]>>,
 }
 
 impl Datapath {
@@ -60,7 +60,7 @@ impl Datapath {
             datapath::Datapath::with_recovery(&pmd_cpus, max_sleep_us, recovery)
         };
         let inner = py.detach(open).map_err(|e| raise(py, e))?;
-        Ok(Self { inner: RwLock::new(Some(inner)), cleared: RwLock::default() })
+        Ok(Self { inner: RwLock::new(Some(inner)) })
     }
 
     fn event_fd(&self, py: Python<'_>) -> PyResult<i32> {
@@ -192,18 +192,57 @@ impl Datapath {
         self.with(py, |d| d.flush_fdb(&bridge))
     }
 
-    fn pmds(&self, py: Python<'_>) -> PyResult<Vec<PmdState>> {
+    #[pyo3(signature = (seconds = 60))]
+    fn pmds(&self, py: Python<'_>, seconds: u64) -> PyResult<Vec<PmdState>> {
+        self.with(py, |d| Ok(d.pmds_over(seconds).into_iter().map(PmdState::from).collect()))
+    }
+
+    #[pyo3(signature = (cpu = None))]
+    fn clear_pmd_stats(&self, py: Python<'_>, cpu: Option<usize>) -> PyResult<()> {
         self.with(py, |d| {
-            let cleared = self.cleared.read().unwrap_or_else(PoisonError::into_inner);
-            let pmds = d.pmds().into_iter().enumerate();
-            Ok(pmds.map(|(i, pmd)| PmdState::new(pmd, cleared.get(i))).collect())
+            d.clear_pmd_stats(cpu);
+            Ok(())
         })
     }
 
-    fn clear_pmd_stats(&self, py: Python<'_>) -> PyResult<()> {
+    fn set_pmds(&self, py: Python<'_>, cpus: Vec<usize>) -> PyResult<()> {
+        self.with(py, |d| d.set_pmds(&cpus))
+    }
+
+    #[pyo3(signature = (max_sleep_us = None, by_cpu = BTreeMap::new()))]
+    fn set_sleep(&self, py: Python<'_>, max_sleep_us: Option<u64>, by_cpu: BTreeMap<usize, u64>) -> PyResult<()> {
         self.with(py, |d| {
-            let now = d.pmds().iter().map(|pmd| state::readings(&pmd.stats)).collect();
-            *self.cleared.write().unwrap_or_else(PoisonError::into_inner) = now;
+            d.set_sleep(SleepMax { default: max_sleep_us, by_cpu });
+            Ok(())
+        })
+    }
+
+    #[pyo3(signature = (policy = "cycles".to_owned(), *, isolate = true, auto_lb = None))]
+    fn set_sharing(
+        &self,
+        py: Python<'_>,
+        policy: String,
+        isolate: bool,
+        auto_lb: Option<(u64, u64, u64)>,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let policy = Policy::named(&policy).ok_or_else(|| {
+                Error::Config(format!("pmd-rxq-assign={policy} is unknown: give cycles, group or roundrobin"))
+            })?;
+            let auto_lb =
+                auto_lb.map(|(every_min, load_pct, improvement_pct)| AutoLb { every_min, load_pct, improvement_pct });
+            d.set_sharing(Sharing { policy, isolate, auto_lb });
+            Ok(())
+        })
+    }
+
+    fn set_affinity(&self, py: Python<'_>, port: String, cpus: BTreeMap<u16, usize>) -> PyResult<()> {
+        self.with(py, |d| d.set_affinity(&port, &cpus))
+    }
+
+    fn rebalance(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |d| {
+            d.rebalance();
             Ok(())
         })
     }
@@ -235,5 +274,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PortState>()?;
     module.add_class::<FdbEntry>()?;
     module.add_class::<PmdState>()?;
+    module.add_class::<RxqState>()?;
     Ok(())
 }

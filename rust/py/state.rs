@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 
 use crate::datapath;
-use crate::pmd::PmdStats;
 use crate::vhost::Level;
 
 /// One thing that happened.
@@ -77,27 +76,67 @@ impl From<datapath::FdbEntry> for FdbEntry {
     }
 }
 
-/// One poll thread, since its counters were cleared.
+/// One transmitq among a poll thread's.
+#[pyclass(frozen, get_all, module = "ovsvhost._core")]
+#[derive(Clone)]
+pub(super) struct RxqState {
+    port: String,
+    queue: u16,
+    enabled: bool,
+    usage_pct: Option<f64>,
+}
+
+/// One poll thread; counters since they were cleared.
 #[pyclass(frozen, get_all, module = "ovsvhost._core")]
 pub(super) struct PmdState {
     cpu: usize,
+    numa: u32,
+    isolated: bool,
+    max_sleep_us: Option<u64>,
+    since_clear_s: f64,
+    cycles_per_us: u64,
     packets: u64,
+    bursts: u64,
     busy_cycles: u64,
     idle_cycles: u64,
+    sleep_cycles: u64,
+    busy_iterations: u64,
+    idle_iterations: u64,
     sleeps: u64,
-    rxqs: Vec<(String, u16)>,
+    cycles_per_iteration: Vec<u64>,
+    packets_per_burst: Vec<u64>,
+    cycles_per_packet: Vec<u64>,
+    overhead_pct: Option<f64>,
+    rxqs: Vec<RxqState>,
 }
 
-/// Packets, busy cycles, idle cycles, sleeps.
-pub(super) fn readings(stats: &PmdStats) -> [u64; 4] {
-    [stats.packets.read(), stats.busy_cycles.read(), stats.idle_cycles.read(), stats.sleeps.read()]
-}
-
-impl PmdState {
-    pub(super) fn new(pmd: datapath::PmdView, cleared: Option<&[u64; 4]>) -> Self {
-        let datapath::PmdView { cpu, stats, rxqs } = pmd;
-        let [p, b, i, s] = cleared.copied().unwrap_or_default();
-        let [packets, busy, idle, sleeps] = readings(&stats);
-        Self { cpu, packets: packets - p, busy_cycles: busy - b, idle_cycles: idle - i, sleeps: sleeps - s, rxqs }
+impl From<datapath::PmdView> for PmdState {
+    fn from(pmd: datapath::PmdView) -> Self {
+        let since = pmd.since_clear;
+        let rxq = |rxq: datapath::RxqView| {
+            let datapath::RxqView { port, queue, is_enabled, usage } = rxq;
+            RxqState { port, queue, enabled: is_enabled, usage_pct: usage }
+        };
+        Self {
+            cpu: pmd.cpu,
+            numa: pmd.numa,
+            isolated: pmd.is_isolated,
+            max_sleep_us: pmd.sleep,
+            since_clear_s: pmd.cleared_s,
+            cycles_per_us: pmd.cycles_per_us,
+            packets: since.packets,
+            bursts: since.bursts,
+            busy_cycles: since.busy_cycles,
+            idle_cycles: since.idle_cycles,
+            sleep_cycles: since.sleep_cycles,
+            busy_iterations: since.busy_rounds,
+            idle_iterations: since.idle_rounds,
+            sleeps: since.sleeps,
+            cycles_per_iteration: since.cycles_per_round.to_vec(),
+            packets_per_burst: since.packets_per_burst.to_vec(),
+            cycles_per_packet: since.cycles_per_packet.to_vec(),
+            overhead_pct: pmd.overhead,
+            rxqs: pmd.rxqs.into_iter().map(rxq).collect(),
+        }
     }
 }

@@ -21,6 +21,11 @@ use crate::memory::access;
 const WAYS: usize = 4;
 /// Buckets looked at for somebody to evict.
 const SAMPLE: usize = 8;
+/// Looks at an entry that is being written, before it counts as unknown: a writer is a handful of cycles from done, unless
+/// it lost its core in between.
+const PATIENCE: usize = 32;
+/// Buckets looked through with the lock held at once, when all are: learning never stands still for longer.
+const STRETCH: usize = 1024;
 
 /// Set in every key, so that not even VLAN 0 with an address of zeroes looks like an empty place.
 const REAL: u64 = 1 << 63;
@@ -140,6 +145,11 @@ fn unpack(value: u64) -> (PortId, u32) {
     ((value >> 32) as PortId, value as u32)
 }
 
+/// Seconds since an address was seen. Each thread has its own second: another's may be one ahead.
+fn age(now_s: u32, seen_s: u32) -> u32 {
+    now_s.saturating_sub(seen_s)
+}
+
 impl Fdb {
     /// An empty table for `max` addresses that age out after `aging_s` seconds.
     pub fn new(max: usize, aging_s: u32) -> Self {
@@ -208,11 +218,21 @@ impl Fdb {
     fn find(&self, key: Key) -> Option<(&Entry, u64)> {
         for place in self.places(key) {
             for entry in &self.buckets.get(place)?.0 {
-                let value = entry.value.load(Ordering::Acquire);
-                if entry.key.load(Ordering::Acquire) == key.0 {
+                if entry.key.load(Ordering::Acquire) != key.0 {
+                    continue;
+                }
+                // Another thread may be writing it, three stores long: look again, but never wait for one that stands still.
+                for _ in 0..PATIENCE {
+                    let value = entry.value.load(Ordering::Acquire);
+                    let here = entry.key.load(Ordering::Acquire) == key.0;
                     fence(Ordering::Acquire);
-                    let steady = value >> 48 & 1 == 0 && entry.value.load(Ordering::Relaxed) == value;
-                    return steady.then_some((entry, value));
+                    if value >> 48 & 1 == 0 && entry.value.load(Ordering::Relaxed) == value {
+                        if here {
+                            return Some((entry, value));
+                        }
+                        break;
+                    }
+                    std::hint::spin_loop();
                 }
             }
         }
@@ -223,16 +243,18 @@ impl Fdb {
     #[inline]
     pub fn lookup(&self, key: Key, now_s: u32) -> Option<PortId> {
         let (port, seen) = unpack(self.find(key)?.1);
-        (now_s.wrapping_sub(seen) <= self.aging_s.load(Ordering::Relaxed)).then_some(port)
+        (age(now_s, seen) <= self.aging_s.load(Ordering::Relaxed)).then_some(port)
     }
 
     /// Notes that `key` was seen behind `port`. Never waits: false if somebody else writes, then the next frame will
     /// teach.
     pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> bool {
-        if let Some((_, value)) = self.find(key)
-            && unpack(value) == (port, now_s)
-        {
-            return true;
+        if let Some((_, value)) = self.find(key) {
+            let (known, seen) = unpack(value);
+            // Not back in time, or two threads on both sides of a second's end would write it to and fro.
+            if known == port && seen >= now_s {
+                return true;
+            }
         }
         let Ok(mut writer) = self.writer.try_lock() else { return false };
         if let Some((entry, value)) = self.find(key) {
@@ -255,7 +277,7 @@ impl Fdb {
             let entries = places.iter().filter_map(|&p| self.buckets.get(p)).flat_map(|b| &b.0);
             let victim = entries.max_by_key(|e| {
                 let (port, seen) = unpack(e.value.load(Ordering::Relaxed));
-                (writer.per_port.get(usize::from(port)).copied(), now_s.wrapping_sub(seen))
+                (writer.per_port.get(usize::from(port)).copied(), age(now_s, seen))
             })?;
             self.remove(victim, &mut writer);
             self.stats.evicted.fetch_add(1, Ordering::Relaxed);
@@ -284,7 +306,7 @@ impl Fdb {
                     return Some(entry);
                 }
                 let (_, seen) = unpack(entry.value.load(Ordering::Relaxed));
-                if now_s.wrapping_sub(seen) > aging {
+                if age(now_s, seen) > aging {
                     self.remove(entry, writer);
                     self.stats.expired.fetch_add(1, Ordering::Relaxed);
                     return Some(entry);
@@ -303,7 +325,7 @@ impl Fdb {
             for entry in bucket.0.iter().filter(|e| e.key.load(Ordering::Relaxed) != 0) {
                 let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
                 let crowd = writer.per_port.get(usize::from(port)).copied().unwrap_or(0);
-                let rank = (crowd, now_s.wrapping_sub(seen));
+                let rank = (crowd, age(now_s, seen));
                 if victim.is_none_or(|(_, best)| rank > best) {
                     victim = Some((entry, rank));
                 }
@@ -343,13 +365,15 @@ impl Fdb {
     }
 
     fn remove_where(&self, which: impl Fn(PortId, u32) -> bool) -> u64 {
-        let mut writer = self.lock();
         let mut removed = 0;
-        for entry in self.buckets.iter().flat_map(|b| &b.0).filter(|e| e.key.load(Ordering::Relaxed) != 0) {
-            let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
-            if which(port, seen) {
-                self.remove(entry, &mut writer);
-                removed += 1;
+        for stretch in self.buckets.chunks(STRETCH) {
+            let mut writer = self.lock();
+            for entry in stretch.iter().flat_map(|b| &b.0).filter(|e| e.key.load(Ordering::Relaxed) != 0) {
+                let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
+                if which(port, seen) {
+                    self.remove(entry, &mut writer);
+                    removed += 1;
+                }
             }
         }
         removed
@@ -359,7 +383,7 @@ impl Fdb {
     pub fn sweep(&self, now_s: u32) {
         if !self.is_empty() {
             let aging = self.aging_s.load(Ordering::Relaxed);
-            let expired = self.remove_where(|_, seen| now_s.wrapping_sub(seen) > aging);
+            let expired = self.remove_where(|_, seen| age(now_s, seen) > aging);
             self.stats.expired.fetch_add(expired, Ordering::Relaxed);
         }
     }
@@ -397,7 +421,7 @@ impl Fdb {
             .filter_map(|entry| {
                 let (key, value) = Self::read(entry);
                 let (port, seen) = unpack(value);
-                let age_s = now_s.wrapping_sub(seen);
+                let age_s = age(now_s, seen);
                 (key != Key::NONE && age_s <= aging).then_some(Learned { key, port, age_s })
             })
             .collect()
@@ -456,6 +480,59 @@ mod tests {
         fdb.learn(key(1), 3, 0);
         let _control = fdb.lock();
         assert_eq!(fdb.list(5), [Learned { key: key(1), port: 3, age_s: 5 }]);
+    }
+
+    #[test]
+    fn thread_whose_second_is_not_over_believes_what_another_learned_in_the_next() {
+        let fdb = Fdb::new(16, 15);
+        fdb.learn(key(1), 3, 8);
+        assert_eq!(fdb.lookup(key(1), 7), Some(3));
+        assert!(fdb.learn(key(1), 3, 7), "known already");
+        assert_eq!(fdb.list(8), [Learned { key: key(1), port: 3, age_s: 0 }], "and no older for it");
+        fdb.sweep(7);
+        assert_eq!(fdb.len(), 1);
+    }
+
+    #[test]
+    fn threads_that_learn_at_once_leave_a_table_that_is_whole() {
+        const THREADS: u64 = 4;
+        let fdb = Fdb::new(512, 300);
+        let known = key(9_999);
+        fdb.learn(known, 7, 0);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let fdb = &fdb;
+                scope.spawn(move || {
+                    let own_port = PortId::try_from(thread).unwrap();
+                    for round in 0..20_000_u32 {
+                        // Addresses of one's own, some that all fight for, more than fit, and one that is refreshed.
+                        let n = u64::from(round) * 7 % 200;
+                        fdb.learn(key(1 + thread * 200 + n), own_port, round / 1000);
+                        fdb.learn(key(5_000 + n % 10), own_port, round / 1000);
+                        fdb.learn(known, 7, round / 1000);
+                        let found = fdb.lookup(key(1 + thread * 200 + n), round / 1000);
+                        assert!(found.is_none_or(|port| port == own_port), "nobody else has that address");
+                        let shared = fdb.lookup(key(5_000 + n % 10), round / 1000);
+                        assert!(shared.is_none_or(|port| u64::from(port) < THREADS));
+                        if round % 4_000 == 0 {
+                            fdb.flush_port(own_port);
+                        }
+                    }
+                });
+            }
+        });
+        let listed = fdb.list(20);
+        assert_eq!(listed.len(), fdb.len());
+        assert!(fdb.len() <= 512);
+        let mut keys: Vec<u64> = listed.iter().map(|learned| learned.key.0).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), listed.len(), "no address twice");
+        let writer = fdb.lock();
+        for port in 0..8_u16 {
+            let behind = listed.iter().filter(|learned| learned.port == port).count();
+            assert_eq!(writer.per_port[usize::from(port)] as usize, behind, "port {port}");
+        }
     }
 
     #[test]

@@ -1,5 +1,12 @@
-//! Which NUMA node a page is on.
+//! Which NUMA node a page or a core is on.
 #![allow(unsafe_code, reason = "get_mempolicy(2) is not in std")]
+
+/// The node of a core; 0 where the kernel knows no nodes (`/sys/devices/system/cpu/cpuN/nodeM`).
+pub fn node_of_cpu(cpu: usize) -> u32 {
+    let Ok(entries) = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")) else { return 0 };
+    let mut names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.find_map(|name| name.strip_prefix("node")?.parse().ok()).unwrap_or(0)
+}
 
 /// The node of the page at `address`; None if the kernel has no NUMA support or nothing is mapped there.
 pub fn node_of(address: usize) -> Option<u32> {

@@ -79,6 +79,8 @@ pub enum Level {
 ///
 /// Vrings are numbered as in the protocol: 2n is receiveq n (we write into it), 2n+1 is transmitq n (we read it).
 pub trait PortLink: Send + Sync {
+    /// The NUMA node of the rings that are started next.
+    fn on_node(&self, _node: u32) {}
     /// Takes a vring that is started and enabled: a transmitq is polled from now on, a receiveq deliverable.
     fn start(&self, vring: usize, ring: Ring);
     /// Gives a vring back once nobody touches it any more, settled: available = used. None if it was not started.

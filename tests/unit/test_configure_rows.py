@@ -123,7 +123,7 @@ def test_L4_an_option_read_at_start_and_changed_since_is_pending() -> None:
     assert result(root(vhost_sock_dir="other"), at_start=startup({"vhost-sock-dir": "sub"})).pending == (
         "vhost-sock-dir",
     )
-    assert result(root(), at_start=startup({"pmd-cpu-mask": "2"})).pending == ("pmd-cpu-mask",)
+    assert result(root(), at_start=startup({"pmd-cpu-mask": "2"})).pending == (), "that one is live"
     assert result(root(vhost_sock_dir="sub"), at_start=startup({"vhost-sock-dir": "sub"})).pending == ()
 
 

@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.model import Bridge, Desired, Port
+from ovsvhost.model import RXQ_POLICIES, AutoBalance, Bridge, Desired, PollThreads, Port
 from ovsvhost.observed import Observed
-from ovsvhost.plan import AddBridge, AddPort, DelBridge, DelPort, SetBridge, SetPort, plan
+from ovsvhost.plan import (
+    AddBridge,
+    AddPort,
+    DelBridge,
+    DelPort,
+    SetAffinity,
+    SetBridge,
+    SetPmds,
+    SetPort,
+    SetSharing,
+    SetSleep,
+    plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +51,7 @@ def desired(draw: st.DrawFn) -> Desired:
             backpressure_us=draw(st.sampled_from([0, 1000])),
             tx_steering=draw(st.sampled_from(["hash", "thread"])),
             socket_mode=draw(st.sampled_from([0o600, 0o660])),
+            rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),), ((0, 2), (1, 1))])),
         )
         on = ports[draw(st.sampled_from(names))]
         if all(other.ofport != port.ofport for other in on):
@@ -49,7 +62,15 @@ def desired(draw: st.DrawFn) -> Desired:
                 key=draw(KEYS), name=name, mac_aging_time_s=draw(st.sampled_from([15, 300])), ports=tuple(ports[name])
             )
             for name in names
-        )
+        ),
+        PollThreads(
+            cpus=draw(st.frozensets(st.integers(0, 3))),
+            max_sleep_us=draw(st.sampled_from([None, 0, 50])),
+            max_sleep_us_of=draw(st.sampled_from([(), ((1, 5),)])),
+            assign=draw(st.sampled_from(RXQ_POLICIES)),
+            isolate=draw(st.booleans()),
+            auto_balance=draw(st.sampled_from([None, AutoBalance(), AutoBalance(every_min=2)])),
+        ),
     )
 
 
@@ -59,6 +80,7 @@ class NaiveDatapath:
     def __init__(self) -> None:
         self.bridges: dict[str, Bridge] = {}
         self.ports: dict[str, tuple[str, Port]] = {}
+        self.pmds = PollThreads()
 
     def carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -83,17 +105,31 @@ class NaiveDatapath:
                 assert port.name not in self.ports
                 assert port.socket not in {other.socket for _, other in self.ports.values()}
                 assert (on, port.ofport) not in {(bridge, other.ofport) for bridge, other in self.ports.values()}
-                self.ports[port.name] = (on, replace(port, mtu=port.mtu or 1500))
+                self.ports[port.name] = (
+                    on,
+                    replace(port, mtu=port.mtu or 1500, rxq_affinity=port.rxq_affinity or ()),
+                )
             case SetPort(port=port, changes=changes):
                 on, now = self.ports[port.name]
                 assert now.key == port.key
                 self.ports[port.name] = (on, replace(now, **changes))
+            case SetAffinity(port=port, cpus=cpus):
+                on, now = self.ports[port.name]
+                assert now.key == port.key
+                self.ports[port.name] = (on, replace(now, rxq_affinity=cpus))
+            case SetPmds(cpus=cpus):
+                self.pmds = replace(self.pmds, cpus=cpus)
+            case SetSleep(pmds=pmds):
+                self.pmds = replace(self.pmds, max_sleep_us=pmds.max_sleep_us, max_sleep_us_of=pmds.max_sleep_us_of)
+            case SetSharing(pmds=pmds):
+                self.pmds = replace(self.pmds, assign=pmds.assign, isolate=pmds.isolate, auto_balance=pmds.auto_balance)
 
     def observed(self) -> Observed:
-        return Observed(dict(self.bridges), dict(self.ports))
+        return Observed(dict(self.bridges), dict(self.ports), self.pmds)
 
 
 def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
+    assert datapath.pmds == wanted.pmds
     assert datapath.bridges == {bridge.name: replace(bridge, ports=()) for bridge in wanted.bridges}
     assert {name: on for name, (on, _) in datapath.ports.items()} == {
         port.name: bridge.name for bridge in wanted.bridges for port in bridge.ports
@@ -101,7 +137,11 @@ def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
     for bridge in wanted.bridges:
         for port in bridge.ports:
             _, now = datapath.ports[port.name]
-            assert now == (port if port.mtu is not None else replace(port, mtu=now.mtu))
+            assert now == replace(
+                port,
+                mtu=now.mtu if port.mtu is None else port.mtu,
+                rxq_affinity=now.rxq_affinity if port.rxq_affinity is None else port.rxq_affinity,
+            )
 
 
 @given(st.lists(desired(), min_size=1, max_size=4))
@@ -141,6 +181,18 @@ def test_what_can_change_with_the_guest_attached_does() -> None:
     changed = replace(PORT, **changes)
     assert plan(wanting(changed), there(PORT)) == (SetPort(changed, changes),)
     assert plan(wanting(changed), there(changed)) == ()
+
+
+def test_an_affinity_changes_with_the_guest_attached_and_one_that_was_refused_leaves_the_old_one() -> None:
+    pinned = replace(PORT, rxq_affinity=((0, 2),))
+    assert plan(wanting(pinned), there(PORT)) == (SetAffinity(pinned, ((0, 2),)),)
+    assert plan(wanting(replace(PORT, rxq_affinity=None)), there(pinned)) == ()
+
+
+def test_each_kind_of_change_to_the_poll_threads_is_an_action_of_its_own() -> None:
+    wanted = PollThreads(cpus=frozenset({1, 2}), max_sleep_us=0, assign="group")
+    assert plan(Desired((), wanted), Observed()) == (SetSleep(wanted), SetSharing(wanted), SetPmds(frozenset({1, 2})))
+    assert plan(Desired((), wanted), Observed(pmds=replace(wanted, cpus=frozenset()))) == (SetPmds(wanted.cpus),)
 
 
 def test_an_mtu_that_was_refused_leaves_the_old_one() -> None:

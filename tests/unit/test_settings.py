@@ -2,40 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovsvhost.daemon.settings import cpu_mask, pending, startup, stats_interval_ms
-
-
-@pytest.mark.parametrize(
-    ("mask", "cores"), [("", set()), ("2", {1}), ("0x6", {1, 2}), ("0xFF00000000", set(range(32, 40))), ("0", set())]
-)
-def test_a_cpu_mask_is_hexadecimal(mask: str, cores: set[int]) -> None:
-    assert cpu_mask(mask) == cores
-
-
-def test_more_cores_than_one_are_accepted_with_a_notice() -> None:
-    at_start = startup({"pmd-cpu-mask": "0x6"})
-    assert at_start.pmd_cpus == {1, 2}
-    assert "one poll thread runs, on core 1" in at_start.notices[0]
-
-
-@pytest.mark.parametrize("mask", ["xyz", "-2", "0x"])
-def test_a_mask_that_is_none_gives_a_notice_and_the_default(mask: str) -> None:
-    at_start = startup({"pmd-cpu-mask": mask})
-    assert at_start.pmd_cpus == frozenset()
-    assert "is not in force" in at_start.notices[0]
-
-
-@pytest.mark.parametrize(("text", "sleep"), [("0", 0), ("100", 100), ("10000", 10000), ("50,1:70", 50)])
-def test_the_longest_sleep_is_read(text: str, sleep: int) -> None:
-    assert startup({"pmd-sleep-max": text}).max_sleep_us == sleep
-    assert startup({"pmd-maxsleep": text}).max_sleep_us == sleep
-
-
-@pytest.mark.parametrize("text", ["10001", "-1", "soon", ""])
-def test_a_sleep_out_of_range_gives_a_notice_and_stays_adaptive(text: str) -> None:
-    at_start = startup({"pmd-sleep-max": text})
-    assert at_start.max_sleep_us is None
-    assert "0..10000" in at_start.notices[0]
+from ovsvhost.daemon.settings import pending, startup, stats_interval_ms
 
 
 @pytest.mark.parametrize("feature", ["vhost-iommu-support", "vhost-postcopy-support"])

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ovsvhost import options
+from ovsvhost.daemon.pmd_settings import poll_threads, rxq_affinity
 from ovsvhost.daemon.settings import Startup, pending
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
@@ -33,6 +34,7 @@ from ovsvhost.model import (
     PORT_TYPES,
     Bridge,
     Desired,
+    PollThreads,
     Port,
     free_ofport,
 )
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from ovsvhost.model import PortType, TxSteering
 
 
+POLL_THREADS_DEFAULT = PollThreads()
 NO_MAC = "00:00:00:00:00:00"
 """What OVS shows for a vhost-user port: the address is the guest's business."""
 
@@ -74,11 +77,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What the rows mean: what to build, a verdict a row, and the options that wait for a restart."""
+    """What the rows mean: what to build, a verdict a row, the options that wait for a restart and those refused."""
 
     desired: Desired
     verdicts: tuple[Verdict, ...]
     pending: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,14 @@ class _Wanted:
     bridge: str
     type: PortType
     settings: options.PortOptions
+    affinity: tuple[tuple[int, int], ...] | None
     steering: TxSteering
     errors: tuple[str, ...]
 
 
-def configure(root: RootRow, at_start: Startup, rundir: Path, held: Mapping[str, int]) -> Configuration:
+def configure(
+    root: RootRow, at_start: Startup, rundir: Path, held: Mapping[str, int], before: PollThreads = POLL_THREADS_DEFAULT
+) -> Configuration:
     """Says what the rows mean.
 
     Args:
@@ -101,6 +108,7 @@ def configure(root: RootRow, at_start: Startup, rundir: Path, held: Mapping[str,
         at_start: the options in force since start.
         rundir: where server ports' sockets lie.
         held: port numbers in use or given out before, by row uuid.
+        before: the poll threads as they are: what an option that is refused leaves.
     """
     bridges: list[Bridge] = []
     verdicts: list[Verdict] = []
@@ -123,10 +131,12 @@ def configure(root: RootRow, at_start: Startup, rundir: Path, held: Mapping[str,
                     verdicts.append(_refused(verdict, str(error)))
     ports, shared = _share_out(wanted, held)
     verdicts += shared
+    pmds, refused = poll_threads(root.other_config, before)
     return Configuration(
-        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges)),
+        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges), pmds),
         tuple(verdicts),
         pending(at_start, root.other_config),
+        refused,
     )
 
 
@@ -207,16 +217,17 @@ def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: 
     directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
     settings = options.parse(row.name, port_type, row.options, directory)
     errors = list(settings.complaints)
-    errors += [
-        f"other_config:{key} of interface {row.name!r} is not in force, it is not served yet: remove it"
-        for key in ("pmd-rxq-affinity",)
-        if key in row.other_config
-    ]
+    affinity: tuple[tuple[int, int], ...] | None = None
+    try:
+        affinity = rxq_affinity(row.other_config.get("pmd-rxq-affinity", ""))
+    except ConfigError as error:
+        text = row.other_config["pmd-rxq-affinity"]
+        errors.append(f"other_config:pmd-rxq-affinity={text!r} of interface {row.name!r} is refused: {error}")
     steering, complaints = options.tx_steering(row.name, row.other_config)
     errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
-    return _Wanted(row, bridge.name, port_type, settings, steering, tuple(errors))
+    return _Wanted(row, bridge.name, port_type, settings, affinity, steering, tuple(errors))
 
 
 def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[Port]], list[Verdict]]:
@@ -300,6 +311,7 @@ def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, P
         socket_owner=settings.socket_owner,
         socket_group=settings.socket_group,
         allow_file_memory=settings.allow_file_memory,
+        rxq_affinity=want.affinity,
     )
     return verdict, port
 

@@ -18,8 +18,9 @@ import uuid
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed
-from ovsvhost.daemon import commands, rows, writeback
+from ovsvhost.daemon import commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
+from ovsvhost.daemon.pmd_settings import LIVE
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import PORT_TYPES, Bridge, Desired
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from ovsvhost._core import Datapath, PortState
+    from ovsvhost._core import Datapath, PmdState, PortState
     from ovsvhost.daemon.settings import Startup
     from ovsvhost.poll import Poller
     from ovsvhost.store.idl import Operation, Replica
@@ -71,7 +72,6 @@ class Control:
         now = time.monotonic()
         self._retry_at = now
         self._stats_at = now
-        self._cleared_at = now
 
     def run(self) -> None:
         """One turn: what changed in the database, what happened in the datapath, what is due."""
@@ -140,7 +140,7 @@ class Control:
             interface for bridge in self._root.bridges for port in bridge.ports for interface in port.interfaces
         ]
         held = {row.uuid: self._held.get(row.uuid, row.ofport or -1) for row in interfaces}
-        self.configuration = configure(self._root, self.at_start, self._rundir, held)
+        self.configuration = configure(self._root, self.at_start, self._rundir, held, self._ledger.pmds)
         self._held = {verdict.uuid: verdict.ofport for verdict in self.configuration.verdicts if verdict.ofport > 0}
         actions = plan(self.configuration.desired, observed.read(self.datapath, self._ledger))
         failures = apply.apply(self.datapath, self._ledger, actions)
@@ -153,6 +153,9 @@ class Control:
             self._say(verdict.uuid, "; ".join(sentences), port=verdict.name)
         for bridge in self.configuration.desired.bridges:
             self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
+        for option in LIVE:
+            problems = (self.configuration.refused.get(option), self._failures.get(option))
+            self._say(option, "; ".join(filter(None, problems)))
 
     def _say(self, about: str, sentence: str, **extra: str) -> None:
         """Logs a row's trouble once, and once more when it is over."""
@@ -255,16 +258,34 @@ class Control:
         learned = observed.fdb(self.datapath, bridge.name)
         return commands.fdb_stats_show(bridge, len(learned), observed.fdb_stats(self.datapath, bridge.name))
 
-    def pmd_rxq_show(self, _arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-rxq-show``."""
-        return commands.pmd_rxq_show(observed.pmds(self.datapath))
+    def pmd_rxq_show(self, arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-rxq-show [-pmd CORE] [-secs SECONDS]``."""
+        asked = pmd_commands.asked(arguments)
+        return pmd_commands.rxq_show(self._pmds(asked), asked.seconds)
 
-    def pmd_perf_show(self, _arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-perf-show``."""
-        return commands.pmd_perf_show(observed.pmds(self.datapath), time.monotonic() - self._cleared_at)
+    def pmd_stats_show(self, arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-stats-show [-pmd CORE]``."""
+        return pmd_commands.stats_show(self._pmds(pmd_commands.asked(arguments)))
 
-    def pmd_stats_clear(self, _arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-stats-clear``."""
-        apply.clear_pmd_stats(self.datapath)
-        self._cleared_at = time.monotonic()
+    def pmd_perf_show(self, arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-perf-show [-hist] [-pmd CORE]``."""
+        asked = pmd_commands.asked(arguments)
+        return pmd_commands.perf_show(self._pmds(asked), histograms=asked.histograms)
+
+    def pmd_sleep_show(self, arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-sleep-show [-pmd CORE]``."""
+        return pmd_commands.sleep_show(self._pmds(pmd_commands.asked(arguments)), self._ledger.pmds.max_sleep_us)
+
+    def pmd_stats_clear(self, arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-stats-clear [-pmd CORE]``."""
+        apply.clear_pmd_stats(self.datapath, pmd_commands.asked(arguments).core)
         return ""
+
+    def pmd_rxq_rebalance(self, _arguments: list[str]) -> str:
+        """``dpif-netdev/pmd-rxq-rebalance``; it is done when this returns."""
+        apply.rebalance(self.datapath)
+        return "pmd rxq rebalance requested.\n"
+
+    def _pmds(self, asked: pmd_commands.Asked) -> list[PmdState]:
+        pmds = observed.pmds(self.datapath, asked.seconds)
+        return [pmd for pmd in pmds if asked.core is None or pmd.cpu == asked.core]

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ovsvhost._core import Datapath
-
 FLUSH_S = 1.0
 """How long the last words may take to reach the database."""
 
@@ -159,16 +157,7 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
     for notice in at_start.notices:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
-    return Control(_datapath(at_start, rundir), replica, at_start, rundir, apply.VERSION)
-
-
-def _datapath(at_start: Startup, rundir: Path) -> Datapath:
-    cpus = sorted(at_start.pmd_cpus)[:1]
-    try:
-        return apply.open_datapath(cpus, at_start.max_sleep_us, rundir, at_start.restart_hold_ms)
-    except ConfigError as error:
-        _log.error("other_config:pmd-cpu-mask is not in force: %s", error)
-        return apply.open_datapath((), at_start.max_sleep_us, rundir, at_start.restart_hold_ms)
+    return Control(apply.open_datapath(rundir, at_start.restart_hold_ms), replica, at_start, rundir, apply.VERSION)
 
 
 def _socket_directory(at_start: Startup, rundir: Path) -> None:
@@ -234,6 +223,14 @@ def _commands(turn: _Turn) -> dict[str, Command]:
     def ask(answer: Callable[[Control, list[str]], str]) -> Callable[[list[str]], str]:
         return lambda arguments: answer(turn.wanted(), arguments)
 
+    pmd = {
+        "pmd-rxq-show": Command(ask(Control.pmd_rxq_show), "[-pmd core] [-secs secs] [dp]", 0, 5),
+        "pmd-stats-show": Command(ask(Control.pmd_stats_show), "[-pmd core] [dp]", 0, 3),
+        "pmd-stats-clear": Command(ask(Control.pmd_stats_clear), "[-pmd core] [dp]", 0, 3),
+        "pmd-perf-show": Command(ask(Control.pmd_perf_show), "[-nh | -hist] [-pmd core] [dp]", 0, 4),
+        "pmd-sleep-show": Command(ask(Control.pmd_sleep_show), "[-pmd core] [dp]", 0, 3),
+        "pmd-rxq-rebalance": Command(ask(Control.pmd_rxq_rebalance), "[dp]", 0, 1),
+    }
     return {
         "exit": Command(leave, "[--cleanup]", 0, 1),
         "version": Command(lambda _arguments: f"ovsvhost {apply.VERSION}"),
@@ -241,9 +238,7 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "fdb/show": Command(ask(Control.fdb_show), "bridge", 1, 1),
         "fdb/flush": Command(ask(Control.fdb_flush), "[bridge]", 0, 1),
         "fdb/stats-show": Command(ask(Control.fdb_stats_show), "bridge", 1, 1),
-        "dpif-netdev/pmd-rxq-show": Command(ask(Control.pmd_rxq_show)),
-        "dpif-netdev/pmd-perf-show": Command(ask(Control.pmd_perf_show)),
-        "dpif-netdev/pmd-stats-clear": Command(ask(Control.pmd_stats_clear)),
+        **{f"{prefix}{name}": command for prefix in ("dpif-netdev/", "") for name, command in pmd.items()},
     }
 
 

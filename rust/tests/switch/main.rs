@@ -23,6 +23,7 @@ mod life;
 mod matrix;
 mod memory;
 mod offloads;
+mod pmds;
 mod poll;
 mod pressure;
 mod published;

@@ -94,7 +94,7 @@ impl Pair {
             flow_key: FlowKey::default(),
         };
         let cpu = cpu::allowed_cpus().unwrap()[0];
-        let pmd = Pmd::spawn(cpu, None, Instant::now(), channel().0).unwrap();
+        let pmd = Pmd::spawn(cpu, 0, None, Instant::now(), channel().0).unwrap();
         let (done, passed) = channel();
         pmd.post(Message::Topology(Arc::new(topology), done));
         passed.recv().unwrap();
@@ -134,7 +134,7 @@ fn a_thread_that_rests_takes_nothing_and_gives_its_queues_back() {
     for _ in 0..3 {
         pair.sender.post(false);
     }
-    let queue = pair.pmd.release(0, 1, |late| panic!("{late}")).expect("it still has the queue");
+    let queue = pair.pmd.release(0, 1, false, |late| panic!("{late}")).expect("it still has the queue");
     assert_eq!(queue.queue.into_ring().next_index(), 1, "what was taken is settled, the rest is the guest's");
     pair.sender.wait_used();
     assert!(pair.sender.driver.poll_used().is_none() && pair.receiver.driver.poll_used().is_none());

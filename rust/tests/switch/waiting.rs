@@ -48,7 +48,7 @@ impl Stage {
         });
         let cpus = cpu::allowed_cpus().unwrap();
         let pmds: Vec<Pmd> = (0..threads)
-            .map(|n| Pmd::spawn(cpus[n % cpus.len()], Some(0), Instant::now(), channel().0).unwrap())
+            .map(|n| Pmd::spawn(cpus[n % cpus.len()], n, Some(0), Instant::now(), channel().0).unwrap())
             .collect();
         let stage = Self { slots, receivers: guests, topology, pmds };
         stage.publish();
@@ -119,7 +119,7 @@ fn a_queue_that_is_taken_back_while_its_burst_waits_is_settled_and_the_loss_is_c
     stage.receivers[0].post(true);
     sender.post(false);
     wait("the thread to find the ring taken", || slot.counters.contentions.read() > 0);
-    let queue = stage.pmds[0].release(1, 1, |late| panic!("{late}")).expect("it has the queue");
+    let queue = stage.pmds[0].release(1, 1, false, |late| panic!("{late}")).expect("it has the queue");
     assert_eq!(queue.queue.into_ring().next_index(), 1, "what was taken is settled");
     sender.wait_used();
     drop(held);

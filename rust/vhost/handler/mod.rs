@@ -101,8 +101,9 @@ impl Handler {
 
     /// Takes every vring back; the front-end may do with its memory what it likes.
     pub(super) fn end(&mut self) {
-        for at in 0..self.vrings.len() {
-            self.stop(at);
+        // Transmitqs first: nothing is taken from a guest whose port may be on its way out of the topology.
+        for first in [1, 0] {
+            (first..self.vrings.len()).step_by(2).for_each(|at| self.stop(at));
         }
         self.report();
     }
@@ -271,6 +272,7 @@ impl Handler {
                 vring.live = true;
                 let ring_at = vring.addr.map_or(0, |addr| addr.descriptor);
                 self.numa = memory.numa_node_at(Uva(ring_at)).unwrap_or(0);
+                self.port.link.on_node(self.numa);
                 self.port.recovery.started(&self.port.socket, at);
                 self.tell_start(at, note);
                 self.port.link.start(at, ring);
