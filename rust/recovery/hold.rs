@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -16,7 +16,8 @@ use super::Key;
 /// Who is waited for, and who waits.
 #[derive(Debug)]
 pub(super) struct Hold {
-    began: Instant,
+    /// When the first guest asked: until then there is nobody to hold, and ports may be long in coming.
+    began: OnceLock<Instant>,
     longest: Duration,
     over: AtomicBool,
     sides: Mutex<Sides>,
@@ -31,16 +32,18 @@ struct Sides {
 }
 
 impl Hold {
-    /// Waits for `missing`, at most `longest` from now on.
+    /// Waits for `missing`, at most `longest` from the first time that somebody asks for it.
     pub(super) fn new(missing: BTreeSet<Key>, longest: Duration) -> Self {
         let over = AtomicBool::new(missing.is_empty() || longest.is_zero());
-        Self { began: Instant::now(), longest, over, sides: Mutex::new(Sides { missing, waiting: Vec::new() }) }
+        Self { began: OnceLock::new(), longest, over, sides: Mutex::new(Sides { missing, waiting: Vec::new() }) }
     }
 
     /// How long it can last yet; None once it is over.
     pub(super) fn left(&self) -> Option<Duration> {
         let is_over = self.over.load(Ordering::Acquire);
-        (!is_over).then(|| self.longest.saturating_sub(self.began.elapsed())).filter(|left| !left.is_zero())
+        (!is_over)
+            .then(|| self.longest.saturating_sub(self.began.get_or_init(Instant::now).elapsed()))
+            .filter(|left| !left.is_zero())
     }
 
     /// `waker` is written to when it ends before its time.

@@ -16,7 +16,7 @@ pub(super) const DESC_SIZE: u32 = 16;
 /// Most descriptors for one frame: the ring's, those of indirect tables, and those of all buffers merged.
 pub(super) const MAX_CHAIN: usize = 1024;
 /// Descriptors that each piece of a segmented frame adds to that.
-const PIECE_CHAIN: usize = 8;
+const PIECE_CHAIN: usize = 64;
 /// Most entries of an indirect table.
 const MAX_TABLE: u32 = 32_768;
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ovsvhost.testing.pair import Pair, Setting
+from ovsvhost.testing.qemu import find_qemu
 from ovsvhost.testing.traffic import PingStream, Stream, address, bring_up, copy_file, longest_gap_s, ping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ovsvhost.testing.pair import Pair
+    from ovsvhost.testing.image import GuestImage
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -98,3 +102,68 @@ def test_L6_port_deleted_under_traffic_and_added_again_serves_the_same_guest(pai
     stream.wait_answers(5)
     stream.stop()
     pair.switch.wait_link(pair.ports[1])
+
+
+@pytest.fixture(
+    scope="module", params=[("10.0", "off"), ("7.2", "on")], ids=["qemu-10.0", "qemu-7.2-without-indirect-tables"]
+)
+def packed_pair(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[Pair]:
+    """Two guests on packed rings, of which nothing in the guests says where they stand."""
+    version, direct = request.param
+    options = {"packed": "on", "indirect_desc": "off" if direct == "on" else "on"}
+    setting = Setting(qemu=find_qemu(version), nic_options=options)
+    with (
+        tempfile.TemporaryDirectory(prefix="ov-") as folder,
+        Pair(setting, Path(folder), guest_image) as pair,
+    ):
+        pair.start()
+        for guest in pair.guests:
+            # VIRTIO_F_RING_PACKED
+            assert guest.run("cat /sys/class/net/eth0/device/features").strip()[34] == "1"
+        yield pair
+
+
+@pytest.mark.rows("A13", "C3")
+def test_C3_guests_on_packed_rings_go_on_after_the_switch_was_killed_under_them(packed_pair: Pair) -> None:
+    for _ in range(_ATTEMPTS):
+        stream = PingStream(packed_pair.first, packed_pair.target.ipv4)
+        stream.wait_answers(10)
+        packed_pair.switch.kill()
+        packed_pair.switch.start(wait=False)
+        stream.wait_answers(10)
+        stream.stop()
+    packed_pair.wait_reachable()
+
+
+@pytest.mark.rows("A13", "C3")
+def test_C3_copy_over_packed_rings_survives_the_switch(packed_pair: Pair) -> None:
+    first, second = packed_pair.first, packed_pair.second
+    first.run("dd if=/dev/urandom of=/var/www/long bs=1M count=48 2>/dev/null; pidof httpd || httpd -h /var/www")
+    before = first.run("sha256sum </var/www/long").split()[0]
+    job = second.spawn(f"printf 'GET /long HTTP/1.0\\r\\n\\r\\n' | nc 10.0.0.1 80 | tail -c {48 << 20} | sha256sum")
+    for _ in range(3):
+        packed_pair.switch.kill()
+        packed_pair.switch.start()
+    after = job.wait(timeout_s=120).split()[0]
+    first.run("rm /var/www/long")
+    assert after == before
+
+
+@pytest.mark.rows("C3")
+def test_C3_guests_on_packed_rings_go_on_after_the_switch_was_stopped_or_a_port_deleted(packed_pair: Pair) -> None:
+    assert packed_pair.switch.stop() == 0
+    packed_pair.switch.start()
+    packed_pair.wait_reachable()
+    packed_pair.switch.vsctl("del-port", "br0", packed_pair.ports[1])
+    packed_pair.add_port(packed_pair.ports[1])
+    packed_pair.wait_reachable()
+
+
+@pytest.mark.rows("C3")
+def test_C3_guest_on_packed_rings_that_was_rebooted_while_the_switch_was_away_is_reachable(packed_pair: Pair) -> None:
+    packed_pair.switch.kill()
+    packed_pair.second.kill()
+    packed_pair.switch.start()
+    packed_pair.guests[1] = packed_pair.guest(2).start()
+    bring_up(packed_pair.second, 2)
+    packed_pair.wait_reachable()

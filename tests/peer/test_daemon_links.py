@@ -184,6 +184,32 @@ def test_A13_after_a_kill_and_a_new_start_the_guests_are_back_by_themselves(
         frontend.finish()
 
 
+@pytest.mark.rows("A13", "C3", "C4")
+@pytest.mark.parametrize("features", ["RING_PACKED", "RING_PACKED+IN_ORDER"])
+def test_A13_C3_no_frame_that_a_guest_got_back_is_lost_when_the_switch_is_killed(
+    switch: SwitchDaemon, pair: tuple[Path, Path], short_folder: Path, features: str
+) -> None:
+    deaths = 2
+    settings = [f"{end},with={features},require={features}" for end in ends(*pair)]
+    with Frontend(settings, folder=short_folder, options=["--rate=20000", "--in-flight=64"]) as frontend:
+        frontend.event("ready")
+        for _ in range(deaths):
+            switch.kill()
+            switch.start()
+            for name in ("a", "b"):
+                switch.wait_link(name)
+        assert row(switch, "Interface", "a")["error"] is None
+        report = frontend.finish()
+    (exact,) = report["exact"]
+    assert (exact["lost"], exact["reordered"]) == (0, 0)
+    # What was delivered and not yet given back comes again: a burst at most.
+    assert exact["duplicated"] <= deaths * 64
+    for end in report["ends"]:
+        assert end["sessions"] == deaths + 1
+        assert not any(end["corrupt"].values()), end["corrupt"]
+        assert end["violations"] == {}
+
+
 def test_A4_a_server_port_serves_a_guest(switch: SwitchDaemon, short_folder: Path) -> None:
     ovs_vsctl(switch, "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
     paths = [switch.rundir / name for name in ("s0", "s1")]

@@ -5,7 +5,7 @@ What the demo shows and what most tests with guests start from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from ovsvhost.testing.daemon import SwitchDaemon
@@ -14,6 +14,7 @@ from ovsvhost.testing.traffic import address, bring_up, ping
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -36,6 +37,7 @@ class Setting:
         guest_first: whether the guests start before the ports exist.
         queues: queue pairs and virtual CPUs of each guest.
         ports: the ports' names.
+        nic_options: further properties of both guests' devices, such as ``packed=on``.
         stays: True lets all of it outlive this process.
     """
 
@@ -44,6 +46,7 @@ class Setting:
     guest_first: bool = False
     queues: int = 1
     ports: tuple[str, str] = ("v1", "v2")
+    nic_options: Mapping[str, str] = field(default_factory=dict)
     stays: bool = False
 
 
@@ -90,6 +93,7 @@ class Pair:
             type=self.setting.type,
             mac=f"52:54:00:00:00:{number:02x}",
             queues=self.setting.queues,
+            options=self.setting.nic_options,
         )
         return Guest(
             self._image,

@@ -51,11 +51,6 @@ impl Writer {
         let Some((plan, head)) = burst.large(index).filter(|(plan, _)| plan.count() <= self.ring_size) else {
             return Ok(None);
         };
-        // Every piece takes one place at least: do not begin what cannot be ended.
-        let want = usize::from(taken) + plan.count() as usize;
-        if usize::from(ring.ready(want).map_err(Some)?) < want {
-            return Err(None);
-        }
         let is_checked = !plan.is_fragmented() && OffloadSet::CHECKSUM.without(self.takes).is_empty();
         let header = vnet_hdr::encode(if is_checked { Offload::DATA_VALID } else { Offload::NONE });
         let ident = self.idents.next();
@@ -72,6 +67,13 @@ impl Writer {
                 ring.forget(taken);
                 return Ok(None);
             };
+            if n == 0 {
+                // Every other piece takes a place at least: do not begin what cannot be ended.
+                let want = usize::from(place + places) + plan.count() as usize - 1;
+                if usize::from(ring.ready(want).map_err(Some)?) < want {
+                    return Err(None);
+                }
+            }
             let header = vnet_hdr::with_buffers(header, chains);
             self.write_many(burst, index, header, piece_head, piece.from, piece.len);
             let spans = &self.scratch.spans;

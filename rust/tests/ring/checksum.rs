@@ -53,7 +53,7 @@ impl Kind {
         let pseudo = checksum::pseudo_header(self.addresses(&bytes), protocol, segment);
         transport[self.checksum_at()..][..2].copy_from_slice(&pseudo.to_be_bytes());
         bytes.extend(transport);
-        Frame { bytes, partial: Some((self.transport_at() as u16, self.checksum_at() as u16)) }
+        Frame { bytes, partial: Some((self.transport_at() as u16, self.checksum_at() as u16)), gso: None }
     }
 
     fn addresses(self, frame: &[u8]) -> &[u8] {

@@ -71,7 +71,7 @@ fn frame(dice: &mut Dice, features: u64) -> Frame {
         let start = dice.pick(0..(len - 1).min(65_000));
         (start as u16, dice.pick(0..(len - 1 - start).min(65_000)) as u16)
     });
-    Frame { bytes: dice.bytes(len), partial }
+    Frame { bytes: dice.bytes(len), partial, gso: None }
 }
 
 fn room(dice: &mut Dice, features: u64) -> usize {
@@ -136,7 +136,7 @@ fn cursors_pass_their_end_in_the_smallest_rings() {
         let mut pipe = Pipe::new(pair(layout, size, features));
         for _ in 0..60 {
             let bytes = pipe.dice.bytes(60);
-            assert!(pipe.send_in(Frame { bytes, partial: None }, &[60 + header_size(features)]));
+            assert!(pipe.send_in(Frame { bytes, partial: None, gso: None }, &[60 + header_size(features)]));
             pipe.offer(2_000);
             pipe.carry();
         }
@@ -155,7 +155,7 @@ fn a_ring_of_every_size_is_filled_to_the_brim_and_drained() {
         for _ in 0..if size > 1_000 { 1 } else { 2 } {
             let mut sent = 0;
             // One buffer each: as many frames as descriptors, memory permitting.
-            while pipe.a_driver.free() > 0 && pipe.send(Frame { bytes: vec![0x5a; 20], partial: None }) {
+            while pipe.a_driver.free() > 0 && pipe.send(Frame { bytes: vec![0x5a; 20], partial: None, gso: None }) {
                 sent += 1;
             }
             while pipe.b_driver.free() > 0 && pipe.offer(40) {}
@@ -180,7 +180,7 @@ fn a_chain_of_a_thousand_buffers_is_one_frame() {
         let bytes = pipe.dice.bytes(1_012);
         // Some frames are left to themselves by the pipe: until this one is not.
         while pipe.delivered == 0 {
-            pipe.send_in(Frame { bytes: bytes.clone(), partial: None }, &[1; 1_024]);
+            pipe.send_in(Frame { bytes: bytes.clone(), partial: None, gso: None }, &[1; 1_024]);
             pipe.offer(600);
             pipe.offer(600);
             assert_eq!(pipe.carry(), 1);
@@ -197,7 +197,7 @@ fn long_chains_between_short_ones_share_their_burst() {
         for i in 0..40 {
             let bytes = pipe.dice.bytes(100);
             let sizes: &[usize] = [&[112][..], &[12, 100], &[12, 40, 60], &[6, 6, 50, 50], &[5, 107]][i % 5];
-            assert!(pipe.send_in(Frame { bytes, partial: None }, sizes));
+            assert!(pipe.send_in(Frame { bytes, partial: None, gso: None }, sizes));
         }
         pipe.a_driver.publish();
         assert_eq!(pipe.tx.gather(), Ok(40), "{layout:?}");

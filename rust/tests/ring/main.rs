@@ -30,6 +30,8 @@ mod hostile;
 mod lies;
 mod lost;
 mod notify;
+mod packet;
 mod pipe;
 mod read_once;
+mod segment;
 mod wake;

@@ -2,6 +2,7 @@
 //! Two guests and one pair of queues between them; each step is checked against what the standard says of every byte.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use ovsvhost::drops::DropReason;
 use ovsvhost::ring::{Receiveq, Transmitq, feature};
@@ -16,6 +17,26 @@ pub struct Frame {
     pub bytes: Vec<u8>,
     /// The sender leaves the checksum to the device: where it starts, where it goes from there.
     pub partial: Option<(u16, u16)>,
+    /// The sender leaves segmentation to the device.
+    pub gso: Option<Gso>,
+}
+
+/// Segmentation as a sender asks for it, and what must come of it.
+#[derive(Clone, Debug)]
+pub struct Gso {
+    /// Of the virtio header.
+    pub kind: u8,
+    pub size: u16,
+    /// Bytes of all headers.
+    pub header_len: u16,
+    /// What a receiver must have negotiated to get the frame whole.
+    pub needs: u64,
+    /// What all others get.
+    pub pieces: Vec<Vec<u8>>,
+    /// Bytes of each piece that the device chooses.
+    pub free: Vec<Range<usize>>,
+    /// The pieces have checksums of their own, known to be good.
+    pub checked: bool,
 }
 
 /// How the two ends are made.
@@ -79,6 +100,8 @@ pub struct Pipe {
     /// Frames that arrived whole, and those refused for their size.
     pub delivered: usize,
     pub refused: usize,
+    /// Chains that were used for them.
+    pub chains: usize,
 }
 
 pub fn header_size(features: u64) -> usize {
@@ -97,7 +120,22 @@ impl Pipe {
         let rx = Receiveq::new(b_driver.activate(&b, ends.rx_features, None, None));
         let (a_arena, b_arena) = (Arena::fresh(&mut dice), Arena::fresh(&mut dice));
         let sent = VecDeque::new();
-        Self { dice, a, a_driver, tx, b, b_driver, rx, ends, a_arena, b_arena, sent, delivered: 0, refused: 0 }
+        Self {
+            dice,
+            a,
+            a_driver,
+            tx,
+            b,
+            b_driver,
+            rx,
+            ends,
+            a_arena,
+            b_arena,
+            sent,
+            delivered: 0,
+            refused: 0,
+            chains: 0,
+        }
     }
 
     /// Sender: posts a frame in buffers of any shape; false when there is no room for it.
@@ -200,7 +238,7 @@ impl Pipe {
     fn deliver(&mut self, frames: &[Frame], list: &[u8]) {
         let mut expected = self.b.image();
         let listed: Vec<&Frame> = list.iter().map(|&i| &frames[usize::from(i)]).collect();
-        let outcome = expect(&listed, &self.b_driver.posted, self.ends.rx_features);
+        let outcome = expect(&listed, &self.b_driver.posted, self.ends.rx_features, self.b_driver.size);
         let delivery = self.rx.deliver(self.tx.burst(), list);
         assert_eq!(delivery.fault, None);
         assert_eq!((delivery.settled, delivery.too_small), (outcome.settled, outcome.too_small));
@@ -211,11 +249,16 @@ impl Pipe {
             expected.write(at, &bytes);
         }
         let actual = self.b.image();
+        // Byte by byte: a buffer may lie across regions.
+        for at in outcome.free.iter().flat_map(|&(at, len)| at..at + len as u64) {
+            expected.write(at, &actual.read(at, 1));
+        }
         for (at, len) in self.b_driver.scribbles(outcome.used.len()) {
             expected.write(at, &actual.read(at, len));
         }
         expected.assert_is(&actual, "receiver");
         self.rx.flush();
+        self.chains += outcome.used.len();
         for &used in &outcome.used {
             let (_, len) = self.b_driver.take_used().expect("what was published is there");
             assert_eq!(used, len);
@@ -265,6 +308,11 @@ fn vnet_header(frame: &Frame, size: usize, dice: &mut Dice) -> Vec<u8> {
         header[6..8].copy_from_slice(&start.to_le_bytes());
         header[8..10].copy_from_slice(&offset.to_le_bytes());
     }
+    if let Some(gso) = &frame.gso {
+        // The header length stays garbage: a device does not rely on it.
+        header[1] = gso.kind;
+        header[4..6].copy_from_slice(&gso.size.to_le_bytes());
+    }
     header.truncate(size);
     header
 }
@@ -301,65 +349,111 @@ struct Outcome {
     settled: usize,
     too_small: u64,
     writes: Vec<(u64, Vec<u8>)>,
+    /// Bytes written that nobody but the device knows.
+    free: Vec<(u64, usize)>,
     /// Bytes written to each chain that is used.
     used: Vec<u32>,
 }
 
-/// The standard read plainly: one frame after the other, each into the oldest buffers.
-fn expect(frames: &[&Frame], posted: &VecDeque<Posted>, features: u64) -> Outcome {
+/// The standard read plainly: one frame after the other, each into the oldest buffers; what is segmented in pieces,
+/// all or none.
+fn expect(frames: &[&Frame], posted: &VecDeque<Posted>, features: u64, ring_size: u32) -> Outcome {
     let (mut outcome, mut next) = (Outcome::default(), 0);
     for (position, frame) in frames.iter().enumerate() {
-        let need = header_size(features) + frame.bytes.len();
-        let (mut room, mut count) = (0, 0);
-        while room < need {
-            let Some(chain) = posted.get(next + count) else { return outcome };
-            room += chain.room();
-            count += 1;
-            if features & feature::MRG_RXBUF == 0 {
+        let pieces = received(frame, features);
+        let mut fits = pieces.len() <= ring_size as usize;
+        let mut chains = Vec::new();
+        for (bytes, _) in &pieces {
+            if !fits {
                 break;
             }
+            let (mut room, first) = (0, next + chains.iter().sum::<usize>());
+            let mut count = 0;
+            while room < bytes.len() {
+                let Some(chain) = posted.get(first + count) else {
+                    // Buffers that were not given back may hold the beginning.
+                    if pieces.len() > 1 {
+                        let rest = posted.range(next..).flat_map(|chain| &chain.buffers);
+                        outcome.free.extend(rest.map(|&(gpa, len)| (gpa, len as usize)).filter(|(_, len)| *len > 0));
+                    }
+                    return outcome;
+                };
+                room += chain.room();
+                count += 1;
+                if features & feature::MRG_RXBUF == 0 {
+                    break;
+                }
+            }
+            fits = room >= bytes.len();
+            chains.push(count);
         }
         outcome.settled = position + 1;
-        if room < need {
+        if !fits {
             outcome.too_small |= 1 << position;
             continue;
         }
-        let bytes = received(frame, features, count as u16);
-        let mut from = 0;
-        for chain in posted.range(next..next + count) {
-            let before = from;
-            for &(gpa, len) in &chain.buffers {
-                let n = (len as usize).min(bytes.len() - from);
-                if n > 0 {
-                    outcome.writes.push((gpa, bytes[from..from + n].to_vec()));
-                    from += n;
-                }
+        for ((mut bytes, free), count) in pieces.into_iter().zip(chains) {
+            if header_size(features) == 12 {
+                bytes[10..12].copy_from_slice(&(count as u16).to_le_bytes());
             }
-            outcome.used.push((from - before) as u32);
+            outcome.fill(&bytes, &free, posted.range(next..next + count));
+            next += count;
         }
-        next += count;
     }
     outcome
 }
 
-/// What a receiver with these features gets: header and frame.
-fn received(frame: &Frame, features: u64, buffers: u16) -> Vec<u8> {
-    let mut bytes = vec![0; 10];
+impl Outcome {
+    /// One frame into its buffers.
+    fn fill<'p>(&mut self, bytes: &[u8], free: &[Range<usize>], chains: impl Iterator<Item = &'p Posted>) {
+        let mut from = 0;
+        for chain in chains {
+            let before = from;
+            for &(gpa, len) in &chain.buffers {
+                let n = (len as usize).min(bytes.len() - from);
+                if n > 0 {
+                    self.writes.push((gpa, bytes[from..from + n].to_vec()));
+                    for free in free {
+                        let (a, b) = (free.start.max(from), free.end.min(from + n));
+                        if a < b {
+                            self.free.push((gpa + (a - from) as u64, b - a));
+                        }
+                    }
+                    from += n;
+                }
+            }
+            self.used.push((from - before) as u32);
+        }
+    }
+}
+
+/// What a receiver with these features gets: header and frame, or several; and which bytes of each may be anything.
+fn received(frame: &Frame, features: u64) -> Vec<(Vec<u8>, Vec<Range<usize>>)> {
+    let size = header_size(features);
+    let mut header = vec![0; size];
+    if let Some(gso) = frame.gso.as_ref().filter(|gso| features & gso.needs != gso.needs) {
+        if gso.checked && features & feature::GUEST_CSUM != 0 {
+            header[0] = 2;
+        }
+        let free: Vec<_> = gso.free.iter().map(|free| free.start + size..free.end + size).collect();
+        return gso.pieces.iter().map(|piece| ([&header[..], piece].concat(), free.clone())).collect();
+    }
     let mut body = frame.bytes.clone();
     if let Some((start, offset)) = frame.partial {
         if features & feature::GUEST_CSUM == 0 {
             complete(&mut body, usize::from(start), usize::from(offset));
         } else {
-            bytes[0] = 1;
-            bytes[6..8].copy_from_slice(&start.to_le_bytes());
-            bytes[8..].copy_from_slice(&offset.to_le_bytes());
+            header[0] = 1;
+            header[6..8].copy_from_slice(&start.to_le_bytes());
+            header[8..10].copy_from_slice(&offset.to_le_bytes());
         }
     }
-    if header_size(features) == 12 {
-        bytes.extend(buffers.to_le_bytes());
+    if let Some(gso) = &frame.gso {
+        header[1] = gso.kind;
+        header[2..4].copy_from_slice(&gso.header_len.to_le_bytes());
+        header[4..6].copy_from_slice(&gso.size.to_le_bytes());
     }
-    bytes.extend(body);
-    bytes
+    vec![([header, body].concat(), Vec::new())]
 }
 
 /// The checksum of RFC 1071, word by word, stored where the sender asked for it.

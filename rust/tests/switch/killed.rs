@@ -127,3 +127,45 @@ fn a_switch_that_is_killed_under_traffic_loses_nothing_it_took() {
         crew.assert_clean(1);
     }
 }
+
+/// Rows: A13.
+#[test]
+fn frames_wait_in_their_guests_ring_until_their_receiver_is_back_too() {
+    for with in ["", PACKED] {
+        let folder = TempDir::new_with_prefix("/dev/shm/ovsvhost-killed-").unwrap();
+        let settings = [("with", with), ("require", with)];
+        let ends = (0..).zip(["a", "b"]);
+        let ends =
+            ends.map(|(index, port)| end(index, &socket(folder.as_path(), port), EndpointKind::Client, &settings));
+        let mut crew = Crew { ends: ends.collect() };
+        let process = Process::start(folder.as_path());
+        crew.until("both ends to come", |crew| crew.ends.iter().all(|end| end.link() == LinkState::Up));
+        crew.until("the first frames to arrive", |crew| {
+            crew.ends[0].send(10, 10, 10);
+            crew.account(0, 1).received > 0
+        });
+        // Whoever was not there in time for the first is of no account.
+        crew.until("no frame to be under way", |crew| crew.ends[0].settle() == 0);
+        let before = crew.account(0, 1);
+        drop(process);
+        crew.until("both ends to notice", |crew| crew.ends.iter().all(|end| end.link() == LinkState::Down));
+
+        let _process = Process::start(folder.as_path());
+        let sender = &mut crew.ends[0];
+        wait("the sender to come back", || {
+            sender.look_after(Instant::now());
+            sender.link() == LinkState::Up
+        });
+        let sent = sender.sent();
+        wait("its frames to be posted", || {
+            sender.look_after(Instant::now());
+            sender.send(20, 20, sent + 20);
+            sender.sent() == sent + 20
+        });
+        crew.until("every one of them to arrive", |crew| {
+            let now = crew.account(0, 1);
+            assert_eq!(now.lost, before.lost, "{with}: {now:?}");
+            now.received == before.received + 20
+        });
+    }
+}
