@@ -142,7 +142,8 @@ fn a_guest_that_was_silent_is_heard_while_others_never_pause() {
     let spoken = crew.ends[2].sent();
     crew.until("the silent one's frame", |crew| {
         crew.ends[0].send(16, 16, u64::MAX);
-        crew.ends[2].send(1, spoken + 1 - crew.ends[2].sent(), u64::MAX);
+        let more = spoken + 1 - crew.ends[2].sent();
+        crew.ends[2].send(1, more, u64::MAX);
         crew.account(2, 1).received > 0
     });
     crew.assert_clean(1);
