@@ -146,6 +146,8 @@ fn frames_wait_in_their_guests_ring_until_their_receiver_is_back_too() {
         });
         // Whoever was not there in time for the first is of no account.
         crew.until("no frame to be under way", |crew| crew.ends[0].settle() == 0);
+        // What was taken has arrived, but may not have been looked at.
+        crew.step();
         let before = crew.account(0, 1);
         drop(process);
         crew.until("both ends to notice", |crew| crew.ends.iter().all(|end| end.link() == LinkState::Down));
