@@ -24,6 +24,7 @@ from ovsvhost.model import (
     TX_STEERINGS,
     PortType,
 )
+from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -189,13 +190,13 @@ def within(what: str, value: int, least: int, most: int) -> None:
 
 
 def _retries(text: str) -> int:
-    if text.isascii() and text.isdecimal() and int(text) <= TX_RETRIES_MAX:
+    if is_whole(text) and int(text) <= TX_RETRIES_MAX:
         return int(text)
     raise ConfigError(f" ({TX_RETRIES_DEFAULT} is): give a number 0..{TX_RETRIES_MAX}")
 
 
 def _backpressure(text: str) -> int:
-    if text.isascii() and text.isdecimal() and int(text) <= BACKPRESSURE_MAX_US:
+    if is_whole(text) and int(text) <= BACKPRESSURE_MAX_US:
         return int(text)
     raise ConfigError(f" (0 is): give microseconds 0..{BACKPRESSURE_MAX_US}")
 
@@ -217,7 +218,7 @@ def _bool(text: str) -> int:
 
 
 def _owner(text: str) -> int:
-    if text.isascii() and text.isdecimal():
+    if is_whole(text):
         return int(text)
     try:
         return pwd.getpwnam(text).pw_uid
@@ -226,7 +227,7 @@ def _owner(text: str) -> int:
 
 
 def _group(text: str) -> int:
-    if text.isascii() and text.isdecimal():
+    if is_whole(text):
         return int(text)
     try:
         return grp.getgrnam(text).gr_gid

@@ -38,6 +38,7 @@ from ovsvhost.model import (
     Port,
     free_ofport,
 )
+from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ def _number(row: BridgeRow, key: str, default: int, valid: tuple[int, int], comp
     text = row.other_config.get(key)
     if text is None:
         return default
-    if text.isascii() and text.isdecimal() and valid[0] <= int(text) <= valid[1]:
+    if is_whole(text) and valid[0] <= int(text) <= valid[1]:
         return int(text)
     complaints.append(
         f"other_config:{key}={text!r} of bridge {row.name!r} is not in force ({default} is): "

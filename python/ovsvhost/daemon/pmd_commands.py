@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
+from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,7 +67,7 @@ def asked(arguments: Sequence[str]) -> Asked:
 
 def _number(option: str, words: Iterator[str]) -> int:
     text = next(words, "")
-    if text.isascii() and text.isdecimal():
+    if is_whole(text):
         return int(text)
     raise ConfigError(f"{option} {text!r}: give a number")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import REBALANCE_MIN_MAX, RXQ_POLICIES, SLEEP_MAX_US, AutoBalance, PollThreads
+from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,4 +140,4 @@ def rxq_affinity(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 5
+    return is_whole(text) and len(text) <= 5

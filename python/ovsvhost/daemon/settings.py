@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ovsvhost.model import RESTART_HOLD_MAX_MS, RESTART_HOLD_MS
+from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ def startup(other_config: Mapping[str, str]) -> Startup:
     hold_ms = RESTART_HOLD_MS
     if "restart-hold-ms" in read:
         text = read["restart-hold-ms"]
-        if text.isascii() and text.isdecimal() and int(text) <= RESTART_HOLD_MAX_MS:
+        if is_whole(text) and int(text) <= RESTART_HOLD_MAX_MS:
             hold_ms = int(text)
         else:
             notices.append(
@@ -74,6 +75,6 @@ def pending(at_start: Startup, other_config: Mapping[str, str]) -> tuple[str, ..
 def stats_interval_ms(other_config: Mapping[str, str]) -> int:
     """How often statistics are written; OVS's default, and down to 100 ms where OVS stops at 5 s."""
     text = other_config.get("stats-update-interval", "")
-    if text.isascii() and text.isdecimal():
+    if is_whole(text):
         return max(int(text), STATS_INTERVAL_MIN_MS)
     return STATS_INTERVAL_MS

@@ -6,8 +6,10 @@ It can be killed and started again on the same directories, which is what most o
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ovsvhost.testing.errors import RigError
@@ -16,7 +18,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from types import TracebackType
 
 _START_TIMEOUT_S = 60
@@ -158,8 +159,9 @@ class SwitchDaemon:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends it."""
+        """Ends it, and what it keeps of rings that nobody will come back to."""
         self.stop()
+        shutil.rmtree(_ring_state(self.rundir), ignore_errors=True)
 
     def _started(self) -> Program:
         if self._program is None:
@@ -171,6 +173,14 @@ class SwitchDaemon:
         if not (self.rundir / "db.sock").is_socket():
             return False
         return self.call("vsctl", f"--db={self.remote}", "--timeout=5", "show").returncode == 0
+
+
+def _ring_state(rundir: Path) -> Path:
+    """Where the switch keeps the state of its rings when the run directory is not on tmpfs."""
+    digest = 0xCBF29CE484222325
+    for byte in os.fsencode(rundir.resolve()):
+        digest = (digest ^ byte) * 0x100000001B3 % 2**64
+    return Path(f"/dev/shm/ovsvhost-{os.geteuid()}-{digest:016x}")  # noqa: S108 - where it is, not where to write
 
 
 def _command() -> list[str]:
