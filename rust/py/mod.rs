@@ -217,16 +217,16 @@ impl Datapath {
         })
     }
 
-    #[pyo3(signature = (policy = "cycles".to_owned(), *, isolate = true, auto_lb = None))]
+    #[pyo3(signature = (policy = "cycles", *, isolate = true, auto_lb = None))]
     fn set_sharing(
         &self,
         py: Python<'_>,
-        policy: String,
+        policy: &str,
         isolate: bool,
         auto_lb: Option<(u64, u64, u64)>,
     ) -> PyResult<()> {
         self.with(py, |d| {
-            let policy = Policy::named(&policy).ok_or_else(|| {
+            let policy = Policy::named(policy).ok_or_else(|| {
                 Error::Config(format!("pmd-rxq-assign={policy} is unknown: give cycles, group or roundrobin"))
             })?;
             let auto_lb =
