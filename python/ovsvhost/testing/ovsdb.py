@@ -95,7 +95,11 @@ class OvsdbClient:
                 message, end = self._decoder.raw_decode(text)
                 self._text = text[end:]
                 return dict(message)
-            data = self.socket.recv(1 << 20)
+            try:
+                data = self.socket.recv(1 << 20)
+            except ConnectionResetError:
+                # What the server had not read yet went with it.
+                data = b""
             if not data:
                 raise RigError("the database server hung up")
             self._text += data.decode()
