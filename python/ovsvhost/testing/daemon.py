@@ -152,6 +152,11 @@ class SwitchDaemon:
         """SIGTERM; gives the exit code. Idempotent."""
         return self._program.stop(_STOP_TIMEOUT_S) if self._program else 0
 
+    def close(self) -> None:
+        """Ends it for good: what it keeps of rings, for guests to come back to, goes too. Idempotent."""
+        self.stop()
+        shutil.rmtree(_ring_state(self.rundir), ignore_errors=True)
+
     def __enter__(self) -> Self:
         """Starts it, unless it runs."""
         return self if self.running else self.start()
@@ -159,9 +164,8 @@ class SwitchDaemon:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends it, and what it keeps of rings that nobody will come back to."""
-        self.stop()
-        shutil.rmtree(_ring_state(self.rundir), ignore_errors=True)
+        """As `close`."""
+        self.close()
 
     def _started(self) -> Program:
         if self._program is None:

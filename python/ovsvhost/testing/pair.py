@@ -173,5 +173,6 @@ class Pair:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends everything."""
+        """Ends everything, and leaves nothing."""
         self.stop()
+        self.switch.close()
