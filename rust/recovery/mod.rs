@@ -235,8 +235,11 @@ impl Recovery {
         if let Some(record) = records.all.get(&key) {
             record.set_state(LIVE);
         }
-        drop(records);
-        self.hold.returned(&key);
+    }
+
+    /// The vring is where poll threads see it: nobody needs to wait for it any more.
+    pub fn returned(&self, socket: &Path, vring: usize) {
+        self.hold.returned(&Key::new(socket, vring));
     }
 
     /// The vring stopped; its front-end was not told where.

@@ -27,6 +27,7 @@ fn run(recovery: &Recovery, identity: &Identity, cursor: u16) -> Journal {
     let journal = recovery.seat(identity).unwrap().journal;
     journal.settle(cursor);
     recovery.started(&identity.socket, usize::from(identity.vring));
+    recovery.returned(&identity.socket, usize::from(identity.vring));
     journal
 }
 

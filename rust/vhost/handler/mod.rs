@@ -276,6 +276,8 @@ impl Handler {
                 self.port.recovery.started(&self.port.socket, at);
                 self.tell_start(at, note);
                 self.port.link.start(at, ring);
+                // Only now can it receive: who waits for that may go on.
+                self.port.recovery.returned(&self.port.socket, at);
             }
             Err(e) => self.record_fault(at, &e.to_string()),
         }

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags};
@@ -16,6 +17,7 @@ use vhost::vhost_user::{
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
 use crate::recovery::Recovery;
@@ -26,15 +28,34 @@ use crate::vhost::{EndpointConfig, EndpointKind};
 const SIZE: usize = 1 << 16;
 
 /// Holds the rings it is given.
-#[derive(Default)]
-struct Shelf(Mutex<BTreeMap<usize, Ring>>);
+struct Shelf {
+    rings: Mutex<BTreeMap<usize, Ring>>,
+    recovery: Arc<Recovery>,
+    /// Vrings that were given while others were waited for.
+    early: Mutex<Vec<usize>>,
+}
+
+impl Default for Shelf {
+    fn default() -> Self {
+        Self::new(Recovery::in_process())
+    }
+}
+
+impl Shelf {
+    fn new(recovery: Recovery) -> Self {
+        Self { rings: Mutex::default(), recovery: Arc::new(recovery), early: Mutex::default() }
+    }
+}
 
 impl PortLink for Shelf {
     fn start(&self, vring: usize, ring: Ring) {
-        assert!(self.0.lock().unwrap().insert(vring, ring).is_none(), "vring {vring} was started twice");
+        if self.recovery.hold_left().is_some() {
+            self.early.lock().unwrap().push(vring);
+        }
+        assert!(self.rings.lock().unwrap().insert(vring, ring).is_none(), "vring {vring} was started twice");
     }
     fn stop(&self, vring: usize) -> Option<Ring> {
-        self.0.lock().unwrap().remove(&vring)
+        self.rings.lock().unwrap().remove(&vring)
     }
     fn set_call(&self, _: usize, _: Option<File>) {}
     fn link_changed(&self, _: bool) {}
@@ -55,7 +76,7 @@ fn handler(link: Arc<Shelf>, stream: &UnixStream) -> Handler {
         socket_owner: None,
         socket_group: None,
         allow_file_memory: false,
-        recovery: Arc::new(Recovery::in_process()),
+        recovery: Arc::clone(&link.recovery),
     };
     Handler::new(Arc::new(Port::new(config, link)), Peer::of(stream).unwrap())
 }
@@ -137,14 +158,18 @@ fn the_stock_dispatcher_drives_the_same_handler() {
     drop(vm);
     served.join().unwrap();
     handler.lock().unwrap().end();
-    assert!(link.0.lock().unwrap().is_empty());
+    assert!(link.rings.lock().unwrap().is_empty());
 }
 
 /// A handler whose front-end shared memory and started two vrings of 64 under `features`, at `base`; the memory too.
 fn started(features: u64, base: u32) -> (Handler, Arc<Shelf>, MmapRegion<()>, UnixStream) {
+    started_on(Shelf::default(), features, base)
+}
+
+fn started_on(shelf: Shelf, features: u64, base: u32) -> (Handler, Arc<Shelf>, MmapRegion<()>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (file, mapping) = memory();
-    let link = Arc::new(Shelf::default());
+    let link = Arc::new(shelf);
     let mut handler = handler(Arc::clone(&link), &ours);
     handler.set_features(features).unwrap();
     let uva = mapping.as_ptr() as u64;
@@ -172,7 +197,7 @@ fn a_packed_ring_starts_at_the_low_half_of_its_base_and_answers_both() {
     // As QEMU sends it, and as virtio-user does; a fresh ring, and one that stood in its second lap.
     for (base, answer) in [(0x8000, 0x8000_8000_u32), (0x8000_8000, 0x8000_8000), (0x0011_0011, 0x0011_0011)] {
         let (mut handler, link, _mapping, _stream) = started(PACKED, base);
-        assert_eq!(link.0.lock().unwrap().len(), 2, "{:?}", handler.state());
+        assert_eq!(link.rings.lock().unwrap().len(), 2, "{:?}", handler.state());
         assert_eq!({ handler.get_vring_base(0).unwrap().num }, answer);
         // Asked again while it stands still.
         assert_eq!({ handler.get_vring_base(0).unwrap().num }, answer);
@@ -183,7 +208,7 @@ fn a_packed_ring_starts_at_the_low_half_of_its_base_and_answers_both() {
 #[test]
 fn a_base_outside_a_packed_ring_is_named() {
     let (mut handler, link, _mapping, _stream) = started(PACKED, 64);
-    assert!(link.0.lock().unwrap().is_empty());
+    assert!(link.rings.lock().unwrap().is_empty());
     let problem = handler.state().problem.unwrap();
     assert!(problem.contains("a base of 0x40 is descriptor 64 of a packed ring of 64"), "{problem}");
     handler.end();
@@ -216,17 +241,32 @@ fn one_vring_is_reset_while_the_other_runs() {
         let uva = mapping.as_ptr() as u64;
         for size in [16, 32] {
             handler.get_vring_base(1).unwrap();
-            assert_eq!(link.0.lock().unwrap().keys().collect::<Vec<_>>(), [&0], "the other runs");
+            assert_eq!(link.rings.lock().unwrap().keys().collect::<Vec<_>>(), [&0], "the other runs");
             handler.set_vring_enable(1, false).unwrap();
             handler.set_vring_num(1, size).unwrap();
             handler.set_vring_base(1, fresh).unwrap();
             start_at(&mut handler, 1, uva + 0x8000 + 0x100 * u64::from(size));
-            let rings = link.0.lock().unwrap();
+            let rings = link.rings.lock().unwrap();
             let stands: Vec<_> = rings.values().map(|ring| (ring.size(), u32::from(ring.next_index()))).collect();
             assert_eq!(stands, [(64, fresh), (size, fresh)]);
         }
         handler.end();
     }
+}
+
+/// Rows: A13.
+#[test]
+fn after_a_crash_senders_wait_until_a_receiver_is_where_frames_can_reach_it() {
+    let rundir = TempDir::new_with_prefix("/dev/shm/ovsvhost-test-").unwrap();
+    let open = || Shelf::new(Recovery::open(rundir.as_path(), Duration::from_secs(3600)).unwrap());
+    let (handler, link, ..) = started_on(open(), feature::VERSION_1, 0);
+    assert!(handler.state().link_up && link.early.lock().unwrap().is_empty());
+    // It dies with both rings live.
+    drop((handler, link));
+    let (mut handler, link, ..) = started_on(open(), feature::VERSION_1, 0);
+    assert_eq!(*link.early.lock().unwrap(), [0], "the hold lasts until the receiveq is given, and no longer");
+    assert!(handler.state().link_up);
+    handler.end();
 }
 
 /// Something a front-end, or a poll thread, may do; vrings by number.
@@ -316,16 +356,16 @@ proptest! {
         for act in &acts {
             perform(&mut handler, act, &file, mapping.as_ptr() as u64);
             for (at, vring) in handler.vrings.iter().enumerate() {
-                prop_assert_eq!(vring.live, link.0.lock().unwrap().contains_key(&at), "vring {} after {:?}", at, act);
+                prop_assert_eq!(vring.live, link.rings.lock().unwrap().contains_key(&at), "vring {} after {:?}", at, act);
                 prop_assert_eq!(vring.live, handler.may_run(at), "vring {} after {:?}", at, act);
             }
-            let up = (0..2).all(|at| link.0.lock().unwrap().contains_key(&at));
+            let up = (0..2).all(|at| link.rings.lock().unwrap().contains_key(&at));
             let state = handler.state();
             prop_assert_eq!(state.link_up, up);
             prop_assert_eq!(state.waiting_for.is_none(), up, "{:?}", state.waiting_for);
         }
         handler.end();
-        prop_assert!(link.0.lock().unwrap().is_empty());
+        prop_assert!(link.rings.lock().unwrap().is_empty());
         prop_assert!(!handler.state().link_up);
     }
 }
