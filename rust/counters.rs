@@ -96,17 +96,27 @@ pub struct QueueCounters {
     pub contentions: Counter,
 }
 
-/// One burst's worth of counts, kept in registers and cache before it is added.
-#[derive(Debug, Default)]
+/// What part of a burst counts for, before it is added: at most 64 frames, so small numbers do, and two are added at once.
+#[derive(Debug, Clone, Copy)]
 pub struct Tally {
-    packets: u64,
-    bytes: u64,
-    multicast: u64,
-    broadcast: u64,
-    sizes: [u64; SIZE_CLASSES],
+    bytes: u32,
+    packets: u16,
+    multicast: u16,
+    broadcast: u16,
+    /// By size class; the rest fills a vector.
+    sizes: [u8; 16],
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self::NONE
+    }
 }
 
 impl Tally {
+    /// Nothing counted.
+    pub const NONE: Self = Self { bytes: 0, packets: 0, multicast: 0, broadcast: 0, sizes: [0; 16] };
+
     /// True if nothing was counted.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -116,12 +126,30 @@ impl Tally {
     /// Counts one frame.
     #[inline]
     pub fn count(&mut self, len: u32, group: bool, broadcast: bool) {
+        self.count_unicast(len);
+        self.broadcast += u16::from(broadcast);
+        self.multicast += u16::from(group && !broadcast);
+    }
+
+    /// Counts one frame to a single address.
+    #[inline]
+    pub fn count_unicast(&mut self, len: u32) {
         self.packets += 1;
-        self.bytes += u64::from(len);
-        self.broadcast += u64::from(broadcast);
-        self.multicast += u64::from(group && !broadcast);
+        self.bytes += len;
         if let Some(class) = self.sizes.get_mut(size_class(len)) {
             *class += 1;
+        }
+    }
+
+    /// Counts what `other` counted, of the same burst.
+    #[inline]
+    pub fn merge(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.packets += other.packets;
+        self.multicast += other.multicast;
+        self.broadcast += other.broadcast;
+        for (to, n) in self.sizes.iter_mut().zip(other.sizes) {
+            *to += n;
         }
     }
 }
@@ -129,15 +157,15 @@ impl Tally {
 impl QueueCounters {
     /// Adds a burst's counts.
     pub fn add(&self, tally: &Tally) {
-        self.packets.add(tally.packets);
-        self.bytes.add(tally.bytes);
+        self.packets.add(tally.packets.into());
+        self.bytes.add(tally.bytes.into());
         if tally.multicast + tally.broadcast > 0 {
-            self.multicast.add(tally.multicast);
-            self.broadcast.add(tally.broadcast);
+            self.multicast.add(tally.multicast.into());
+            self.broadcast.add(tally.broadcast.into());
         }
         for (to, &n) in self.sizes.iter().zip(&tally.sizes) {
             if n > 0 {
-                to.add(n);
+                to.add(n.into());
             }
         }
     }

@@ -18,7 +18,7 @@ mod region;
 pub mod sigbus;
 mod words;
 
-pub use map::{GuestMap, Place, RegionSpec, Span};
+pub use map::{GuestMap, Hint, Place, RegionSpec, Span};
 pub use words::Words;
 
 /// An address in the guest's physical memory, as descriptors hold it.

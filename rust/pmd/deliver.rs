@@ -87,17 +87,17 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Delivers a list to one port, or drops it by name.
+    /// Delivers a list to one port, or drops it by name. `tally` is what it counts for, if that is known.
     #[inline]
-    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8]) {
+    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8], tally: Option<&Tally>) {
         if !port.admin_up {
             return port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64);
         }
         let limit = port.mtu + ethernet::HEADER_SIZE;
-        if list.iter().any(|&i| self.len_of(i) > limit) {
+        if self.burst.longest() > limit && list.iter().any(|&i| self.len_of(i) > limit) {
             return self.deliver_within(port, list, limit);
         }
-        self.steer(port, list);
+        self.steer(port, list, tally);
     }
 
     /// Some frames may be longer than the receiver's MTU, by themselves or in the segments they become: drops those.
@@ -112,7 +112,7 @@ impl Source<'_> {
         }
         let fitting = fitting.as_slice();
         port.counters.lost(DropReason::MtuExceeded, (list.len() - fitting.len()) as u64);
-        self.steer(port, fitting);
+        self.steer(port, fitting, None);
     }
 
     #[inline]
@@ -122,13 +122,13 @@ impl Source<'_> {
 
     /// Chooses the receiveq.
     #[inline]
-    fn steer(&mut self, port: &PortView, list: &[u8]) {
+    fn steer(&mut self, port: &PortView, list: &[u8], tally: Option<&Tally>) {
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
-            ([only], _) => self.deliver_to(port, only, list, 0),
+            ([only], _) => self.deliver_to(port, only, list, tally, 0),
             (several, Steering::Thread) => {
                 if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
-                    self.deliver_to(port, slot, list, 0);
+                    self.deliver_to(port, slot, list, tally, 0);
                 }
             }
             (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
@@ -153,7 +153,7 @@ impl Source<'_> {
             touched &= touched - 1;
             if let (Some(frames), Some(slot)) = (self.spread.frames.get_mut(queue), slots.get(queue)) {
                 let list = super::wait::indices(std::mem::take(frames), &mut room);
-                self.deliver_to(port, slot, list, 0);
+                self.deliver_to(port, slot, list, None, 0);
             }
         }
     }
@@ -166,14 +166,14 @@ impl Source<'_> {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
             Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
-                self.deliver_to(port, &group.slot, list, group.since);
+                self.deliver_to(port, &group.slot, list, None, group.since);
             }
-            Some(port) => self.steer(port, list),
+            Some(port) => self.steer(port, list, None),
         }
     }
 
     /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], since: u64) {
+    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], whole: Option<&Tally>, since: u64) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
@@ -186,10 +186,9 @@ impl Source<'_> {
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
-            for (position, &index) in settled.iter().enumerate() {
-                if delivery.too_small >> position & 1 == 0 {
-                    self.count(&mut tally, index);
-                }
+            match whole {
+                Some(whole) if settled.len() == list.len() && delivery.too_small == 0 => tally = *whole,
+                _ => self.count(&mut tally, settled, delivery.too_small),
             }
             if delivery.too_small != 0 {
                 slot.counters.lost(DropReason::BufferTooSmall, u64::from(delivery.too_small.count_ones()));
@@ -286,11 +285,13 @@ impl Source<'_> {
         self.waiting.push(Group { slot, port, frames: mask(list), since });
     }
 
-    #[inline]
-    fn count(&self, tally: &mut Tally, index: u8) {
-        if let Some((packet, head)) = self.burst.frame(index) {
-            let dst = Mac::destination(&head.0);
-            tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+    /// Counts frames of a list, but for those whose bits are set in `lost`.
+    fn count(&self, tally: &mut Tally, list: &[u8], lost: u64) {
+        for (_, &index) in list.iter().enumerate().filter(|(position, _)| lost >> position & 1 == 0) {
+            if let Some((packet, head)) = self.burst.frame(index) {
+                let dst = Mac::destination(&head.0);
+                tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+            }
         }
     }
 }

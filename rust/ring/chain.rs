@@ -105,7 +105,7 @@ impl Scratch {
         {
             return Err(RingFault::BadIndirect);
         }
-        let entries = memory.translate(Gpa(desc.addr), desc.len, &mut 0).ok_or(RingFault::Address)?;
+        let entries = memory.translate_once(Gpa(desc.addr), desc.len).ok_or(RingFault::Address)?;
         Ok((entries, count))
     }
 

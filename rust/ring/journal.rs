@@ -157,6 +157,14 @@ impl Journal {
         self.word(at).map(|word| Element::from_word(word.load(Ordering::Relaxed)))
     }
 
+    /// The first `count` elements of the shadow, or as many as there are.
+    #[inline]
+    pub fn elements(&self, count: usize) -> impl Iterator<Item = Element> {
+        // SAFETY: the `room` words from `shadow`, which `words` keeps.
+        let shadow = unsafe { std::slice::from_raw_parts(self.shadow.as_ptr(), self.room) };
+        shadow.iter().take(count).map(|word| Element::from_word(word.load(Ordering::Relaxed)))
+    }
+
     #[inline]
     fn word(&self, at: usize) -> Option<&AtomicU64> {
         if at >= self.room {

@@ -69,7 +69,7 @@ pub(super) trait Layout {
     /// [`Self::publish`], and not at all if that stops before it.
     fn put_used(&mut self, place: u16, chain: Chain, written: u32);
 
-    /// Forgets what was noted from `place` on, for a frame that is given up while the round goes on.
+    /// Forgets what was noted from `place` on, for a frame that is given up. What is not published has to be forgotten.
     fn forget(&mut self, place: u16);
 
     /// Gives the chains of the next `places` places back, and moves the cursor past them: everything written before is

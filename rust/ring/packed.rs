@@ -172,14 +172,14 @@ impl PackedRing {
     /// not seen the first.
     #[inline]
     fn write_used(&self, count: usize) {
-        let Some(first) = self.journal.element(0).filter(|_| count > 0) else { return };
+        let mut elements = self.journal.elements(count);
+        let Some(first) = elements.next() else { return };
         let laps = Laps::new(self, first.written > 0);
-        for n in 1..count {
-            // The journal may be another process's: whatever it says stays in the ring.
-            let Some(element) = self.journal.element(n).filter(|element| element.place < self.size) else { break };
+        // The journal may be another process's: whatever it says stays in the ring.
+        for element in elements.take_while(|element| element.place < self.size) {
             let (at, word) = laps.used(element);
-            // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
-            unsafe { access::store::<u64>(at, word) };
+            // SAFETY: the second half of a descriptor of the ring, which is 16-aligned and which `memory` keeps mapped.
+            unsafe { access::store_u64(at, word) };
         }
         let (at, word) = laps.used(Element { place: 0, ..first });
         // SAFETY: as above; the ring is 16-aligned.
@@ -315,9 +315,6 @@ impl Layout for PackedRing {
 
     #[inline]
     fn put_used(&mut self, place: u16, chain: Chain, written: u32) {
-        if place == 0 {
-            self.noted = 0;
-        }
         // There is room for as many as the ring has places.
         if self.journal.put(self.noted, Element { written, id: chain.id, place }) {
             self.noted += 1;

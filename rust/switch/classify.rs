@@ -21,9 +21,36 @@ const CACHE: usize = 32;
 /// Lookups that the table answered in one burst, from which on those of the next are asked for together.
 const MANY_MISSES: u32 = 8;
 
+/// The first 16 bytes of a frame that went to a port, and where it went: those that follow it mostly go there too.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    head: u128,
+    /// Which bits count: a tag belongs to the address, what follows any other type does not.
+    mask: u128,
+    output: Output,
+}
+
+impl Last {
+    /// True for a frame of all ones, whose source is none.
+    const NONE: Self = Self { head: u128::MAX, mask: u128::MAX, output: Output::Drop(DropReason::BadSource) };
+    /// The addresses and the type.
+    const UNTAGGED: u128 = (1 << 112) - 1;
+
+    #[inline]
+    fn head(head: &[u8; HEAD_SIZE]) -> u128 {
+        head.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes))
+    }
+
+    #[inline]
+    fn is_like(&self, head: u128) -> bool {
+        (head ^ self.head) & self.mask == 0
+    }
+}
+
 /// What one transmitq saw last: spares the table most of its lookups. Valid for one generation of the FDB.
 #[derive(Debug)]
 pub struct Cache {
+    last: Last,
     generation: u32,
     /// The last source, and the second in which it was learned.
     source: (Key, u32),
@@ -38,6 +65,7 @@ pub struct Cache {
 impl Default for Cache {
     fn default() -> Self {
         Self {
+            last: Last::NONE,
             generation: 0,
             source: (Key::NONE, 0),
             destinations: [(Key::NONE, 0); CACHE],
@@ -72,7 +100,7 @@ impl Cache {
         }
     }
 
-    /// Learns the source of a frame that came in on `port` and says where the frame goes.
+    /// Learns the source of a frame that came in on `port` and says where the frame goes. A cache is of one port.
     #[inline]
     pub fn classify(
         &mut self,
@@ -81,18 +109,28 @@ impl Cache {
         head: &[u8; HEAD_SIZE],
         forward_bpdu: bool,
         now_s: u32,
-    ) -> (Output, Mac) {
+    ) -> Output {
+        let first = Last::head(head);
+        if self.last.is_like(first) {
+            return self.last.output;
+        }
         let header = ethernet::parse(head);
         let source = Key::new(header.vlan, header.src);
         if self.source != (source, now_s) {
             if header.src.is_group() || header.src.0 == 0 {
-                return (Output::Drop(DropReason::BadSource), header.dst);
+                return Output::Drop(DropReason::BadSource);
             }
             if fdb.learn(source, port, now_s) {
                 self.source = (source, now_s);
             }
         }
-        (self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s), header.dst)
+        let output = self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s);
+        // What the table may learn, or has to be taught, is asked for again.
+        if matches!(output, Output::Port(_)) && self.source == (source, now_s) {
+            let mask = if header.tagged { u128::MAX } else { Last::UNTAGGED };
+            self.last = Last { head: first, mask, output };
+        }
+        output
     }
 
     #[inline]
@@ -134,7 +172,7 @@ mod tests {
 
     fn ask(cache: &mut Cache, fdb: &Fdb, port: PortId, dst: u64, src: u64) -> Output {
         cache.refresh(fdb, 1);
-        cache.classify(fdb, port, &head(dst, src), false, 1).0
+        cache.classify(fdb, port, &head(dst, src), false, 1)
     }
 
     #[test]
@@ -174,7 +212,7 @@ mod tests {
             assert_eq!(a.misses, 0, "a count is of one burst");
             for (n, head) in heads.iter().enumerate() {
                 let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
-                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1).0, expected, "{n}, round {round}");
+                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1), expected, "{n}, round {round}");
             }
             assert!(a.misses >= MANY_MISSES, "the next burst is asked for together");
         }
@@ -192,6 +230,6 @@ mod tests {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
         assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(DropReason::Reserved));
         assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(DropReason::BadSource));
-        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1).0, Output::Flood);
+        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1), Output::Flood);
     }
 }
