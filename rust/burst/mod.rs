@@ -313,14 +313,14 @@ impl Burst {
         let len = packet.len as usize;
         if len < HEAD_SIZE {
             // SAFETY: `len` bytes are inside the head and inside `to`.
-            return unsafe { copy::copy(to, head.0.as_ptr(), len) };
+            return unsafe { copy_some(to, head.0.as_ptr(), len) };
         }
         // SAFETY: the head has 64 bytes, `to` no fewer.
         unsafe { copy::copy64(to, head.0.as_ptr()) };
         if len > HEAD_SIZE {
             let (to, from) = (to.wrapping_add(HEAD_SIZE), packet.data.wrapping_add(HEAD_SIZE));
             // SAFETY: both have the bytes past the head, `data` kept mapped by `self.memory`.
-            unsafe { copy::copy(to, from, len - HEAD_SIZE) };
+            unsafe { copy_some(to, from, len - HEAD_SIZE) };
         }
     }
 
@@ -365,6 +365,16 @@ impl Burst {
             (skip, dst, left) = (0, dst.wrapping_add(n), left - n);
         }
     }
+}
+
+/// [`copy::copy`] apart from the loop over frames, whose registers it would take.
+///
+/// # Safety
+/// The same.
+#[inline(never)]
+unsafe fn copy_some(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: passed on.
+    unsafe { copy::copy(to, from, len) };
 }
 
 /// Copies the first bytes of a frame that lies in `pieces`; gives how many there are.

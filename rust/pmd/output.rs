@@ -27,6 +27,13 @@ impl List {
         }
     }
 
+    /// Adds a packet of `len` bytes to a single address.
+    #[inline]
+    pub(super) fn push_counted(&mut self, index: u8, len: u32) {
+        self.push(index);
+        self.tally.count_unicast(len);
+    }
+
     #[inline]
     pub(super) fn as_slice(&self) -> &[u8] {
         self.indices.get(..self.len).unwrap_or_default()
@@ -55,14 +62,14 @@ impl Groups {
         self.list_of.resize(count, NO_LIST);
     }
 
-    /// Sends packet `index`, of `len` bytes, to `port`. False if there is no such port on `bridge`: whatever the verdict, no frame leaves
+    /// The packets for `port`, to add to. None if there is no such port on `bridge`: whatever the verdict, no frame leaves
     /// its bridge.
     #[inline]
-    pub(super) fn unicast(&mut self, index: u8, len: u32, port: PortId, bridge: usize, topology: &Topology) -> bool {
-        let Some(place) = self.list_of.get_mut(usize::from(port)) else { return false };
+    pub(super) fn list(&mut self, port: PortId, bridge: usize, topology: &Topology) -> Option<&mut List> {
+        let place = self.list_of.get_mut(usize::from(port))?;
         if *place == NO_LIST {
             if topology.port(port).is_none_or(|view| view.bridge != bridge) {
-                return false;
+                return None;
             }
             #[allow(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
             let next = self.count as u8;
@@ -72,11 +79,7 @@ impl Groups {
                 self.count += 1;
             }
         }
-        if let Some(list) = self.lists.get_mut(usize::from(*place)) {
-            list.push(index);
-            list.tally.count_unicast(len);
-        }
-        true
+        self.lists.get_mut(usize::from(*place))
     }
 
     /// What the packets count for that go to one port each.

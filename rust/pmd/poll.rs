@@ -175,14 +175,30 @@ impl Forwarder {
         }
         cache.refresh(&bridge.fdb, self.now_s);
         cache.look_ahead(&bridge.fdb, burst.heads());
-        for (index, (packet, head)) in (0_u8..).zip(burst.packets().iter().zip(burst.heads())) {
+        let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
+        while let Some((index, (packet, head))) = frames.next() {
             if let Some(reason) = packet.drop {
                 counters.dropped(reason, 1);
                 continue;
             }
-            match cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s) {
-                Output::Port(to) if self.groups.unicast(index, packet.len, to, view.bridge, &self.topology) => {}
-                Output::Port(_) => counters.dropped(DropReason::NoReceiver, 1),
+            let output = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
+            match output {
+                Output::Port(to) => {
+                    let Some(list) = self.groups.list(to, view.bridge, &self.topology) else {
+                        counters.dropped(DropReason::NoReceiver, 1);
+                        continue;
+                    };
+                    list.push_counted(index, packet.len);
+                    let last = cache.last();
+                    if last.output == output {
+                        // The next ones mostly go the same way.
+                        while let Some((index, (packet, _))) =
+                            frames.next_if(|(_, (packet, head))| packet.drop.is_none() && last.is_like(&head.0))
+                        {
+                            list.push_counted(index, packet.len);
+                        }
+                    }
+                }
                 // Whether it passes turns out when it is delivered.
                 Output::Flood => self.groups.flood(index),
                 Output::Drop(reason) => counters.dropped(reason, 1),

@@ -281,7 +281,7 @@ impl Gatherer {
             return None;
         }
         *header = Self::header_at(ahead.header);
-        let is_sound = (ethernet::HEADER_SIZE..=MAX_FRAME).contains(&ahead.data.len);
+        let is_sound = ahead.data.len.wrapping_sub(ethernet::HEADER_SIZE) <= MAX_FRAME - ethernet::HEADER_SIZE;
         (is_sound && *header == 0).then_some(ahead.data)
     }
 
@@ -353,17 +353,13 @@ impl Gatherer {
     fn commit<L: Layout>(&mut self, ring: &mut L) -> bool {
         let chains = self.ahead.get(..self.burst.len()).unwrap_or_default();
         let Some(last) = chains.last() else { return false };
-        let mut places = 0;
-        if self.in_order {
+        let places = if self.in_order {
             // virtio 1.2 §2.7.9, §2.8.9: one entry in the place of the batch's first says that all up to its id are used.
             ring.put_used(0, last.chain, 0);
-            places = chains.iter().map(|ahead| L::places(ahead.chain)).sum();
+            chains.iter().map(|ahead| L::places(ahead.chain)).sum()
         } else {
-            for ahead in chains {
-                ring.put_used(places, ahead.chain, 0);
-                places += L::places(ahead.chain);
-            }
-        }
+            ring.put_all_used(chains.iter().map(|ahead| ahead.chain))
+        };
         self.burst.clear();
         ring.publish(places);
         ring.notify(places)

@@ -23,11 +23,12 @@ const MANY_MISSES: u32 = 8;
 
 /// The first 16 bytes of a frame that went to a port, and where it went: those that follow it mostly go there too.
 #[derive(Debug, Clone, Copy)]
-struct Last {
+pub struct Last {
     head: u128,
     /// Which bits count: a tag belongs to the address, what follows any other type does not.
     mask: u128,
-    output: Output,
+    /// Where it went.
+    pub output: Output,
 }
 
 impl Last {
@@ -41,9 +42,10 @@ impl Last {
         head.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes))
     }
 
+    /// True for a frame that goes the same way.
     #[inline]
-    fn is_like(&self, head: u128) -> bool {
-        (head ^ self.head) & self.mask == 0
+    pub fn is_like(&self, head: &[u8; HEAD_SIZE]) -> bool {
+        (Self::head(head) ^ self.head) & self.mask == 0
     }
 }
 
@@ -100,6 +102,12 @@ impl Cache {
         }
     }
 
+    /// What [`Self::classify`] says of every frame like it, until [`Self::refresh`].
+    #[inline]
+    pub fn last(&self) -> Last {
+        self.last
+    }
+
     /// Learns the source of a frame that came in on `port` and says where the frame goes. A cache is of one port.
     #[inline]
     pub fn classify(
@@ -110,8 +118,7 @@ impl Cache {
         forward_bpdu: bool,
         now_s: u32,
     ) -> Output {
-        let first = Last::head(head);
-        if self.last.is_like(first) {
+        if self.last.is_like(head) {
             return self.last.output;
         }
         let header = ethernet::parse(head);
@@ -128,7 +135,7 @@ impl Cache {
         // What the table may learn, or has to be taught, is asked for again.
         if matches!(output, Output::Port(_)) && self.source == (source, now_s) {
             let mask = if header.tagged { u128::MAX } else { Last::UNTAGGED };
-            self.last = Last { head: first, mask, output };
+            self.last = Last { head: Last::head(head), mask, output };
         }
         output
     }
