@@ -19,7 +19,7 @@ use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::frame::gso;
 use crate::frame::vnet_hdr::{Offload, OffloadSet};
-use crate::memory::{GuestMap, Hint, Span, copy};
+use crate::memory::{GuestMap, Hint, Span, access, copy};
 
 /// Most frames in a burst. 64 measured 6 % better than 32; more does not fit the first-level cache.
 pub const MAX_BURST: usize = 64;
@@ -324,6 +324,16 @@ impl Burst {
         }
     }
 
+    /// Asks for the lines of bytes `[from, from + len)` of frame `index`, as far as it has them in one piece.
+    #[inline]
+    pub(crate) fn prefetch(&self, index: usize, from: u32, len: u32) {
+        let Some(packet) = self.packets().get(index).filter(|packet| packet.pieces.1 == 0) else { return };
+        let len = len.min(packet.len.saturating_sub(from));
+        for line in (0..len).step_by(64) {
+            access::prefetch(packet.data.wrapping_add((from + line) as usize));
+        }
+    }
+
     /// Copies bytes `[from, from + to.len)` of frame `index` to `to`: the head from the snapshot, the rest from the
     /// sender. The caller asks for no more than the frame has.
     ///
@@ -333,6 +343,10 @@ impl Burst {
     pub(crate) unsafe fn copy_out(&self, index: usize, from: u32, to: Span) {
         let Some((head, packet)) = self.heads.get(index).zip(self.packets.get(index)) else { return };
         debug_assert!(from + to.len <= packet.len);
+        if from as usize >= HEAD_SIZE && packet.pieces.1 == 0 {
+            // SAFETY: `to` has its bytes, and `data` as many from `from` on, kept mapped by `self.memory`.
+            return unsafe { copy::copy(to.start, packet.data.wrapping_add(from as usize), to.len as usize) };
+        }
         let head = self.large(index).map_or(&head.0[..], |(_, head)| head);
         // SAFETY: passed on.
         unsafe { self.copy_out_pieces(packet, head, from, to) };

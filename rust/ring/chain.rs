@@ -88,6 +88,11 @@ impl Scratch {
         self.budget = MAX_CHAIN;
     }
 
+    /// True if a chain of any length that a frame may have still fits: no other one of its frame was read before.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.budget >= MAX_CHAIN
+    }
+
     /// Forgets the buffers of one piece of a frame: the next has some descriptors of its own, and what the others left.
     pub(super) fn next_piece(&mut self) {
         self.spans.clear();

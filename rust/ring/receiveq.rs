@@ -1,7 +1,7 @@
 //! A guest's receiveq as the switch writes it: deliver packets of a burst into the buffers the guest posted.
 #![allow(unsafe_code, reason = "writes frames into guest memory")]
 
-use super::chain::{Chain, Direction, MAX_CHAIN, Scratch, WRITE};
+use super::chain::{Chain, Direction, Scratch, WRITE};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::transmitq::header_size;
@@ -10,9 +10,11 @@ use crate::burst::{Burst, Head, MAX_BURST, Packet};
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{Gpa, Hint, Span, access, copy};
 
+mod merged;
 mod segment;
 mod written;
 
+use merged::{Window, copy_beside};
 use segment::Idents;
 use written::finish_checksum;
 
@@ -107,6 +109,10 @@ struct Writer {
     /// The most buffers there can be.
     ring_size: u32,
     idents: Idents,
+    /// Buffers of frames that take several.
+    window: Window,
+    /// Bytes of a frame that the buffers from this place on were too small for, as far as this round has found out.
+    too_small: (u16, u32),
 }
 
 impl Writer {
@@ -120,6 +126,8 @@ impl Writer {
             scratch: Scratch::new(),
             ring_size: ring.size(),
             idents: Idents::new(),
+            window: Window::new(),
+            too_small: (0, u32::MAX),
         }
     }
 
@@ -140,6 +148,8 @@ impl Writer {
         let wanted = slots.get_mut(..usize::from(ready).min(list.len())).unwrap_or_default();
         let looked = self.look_ahead(ring, wanted, &mut delivery.fault);
         let slots = slots.get(..looked).unwrap_or_default();
+        self.window.clear();
+        self.too_small = (0, u32::MAX);
         // Every chain that was looked at takes one place, so a place is a slot's index too.
         let mut taken: u16 = 0;
         for (position, &index) in list.iter().enumerate() {
@@ -147,10 +157,10 @@ impl Writer {
             let need = self.header_size + packet.len;
             match slots.get(usize::from(taken)) {
                 Some(slot) if slot.len >= need && self.is_simple(packet) => {
-                    if need > LINES_AHEAD {
-                        Self::prefetch_next(slots.get(usize::from(taken) + 1), need);
-                    }
-                    if packet.is_plain {
+                    if packet.is_plain && need > LINES_AHEAD {
+                        let next = slots.get(usize::from(taken) + 1).zip(list.get(position + 1));
+                        self.write_large(burst, index, packet, *slot, next);
+                    } else if packet.is_plain {
                         self.write_plain(burst, packet, head, slot.start);
                     } else {
                         self.write_one(burst, usize::from(index), packet, Span { start: slot.start, len: slot.len });
@@ -158,7 +168,7 @@ impl Writer {
                     ring.put_used(taken, slot.chain, need);
                     taken += 1;
                 }
-                _ => match self.place(ring, burst, usize::from(index), packet, taken) {
+                _ => match self.place(ring, burst, usize::from(index), taken, list.get(position + 1).copied()) {
                     Ok(Some(places)) => taken += places,
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
@@ -209,16 +219,6 @@ impl Writer {
         looked
     }
 
-    /// While one frame is copied the lines that the next is copied to become ours: 1518 B take a fifth less so. The first
-    /// two were asked for when the buffers were looked at.
-    #[inline]
-    fn prefetch_next(next: Option<&Slot>, need: u32) {
-        if let Some(slot) = next {
-            let rest = need.min(slot.len).saturating_sub(LINES_AHEAD);
-            access::prefetch_write_all(slot.start.wrapping_add(LINES_AHEAD as usize), rest as usize);
-        }
-    }
-
     /// True if a frame goes out as it came, but for its checksum.
     #[inline]
     fn is_simple(&self, packet: &Packet) -> bool {
@@ -232,6 +232,17 @@ impl Writer {
         self.write_header(start, vnet_hdr::encode(Offload::NONE));
         // SAFETY: the buffer has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
         unsafe { burst.copy_plain(packet, head, start.wrapping_add(self.header_size as usize)) };
+    }
+
+    /// The same for frames of more lines than are asked for when a buffer is looked at. `next` is the buffer after this
+    /// one, and the frame that goes there.
+    #[inline(never)]
+    fn write_large(&self, burst: &Burst, index: u8, packet: &Packet, slot: Slot, next: Option<(&Slot, &u8)>) {
+        self.write_header(slot.start, vnet_hdr::encode(Offload::NONE));
+        let next = next.and_then(|(slot, &frame)| self.next(burst, *slot, usize::from(frame), 0));
+        let to = Span { start: slot.start.wrapping_add(self.header_size as usize), len: packet.len };
+        // SAFETY: the buffer has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
+        unsafe { copy_beside(burst, usize::from(index), 0, to, next) };
     }
 
     /// The same for any frame in one piece or many.
@@ -265,18 +276,27 @@ impl Writer {
     }
 
     /// Any other shape: chains of buffers, several of them if the guest merges, and what must be segmented. Gives the
-    /// places used, None if the frame can never fit, `Err(None)` when the guest has too few buffers now.
-    #[cold]
+    /// places used, None if the frame can never fit, `Err(None)` when the guest has too few buffers now. `next` is the frame
+    /// after this one.
+    #[inline(never)]
     fn place<L: Layout>(
         &mut self,
         ring: &mut L,
         burst: &Burst,
         index: usize,
-        packet: &Packet,
         taken: u16,
+        next: Option<u8>,
     ) -> Result<Option<u16>, Option<RingFault>> {
-        self.scratch.clear();
+        let Some(packet) = burst.packets().get(index) else { return Ok(None) };
         let lacking = packet.needs.without(self.takes);
+        if self.mergeable
+            && lacking.is_empty()
+            && let Some(places) = self.merge(ring, burst, index, taken, next)
+        {
+            return Ok(Some(places));
+        }
+        self.window.clear();
+        self.scratch.clear();
         if lacking.has_segmentation() {
             return self.segment(ring, burst, index, taken);
         }
@@ -303,6 +323,9 @@ impl Writer {
         taken: u16,
         need: u32,
     ) -> Result<Option<(u16, u16)>, Option<RingFault>> {
+        if self.too_small.0 == taken && need >= self.too_small.1 {
+            return Ok(None);
+        }
         let (mut room, mut chains, mut place) = (0_u32, 0_u16, taken);
         // The chains are noted as used as they are found: nothing is published before `deliver` says so, and that stops
         // at the first frame that is given up.
@@ -311,12 +334,20 @@ impl Writer {
                 return Err(None);
             }
             let Some((chain, first)) = ring.head(place).map_err(Some)? else { return Err(None) };
-            let walked = ring.walk(place, chain, first, Direction::Writable, &mut self.scratch);
-            let (chain, bytes) = walked.map_err(Some)?;
+            let is_alone = self.scratch.is_fresh();
+            let (chain, bytes) = match ring.walk(place, chain, first, Direction::Writable, &mut self.scratch) {
+                // Buffers so small are the guest's choice, if each is one: they hold other frames.
+                Err(RingFault::LongChain) if !is_alone => {
+                    ring.forget(taken);
+                    self.too_small = (taken, need);
+                    return Ok(None);
+                }
+                walked => walked.map_err(Some)?,
+            };
             if chains == 0 && bytes < self.header_size {
                 return Err(Some(RingFault::ShortChain));
             }
-            if bytes == 0 || usize::from(chains) >= MAX_CHAIN {
+            if bytes == 0 {
                 return Err(Some(RingFault::LongChain));
             }
             let written = bytes.min(need - room);
@@ -338,7 +369,7 @@ impl Writer {
         let mut at = 0;
         for (i, span) in self.scratch.spans.iter().enumerate() {
             let (mut start, mut left) = (span.start, (span.len as usize).min(end - at));
-            // As in `prefetch_next`: what this buffer does not hold goes into the next.
+            // What this buffer does not hold goes into the next.
             if let Some(next) = self.scratch.spans.get(i + 1) {
                 access::prefetch_write_all(next.start, (next.len as usize).min(end - at - left));
             }

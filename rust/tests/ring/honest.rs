@@ -5,7 +5,7 @@ use ovsvhost::ring::feature;
 use proptest::prelude::*;
 
 use super::dice::Dice;
-use super::driver::{LAYOUTS, Layout};
+use super::driver::{LAYOUTS, Layout, Shape, WRITE};
 use super::pipe::{Ends, Frame, Pipe, header_size};
 
 pub fn layouts() -> impl Strategy<Value = Layout> {
@@ -185,6 +185,37 @@ fn a_chain_of_a_thousand_buffers_is_one_frame() {
             pipe.offer(600);
             assert_eq!(pipe.carry(), 1);
         }
+    }
+}
+
+/// Buffers so small that a frame would take more than a thousand of them: it is refused, smaller ones are not, and the
+/// queue goes on.
+///
+/// Rows: C13.
+#[test]
+fn a_frame_over_more_than_a_thousand_buffers_is_refused_and_its_receiver_goes_on() {
+    for layout in LAYOUTS {
+        let features = feature::VERSION_1 | feature::MRG_RXBUF;
+        let mut pipe = Pipe::new(pair(layout, 2_048, features));
+        let frames = [20_000, 900, 30_000].map(|size| pipe.dice.bytes(size));
+        for bytes in frames.clone() {
+            let size = 12 + bytes.len();
+            assert!(pipe.send_in(Frame { bytes, partial: None, gso: None }, &[size]));
+        }
+        for place in 0..2_000 {
+            pipe.b_driver.post(&pipe.b, &[(place * 16, 16)], WRITE, Shape::Chain);
+        }
+        pipe.a_driver.publish();
+        pipe.b_driver.publish();
+        assert_eq!(pipe.tx.gather(), Ok(3), "{layout:?}");
+        let delivery = pipe.rx.deliver(pipe.tx.burst(), &[0, 1, 2]);
+        assert_eq!((delivery.fault, delivery.settled, delivery.too_small), (None, 3, 0b101), "{layout:?}");
+        let mut frame = Vec::new();
+        while let Some((posted, len)) = pipe.b_driver.take_used() {
+            frame.extend(pipe.b.read(posted.buffers[0].0, len as usize));
+        }
+        assert_eq!(u16::from_le_bytes([frame[10], frame[11]]), 57, "912 bytes in buffers of 16");
+        assert_eq!(frame[12..], frames[1], "{layout:?}");
     }
 }
 
