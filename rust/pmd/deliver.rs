@@ -10,7 +10,7 @@
 //! A frame that gets here is counted once at this port: as delivered, or as dropped for one reason.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
 use super::wait::{Group, Waiting, mask};
@@ -177,7 +177,7 @@ impl Source<'_> {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
-        let taken = try_queue(slot).or_else(|| self.contend(port, slot, list, since));
+        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, since));
         let Some(mut guard) = taken else { return };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
@@ -250,7 +250,7 @@ impl Source<'_> {
         };
         while tsc::now() < until {
             std::hint::spin_loop();
-            if let Some(guard) = try_queue(slot) {
+            if let Some(guard) = slot.queue.try_lock() {
                 return Some(guard);
             }
         }
@@ -292,16 +292,5 @@ impl Source<'_> {
             let dst = Mac::destination(&head.0);
             tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
         }
-    }
-}
-
-/// The queue, unless another thread has it.
-#[inline]
-fn try_queue(slot: &ReceiveSlot) -> Option<MutexGuard<'_, Option<Receiveq>>> {
-    match slot.queue.try_lock() {
-        Ok(guard) => Some(guard),
-        // A panic over one sender's burst: nothing of it was published, and the receiver is not to blame.
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
     }
 }

@@ -1,8 +1,8 @@
 //! The thread itself: its loop, its start and its end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::sleep::Sleeper;
 use super::stats::PmdStats;
 use super::{Fault, FaultCause, ReceiveSlot};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::switch::PortId;
 use crate::sys::eventfd::{Desk, Notifier};
 use crate::sys::{cpu, tsc};
@@ -36,7 +37,7 @@ pub struct Pmd {
     /// Where it says which guest it is calling.
     pub desk: &'static Desk,
     mailbox: Arc<Mailbox>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Lock<Option<JoinHandle<()>>>,
 }
 
 impl Pmd {
@@ -85,7 +86,7 @@ impl Pmd {
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
         match is_pinned.recv() {
-            Ok(Ok(desk)) => Ok(Self { cpu, number, stats, desk, mailbox, thread: Mutex::new(Some(thread)) }),
+            Ok(Ok(desk)) => Ok(Self { cpu, number, stats, desk, mailbox, thread: Lock::new(Some(thread)) }),
             Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
             Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
         }
@@ -125,7 +126,7 @@ impl Pmd {
     /// Ends the thread and waits for it; its core is free then. May be called again.
     pub fn end(&self) {
         self.post(Message::Stop);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(thread) = self.thread.lock().take() {
             // A panic of the loop itself was reported where it happened.
             let _ = thread.join();
         }
