@@ -199,6 +199,19 @@ impl Body {
     fn count_seconds(&mut self, now: u64) {
         self.forwarder.now_s = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
         self.next_second = now + 100_000 * tsc::cycles_per_us();
+        self.check_queues();
+    }
+
+    /// Stops the queues that read as empty because their ring is gone.
+    #[cold]
+    fn check_queues(&mut self) {
+        let mut at = 0;
+        while let Some(queue) = self.queues.get(at) {
+            match queue.queue.check() {
+                Ok(()) => at += 1,
+                Err(fault) => self.stop_queue(at, FaultCause::Ring(fault)),
+            }
+        }
     }
 
     /// One round over the queues; `mark` is the time now. A queue's time runs from the end of the last one that moved
@@ -352,6 +365,8 @@ impl Body {
         for queue in &mut self.queues {
             work |= queue.queue.enable_kicks();
         }
+        // After the last look at the rings: what that found gone is said now, not when the guest kicks again.
+        self.check_queues();
         if !work && self.mailbox.about_to_sleep() {
             self.stats.sleeps.add(1);
             self.stats.sleep_cycles.add(self.sleeper.sleep());
