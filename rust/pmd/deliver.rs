@@ -7,7 +7,8 @@
 //!                                                                  Waiting, with the transmitq ── resume ─▶ again
 //! ```
 //!
-//! A frame that gets here is counted once at this port: as delivered, or as dropped for one reason.
+//! A frame that gets here is counted at this port: as delivered, or as dropped for one reason. Delivered counts what the
+//! guest gets: one segmented for it is as many frames as it became.
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, MutexGuard};
@@ -186,9 +187,12 @@ impl Source<'_> {
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
+            let special = delivery.too_small | delivery.in_pieces;
             for (position, &index) in settled.iter().enumerate() {
-                if delivery.too_small >> position & 1 == 0 {
+                if special >> position & 1 == 0 {
                     self.count(&mut tally, index);
+                } else if delivery.in_pieces >> position & 1 != 0 {
+                    self.count_pieces(&mut tally, index);
                 }
             }
             if delivery.too_small != 0 {
@@ -291,6 +295,19 @@ impl Source<'_> {
         if let Some((packet, head)) = self.burst.frame(index) {
             let dst = Mac::destination(&head.0);
             tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+        }
+    }
+
+    /// Counts what the guest got of a frame that was segmented for it.
+    #[cold]
+    fn count_pieces(&self, tally: &mut Tally, index: u8) {
+        if let Some((_, head)) = self.burst.frame(index)
+            && let Some((plan, _)) = self.burst.large(usize::from(index))
+        {
+            let dst = Mac::destination(&head.0);
+            let (group, broadcast) = (dst.is_group(), dst == Mac::BROADCAST);
+            tally.count_many(u64::from(plan.count() - 1), plan.longest(), group, broadcast);
+            tally.count(plan.last(), group, broadcast);
         }
     }
 }
