@@ -64,7 +64,7 @@ impl Pmd {
             stopped: Vec::new(),
             resting: false,
             round: 0,
-            forwarder: Forwarder::new(number, faults.clone()),
+            forwarder: Forwarder::new(number, faults.clone(), Arc::clone(&stats)),
             ungreeted: Vec::new(),
             sleeper,
             started,
@@ -235,6 +235,7 @@ impl Body {
                     Ok(count) => {
                         let now = tsc::now();
                         let cycles = now.wrapping_sub(mark);
+                        queue.gathered(mark, now, stats);
                         mark = now;
                         queue.counters.cycles.add(cycles);
                         stats.burst(count, cycles);
