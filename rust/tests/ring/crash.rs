@@ -170,5 +170,6 @@ fn a_commit_under_way_that_is_made_of_nothing_gives_no_buffer_back() {
     journal.intend(FIRST, FIRST + 1, 0);
     let (ring, note) = resume(&driver, &guest, FIRST, &journal, true);
     assert!(note.is_some_and(|note| note.contains("not written down in full")));
-    assert_eq!((ring.next_index(), driver.take_used()), (FIRST, None), "the buffer is still to be filled");
+    assert_eq!(ring.next_index(), FIRST);
+    assert!(driver.take_used().is_none(), "the buffer is still to be filled");
 }
