@@ -207,6 +207,47 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_like_the_last_gets_the_answer_it_would_have_got_alone() {
+        let (fdb, mut cache) = (Fdb::new(1024, 300), Cache::default());
+        for (vlan, mac, port) in [(0, 0x0202, 2), (5, 0x0202, 3), (5, 0x0302, 1)] {
+            fdb.learn(Key::new(vlan, Mac(mac)), port, 1);
+        }
+        // Priority bits, a tag's presence, the type and each half of an address.
+        let tails: [&[u8]; 6] = [
+            &[0x08, 0x00, 0x45, 0x00],
+            &[0x08, 0x06, 0x00, 0x01],
+            &[0x81, 0x00, 0x00, 0x05],
+            &[0x81, 0x00, 0xe0, 0x05],
+            &[0x81, 0x00, 0x00, 0x06],
+            &[0xff, 0xff, 0xff, 0xff],
+        ];
+        let addresses = [0x0202, 0x0302, 0x0001_0000_0202, 0x0100_0000_0202, 0xffff_ffff_ffff, 0];
+        let mut heads = Vec::new();
+        for (&dst, &src) in addresses.iter().flat_map(|dst| addresses.iter().map(move |src| (dst, src))) {
+            for tail in tails {
+                let mut head = head(dst, src);
+                head[12..16].copy_from_slice(tail);
+                heads.push(head);
+            }
+        }
+        cache.refresh(&fdb, 1);
+        for (first, second) in heads.iter().flat_map(|first| heads.iter().map(move |second| (first, second))) {
+            cache.classify(&fdb, 1, first, false, 1);
+            cache.refresh(&fdb, 1);
+            let alone = Cache::default().classify(&fdb, 1, second, false, 1);
+            let last = cache.last();
+            assert!(!last.is_like(second) || last.output == alone, "{:x?} after {:x?}", &second[..16], &first[..16]);
+            assert_eq!(
+                cache.classify(&fdb, 1, second, false, 1),
+                alone,
+                "{:x?} after {:x?}",
+                &second[..16],
+                &first[..16]
+            );
+        }
+    }
+
+    #[test]
     fn lookups_asked_for_together_give_what_they_gave_one_by_one() {
         let (fdb, mut a) = (Fdb::new(1024, 300), Cache::default());
         let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n, 0x0201))).collect();
