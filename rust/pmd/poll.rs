@@ -173,14 +173,14 @@ impl Forwarder {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
         cache.refresh(&bridge.fdb, self.now_s);
-        cache.look_ahead(&bridge.fdb, burst.heads());
+        cache.look_ahead(&bridge.fdb, burst.heads(), self.now_s);
         let mut tally = Tally::default();
         for (index, (packet, head)) in (0_u8..).zip(burst.packets().iter().zip(burst.heads())) {
             if let Some(reason) = packet.drop {
                 counters.dropped(reason, 1);
                 continue;
             }
-            let (output, dst) = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
+            let (output, dst) = cache.classify(&bridge.fdb, port, (index, &head.0), bridge.forward_bpdu, self.now_s);
             match output {
                 Output::Port(to) if self.groups.unicast(index, to, view.bridge, &self.topology) => {
                     tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
