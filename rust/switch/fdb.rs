@@ -14,10 +14,10 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PortId;
 use crate::frame::ethernet::Mac;
+use crate::lock::Lock;
 use crate::memory::access;
 use crate::sys::table::Table;
 
@@ -124,7 +124,8 @@ pub struct Fdb {
     max: usize,
     aging_s: AtomicU32,
     generation: AtomicU32,
-    writer: Mutex<Writer>,
+    /// A panic while learning leaves entries whole; only counts may be off by one.
+    writer: Lock<Writer>,
     /// Since the table was made.
     pub stats: Stats,
 }
@@ -169,7 +170,7 @@ impl Fdb {
             max,
             aging_s: AtomicU32::new(aging_s),
             generation: AtomicU32::new(0),
-            writer: Mutex::default(),
+            writer: Lock::default(),
             stats: Stats::default(),
         }
     }
@@ -278,7 +279,7 @@ impl Fdb {
                 return true;
             }
         }
-        let Ok(mut writer) = self.writer.try_lock() else { return false };
+        let Some(mut writer) = self.writer.try_lock() else { return false };
         if let Some((entry, value)) = self.find(key) {
             let (old, _) = unpack(value);
             Self::write(entry, key.0, port, now_s);
@@ -395,18 +396,13 @@ impl Fdb {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Writer> {
-        // A panic while learning leaves entries whole; only counts may be off by one.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn remove_where(&self, which: impl Fn(PortId, u32) -> bool) -> u64 {
         let mut removed = 0;
-        let moves = self.lock().moves;
+        let moves = self.writer.lock().moves;
         for stretch in self.buckets.chunks(STRETCH) {
-            removed += self.remove_in(stretch, &which, &mut self.lock());
+            removed += self.remove_in(stretch, &which, &mut self.writer.lock());
         }
-        let mut writer = self.lock();
+        let mut writer = self.writer.lock();
         if writer.moves != moves {
             // One that moved may have got from ahead of us to behind us: once more, and nobody moves meanwhile.
             removed += self.remove_in(&self.buckets, &which, &mut writer);
