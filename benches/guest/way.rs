@@ -42,7 +42,7 @@ impl Way {
             self.cache.look_ahead(&self.fdb, burst.heads(), NOW_S);
             let mut count = 0;
             for ((index, head), place) in (0_u8..).zip(burst.heads()).zip(&mut list) {
-                if self.cache.classify(&self.fdb, FROM, (index, &head.0), false, NOW_S).0 == Output::Port(TO) {
+                if self.cache.classify(&self.fdb, FROM, &head.0, false, NOW_S).0 == Output::Port(TO) {
                     *place = index;
                     count += 1;
                 }

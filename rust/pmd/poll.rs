@@ -197,7 +197,7 @@ impl Forwarder {
                 counters.dropped(reason, 1);
                 continue;
             }
-            let (output, dst) = cache.classify(&bridge.fdb, port, (index, &head.0), bridge.forward_bpdu, self.now_s);
+            let (output, dst) = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
             match output {
                 Output::Port(to) if self.groups.unicast(index, to, view.bridge, &self.topology) => {
                     tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);

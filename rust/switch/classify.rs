@@ -17,7 +17,8 @@ pub enum Output {
     Drop(DropReason),
 }
 
-const CACHE: usize = 32;
+/// Twice a burst, so that the answers for one that goes to as many addresses as it has frames mostly find room.
+const CACHE: usize = 2 * MAX_BURST;
 /// Lookups that the table answered in one burst, from which on those of the next are asked for together.
 const MANY_MISSES: u32 = 8;
 
@@ -31,18 +32,8 @@ pub struct Cache {
     destinations: [(Key, PortId); CACHE],
     /// Answers are kept for a second: then ageing gets its say.
     second: u32,
-    /// Lookups of this burst that the table had to answer.
+    /// Lookups of this burst that the table had to answer, be it ahead of its frames.
     misses: u32,
-    /// Answers for this burst's frames, looked up together; see [`Cache::look_ahead`].
-    ahead: Ahead,
-}
-
-/// Destinations of a burst's frames and the ports behind them, `PortId::MAX` where the table did not say.
-#[derive(Debug)]
-struct Ahead {
-    len: usize,
-    keys: [Key; MAX_BURST],
-    ports: [PortId; MAX_BURST],
 }
 
 impl Default for Cache {
@@ -53,26 +44,7 @@ impl Default for Cache {
             destinations: [(Key::NONE, 0); CACHE],
             second: u32::MAX,
             misses: 0,
-            ahead: Ahead { len: 0, keys: [Key::NONE; MAX_BURST], ports: [PortId::MAX; MAX_BURST] },
         }
-    }
-}
-
-impl Ahead {
-    fn look_up(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
-        for (key, head) in self.keys.iter_mut().zip(heads) {
-            let header = ethernet::parse(&head.0);
-            *key = Key::new(header.vlan, header.dst);
-        }
-        self.len = heads.len().min(MAX_BURST);
-        fdb.lookup_all(self.keys.get(..self.len).unwrap_or_default(), &mut self.ports, now_s);
-    }
-
-    /// The port behind `key`, the destination of frame `index`, if that was looked up and found.
-    #[inline]
-    fn port(&self, index: usize, key: Key) -> Option<PortId> {
-        let (&asked, &port) = self.keys.get(..self.len)?.get(index).zip(self.ports.get(index))?;
-        (asked == key && port != PortId::MAX).then_some(port)
     }
 }
 
@@ -90,19 +62,36 @@ impl Cache {
     /// are looked up together, so that the frames do not wait for the table's memory one after the other.
     #[inline]
     pub fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
-        self.ahead.len = 0;
         if std::mem::take(&mut self.misses) >= MANY_MISSES {
-            self.ahead.look_up(fdb, heads, now_s);
+            self.look_up_all(fdb, heads, now_s);
         }
     }
 
-    /// Learns the source of the burst's frame `index`, which came in on `port`, and says where the frame goes.
+    fn look_up_all(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
+        let (mut keys, mut ports) = ([Key::NONE; MAX_BURST], [None; MAX_BURST]);
+        for (key, head) in keys.iter_mut().zip(heads) {
+            let header = ethernet::parse(&head.0);
+            *key = Key::new(header.vlan, header.dst);
+        }
+        let keys = keys.get(..heads.len()).unwrap_or(&keys);
+        fdb.lookup_all(keys, &mut ports, now_s);
+        for (&key, port) in keys.iter().zip(ports) {
+            if let (Some(to), Some(entry)) = (port, self.destinations.get_mut(key.low_bits() % CACHE))
+                && entry.0 != key
+            {
+                *entry = (key, to);
+                self.misses += 1;
+            }
+        }
+    }
+
+    /// Learns the source of a frame that came in on `port` and says where the frame goes.
     #[inline]
     pub fn classify(
         &mut self,
         fdb: &Fdb,
         port: PortId,
-        (index, head): (u8, &[u8; HEAD_SIZE]),
+        head: &[u8; HEAD_SIZE],
         forward_bpdu: bool,
         now_s: u32,
     ) -> (Output, Mac) {
@@ -116,32 +105,31 @@ impl Cache {
                 self.source = (source, now_s);
             }
         }
-        let dst = header.dst;
-        if dst.is_group() {
-            let stays = dst.is_reserved() && !forward_bpdu;
-            return (if stays { Output::Drop(DropReason::Reserved) } else { Output::Flood }, dst);
-        }
-        let output = match self.destination(fdb, usize::from(index), Key::new(header.vlan, dst), now_s) {
-            Some(to) if to == port => Output::Drop(DropReason::SamePort),
-            Some(to) => Output::Port(to),
-            None => Output::Flood,
-        };
-        (output, dst)
+        (self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s), header.dst)
     }
 
     #[inline]
-    fn destination(&mut self, fdb: &Fdb, index: usize, key: Key, now_s: u32) -> Option<PortId> {
+    fn destination(&mut self, fdb: &Fdb, port: PortId, vlan: u16, dst: Mac, forward_bpdu: bool, now_s: u32) -> Output {
+        if dst.is_group() {
+            return if dst.is_reserved() && !forward_bpdu { Output::Drop(DropReason::Reserved) } else { Output::Flood };
+        }
+        let key = Key::new(vlan, dst);
         let place = key.low_bits() % CACHE;
-        match self.destinations.get(place) {
+        let found = match self.destinations.get(place) {
             Some(&(cached, to)) if cached == key => Some(to),
             _ => {
                 self.misses += 1;
-                let found = self.ahead.port(index, key).or_else(|| fdb.lookup(key, now_s));
+                let found = fdb.lookup(key, now_s);
                 if let (Some(to), Some(entry)) = (found, self.destinations.get_mut(place)) {
                     *entry = (key, to);
                 }
                 found
             }
+        };
+        match found {
+            Some(to) if to == port => Output::Drop(DropReason::SamePort),
+            Some(to) => Output::Port(to),
+            None => Output::Flood,
         }
     }
 }
@@ -159,7 +147,7 @@ mod tests {
 
     fn ask(cache: &mut Cache, fdb: &Fdb, port: PortId, dst: u64, src: u64) -> Output {
         cache.refresh(fdb, 1);
-        cache.classify(fdb, port, (0, &head(dst, src)), false, 1).0
+        cache.classify(fdb, port, &head(dst, src), false, 1).0
     }
 
     #[test]
@@ -195,12 +183,13 @@ mod tests {
         }
         for round in 0..3 {
             a.refresh(&fdb, 1);
+            // As if frames to others came in between.
+            a.destinations = [(Key::NONE, 0); CACHE];
             a.look_ahead(&fdb, &heads, 1);
-            assert_eq!(a.misses, 0, "a count is of one burst");
-            assert_eq!(a.ahead.len, if round == 0 { 0 } else { heads.len() }, "not before a burst missed often");
-            for (n, head) in (0..).zip(&heads) {
+            assert_eq!(a.misses, if round == 0 { 0 } else { 32 }, "the known ones, from the second burst on");
+            for (n, head) in heads.iter().enumerate() {
                 let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
-                assert_eq!(a.classify(&fdb, 1, (n, &head.0), false, 1).0, expected, "{n}, round {round}");
+                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1).0, expected, "{n}, round {round}");
             }
             assert!(a.misses >= MANY_MISSES, "the next burst is asked for together");
         }
@@ -218,6 +207,6 @@ mod tests {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
         assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(DropReason::Reserved));
         assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(DropReason::BadSource));
-        assert_eq!(a.classify(&fdb, 1, (0, &head(0x0180_c200_0000, 0x0201)), true, 1).0, Output::Flood);
+        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1).0, Output::Flood);
     }
 }

@@ -213,10 +213,10 @@ impl Fdb {
         [hash as usize & mask, (hash >> 32) as usize & mask]
     }
 
-    /// Looks up many addresses at once, each into its place of `found`, `u16::MAX` for one that is not where it most likely
-    /// is. Every line is asked for before the first is looked at: their misses overlap.
+    /// Looks up many addresses at once, each into its place of `found`: every line is asked for before the first is looked
+    /// at, so that their misses overlap.
     #[inline]
-    pub fn lookup_all(&self, keys: &[Key], found: &mut [PortId], now_s: u32) {
+    pub fn lookup_all(&self, keys: &[Key], found: &mut [Option<PortId>], now_s: u32) {
         for &key in keys {
             let [first, _] = self.places(key);
             if let Some(bucket) = self.buckets.get(first) {
@@ -224,7 +224,7 @@ impl Fdb {
             }
         }
         for (&key, found) in keys.iter().zip(found) {
-            *found = self.lookup(key, now_s).unwrap_or(PortId::MAX);
+            *found = self.lookup(key, now_s);
         }
     }
 
