@@ -96,27 +96,38 @@ pub struct QueueCounters {
     pub contentions: Counter,
 }
 
-/// What part of a burst counts for, before it is added: at most 64 frames, so small numbers do, and two are added at once.
+/// What up to 64 frames to single addresses count for: little enough to lie beside each list of a burst.
 #[derive(Debug, Clone, Copy)]
-pub struct Tally {
+pub struct Share {
     bytes: u32,
-    packets: u16,
-    multicast: u16,
-    broadcast: u16,
-    /// By size class; the rest fills a vector.
-    sizes: [u8; 16],
+    sizes: [u8; SIZE_CLASSES],
 }
 
-impl Default for Tally {
-    fn default() -> Self {
-        Self::NONE
+impl Share {
+    /// No frame.
+    pub const NONE: Self = Self { bytes: 0, sizes: [0; SIZE_CLASSES] };
+
+    /// Counts one frame.
+    #[inline]
+    pub fn count(&mut self, len: u32) {
+        self.bytes += len;
+        if let Some(class) = self.sizes.get_mut(size_class(len)) {
+            *class += 1;
+        }
     }
 }
 
-impl Tally {
-    /// Nothing counted.
-    pub const NONE: Self = Self { bytes: 0, packets: 0, multicast: 0, broadcast: 0, sizes: [0; 16] };
+/// One burst's worth of counts, kept in registers and cache before it is added.
+#[derive(Debug, Default)]
+pub struct Tally {
+    packets: u64,
+    bytes: u64,
+    multicast: u64,
+    broadcast: u64,
+    sizes: [u64; SIZE_CLASSES],
+}
 
+impl Tally {
     /// True if nothing was counted.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -126,46 +137,49 @@ impl Tally {
     /// Counts one frame.
     #[inline]
     pub fn count(&mut self, len: u32, group: bool, broadcast: bool) {
-        self.count_unicast(len);
-        self.broadcast += u16::from(broadcast);
-        self.multicast += u16::from(group && !broadcast);
-    }
-
-    /// Counts one frame to a single address.
-    #[inline]
-    pub fn count_unicast(&mut self, len: u32) {
         self.packets += 1;
-        self.bytes += len;
+        self.bytes += u64::from(len);
+        self.broadcast += u64::from(broadcast);
+        self.multicast += u64::from(group && !broadcast);
         if let Some(class) = self.sizes.get_mut(size_class(len)) {
             *class += 1;
         }
     }
 
-    /// Counts what `other` counted, of the same burst.
+    /// Counts a share of the burst.
     #[inline]
-    pub fn merge(&mut self, other: &Self) {
-        self.bytes += other.bytes;
-        self.packets += other.packets;
-        self.multicast += other.multicast;
-        self.broadcast += other.broadcast;
-        for (to, n) in self.sizes.iter_mut().zip(other.sizes) {
-            *to += n;
+    pub fn add(&mut self, share: &Share) {
+        self.bytes += u64::from(share.bytes);
+        for (size, &n) in self.sizes.iter_mut().zip(&share.sizes) {
+            self.packets += u64::from(n);
+            *size += u64::from(n);
         }
+    }
+
+    /// Counts `n` frames of the same length to one address.
+    pub fn count_many(&mut self, n: u64, len: u32, group: bool, broadcast: bool) {
+        let mut one = Self::default();
+        one.count(len, group, broadcast);
+        self.packets += n;
+        self.bytes += n * one.bytes;
+        self.broadcast += n * one.broadcast;
+        self.multicast += n * one.multicast;
+        self.sizes.iter_mut().zip(one.sizes).for_each(|(size, one)| *size += n * one);
     }
 }
 
 impl QueueCounters {
     /// Adds a burst's counts.
     pub fn add(&self, tally: &Tally) {
-        self.packets.add(tally.packets.into());
-        self.bytes.add(tally.bytes.into());
+        self.packets.add(tally.packets);
+        self.bytes.add(tally.bytes);
         if tally.multicast + tally.broadcast > 0 {
-            self.multicast.add(tally.multicast.into());
-            self.broadcast.add(tally.broadcast.into());
+            self.multicast.add(tally.multicast);
+            self.broadcast.add(tally.broadcast);
         }
         for (to, &n) in self.sizes.iter().zip(&tally.sizes) {
             if n > 0 {
-                to.add(n.into());
+                to.add(n);
             }
         }
     }
@@ -221,6 +235,16 @@ mod tests {
         ] {
             assert_eq!(named(&PORT_SIZES, len), [port], "{len}");
             assert_eq!(named(&QUEUE_SIZES, len), [queue], "{len}");
+        }
+    }
+
+    #[test]
+    fn many_frames_count_as_each_of_them_does() {
+        for (len, group, broadcast) in [(60, false, false), (1518, true, false), (9000, true, true)] {
+            let (mut many, mut each) = (Tally::default(), Tally::default());
+            many.count_many(5, len, group, broadcast);
+            (0..5).for_each(|_| each.count(len, group, broadcast));
+            assert_eq!(format!("{many:?}"), format!("{each:?}"));
         }
     }
 

@@ -46,7 +46,7 @@ impl Way {
             counters: Arc::default(),
             receiveqs,
         };
-        let mut forwarder = Forwarder::new(0, channel().0);
+        let mut forwarder = Forwarder::new(0, channel().0, Arc::default());
         forwarder.adopt(Arc::new(Topology {
             ports: vec![Some(port(Vec::new())), Some(port(vec![slot]))],
             bridges: vec![Some(BridgeView { fdb: Arc::new(fdb), members: vec![FROM, TO], forward_bpdu: false })],

@@ -7,20 +7,21 @@
 //!                                                                  Waiting, with the transmitq ── resume ─▶ again
 //! ```
 //!
-//! A frame that gets here is counted once at this port: as delivered, or as dropped for one reason.
+//! A frame that gets here is counted at this port: as delivered, or as dropped for one reason. Delivered counts what the
+//! guest gets: one segmented for it is as many frames as it became.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
 use super::wait::{Group, Waiting, mask};
 use super::{Fault, FaultCause, PortView, ReceiveSlot, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
-use crate::counters::Tally;
+use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
-use crate::ring::Receiveq;
+use crate::ring::{Delivery, Receiveq};
 use crate::switch::PortId;
 use crate::sys::tsc;
 
@@ -87,9 +88,9 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Delivers a list to one port, or drops it by name. `tally` is what it counts for, if that is known.
+    /// Delivers a list to one port, or drops it by name. `share` is what it counts for, if that is known.
     #[inline]
-    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8], tally: Option<&Tally>) {
+    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
         if !port.admin_up {
             return port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64);
         }
@@ -97,7 +98,7 @@ impl Source<'_> {
         if self.burst.longest() > limit && list.iter().any(|&i| self.len_of(i) > limit) {
             return self.deliver_within(port, list, limit);
         }
-        self.steer(port, list, tally);
+        self.steer(port, list, share);
     }
 
     /// Some frames may be longer than the receiver's MTU, by themselves or in the segments they become: drops those.
@@ -122,13 +123,13 @@ impl Source<'_> {
 
     /// Chooses the receiveq.
     #[inline]
-    fn steer(&mut self, port: &PortView, list: &[u8], tally: Option<&Tally>) {
+    fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
-            ([only], _) => self.deliver_to(port, only, list, tally, 0),
+            ([only], _) => self.deliver_to(port, only, list, share, 0),
             (several, Steering::Thread) => {
                 if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
-                    self.deliver_to(port, slot, list, tally, 0);
+                    self.deliver_to(port, slot, list, share, 0);
                 }
             }
             (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
@@ -173,11 +174,11 @@ impl Source<'_> {
     }
 
     /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], whole: Option<&Tally>, since: u64) {
+    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], share: Option<&Share>, since: u64) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
-        let taken = try_queue(slot).or_else(|| self.contend(port, slot, list, since));
+        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, since));
         let Some(mut guard) = taken else { return };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
@@ -186,9 +187,11 @@ impl Source<'_> {
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
-            match whole {
-                Some(whole) if settled.len() == list.len() && delivery.too_small == 0 => tally = *whole,
-                _ => self.count(&mut tally, settled, delivery.too_small),
+            match share {
+                Some(share) if settled.len() == list.len() && (delivery.too_small | delivery.in_pieces) == 0 => {
+                    tally.add(share);
+                }
+                _ => self.count(&mut tally, settled, &delivery),
             }
             if delivery.too_small != 0 {
                 slot.counters.lost(DropReason::BufferTooSmall, u64::from(delivery.too_small.count_ones()));
@@ -249,7 +252,7 @@ impl Source<'_> {
         };
         while tsc::now() < until {
             std::hint::spin_loop();
-            if let Some(guard) = try_queue(slot) {
+            if let Some(guard) = slot.queue.try_lock() {
                 return Some(guard);
             }
         }
@@ -285,24 +288,30 @@ impl Source<'_> {
         self.waiting.push(Group { slot, port, frames: mask(list), since });
     }
 
-    /// Counts frames of a list, but for those whose bits are set in `lost`.
-    fn count(&self, tally: &mut Tally, list: &[u8], lost: u64) {
-        for (_, &index) in list.iter().enumerate().filter(|(position, _)| lost >> position & 1 == 0) {
-            if let Some((packet, head)) = self.burst.frame(index) {
+    /// Counts the frames of a list that were settled, but for those that were lost.
+    fn count(&self, tally: &mut Tally, settled: &[u8], delivery: &Delivery) {
+        for (position, &index) in settled.iter().enumerate() {
+            if delivery.in_pieces >> position & 1 != 0 {
+                self.count_pieces(tally, index);
+            } else if delivery.too_small >> position & 1 == 0
+                && let Some((packet, head)) = self.burst.frame(index)
+            {
                 let dst = Mac::destination(&head.0);
                 tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
             }
         }
     }
-}
 
-/// The queue, unless another thread has it.
-#[inline]
-fn try_queue(slot: &ReceiveSlot) -> Option<MutexGuard<'_, Option<Receiveq>>> {
-    match slot.queue.try_lock() {
-        Ok(guard) => Some(guard),
-        // A panic over one sender's burst: nothing of it was published, and the receiver is not to blame.
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
+    /// Counts what the guest got of a frame that was segmented for it.
+    #[cold]
+    fn count_pieces(&self, tally: &mut Tally, index: u8) {
+        if let Some((_, head)) = self.burst.frame(index)
+            && let Some((plan, _)) = self.burst.large(usize::from(index))
+        {
+            let dst = Mac::destination(&head.0);
+            let (group, broadcast) = (dst.is_group(), dst == Mac::BROADCAST);
+            tally.count_many(u64::from(plan.count() - 1), plan.longest(), group, broadcast);
+            tally.count(plan.last(), group, broadcast);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::deliver::Source;
 use super::{PortView, Topology};
 use crate::burst::MAX_BURST;
-use crate::counters::Tally;
+use crate::counters::{Share, Tally};
 use crate::switch::PortId;
 
 /// Packets of a burst that go the same way, in order.
@@ -11,13 +11,13 @@ use crate::switch::PortId;
 pub(super) struct List {
     port: PortId,
     /// What those count for that go to this port alone.
-    tally: Tally,
+    share: Share,
     len: usize,
     indices: [u8; MAX_BURST],
 }
 
 impl List {
-    pub(super) const EMPTY: Self = Self { port: 0, tally: Tally::NONE, len: 0, indices: [0; MAX_BURST] };
+    pub(super) const EMPTY: Self = Self { port: 0, share: Share::NONE, len: 0, indices: [0; MAX_BURST] };
 
     #[inline]
     pub(super) fn push(&mut self, index: u8) {
@@ -31,7 +31,7 @@ impl List {
     #[inline]
     pub(super) fn push_counted(&mut self, index: u8, len: u32) {
         self.push(index);
-        self.tally.count_unicast(len);
+        self.share.count(len);
     }
 
     #[inline]
@@ -75,7 +75,7 @@ impl Groups {
             let next = self.count as u8;
             *place = next;
             if let Some(list) = self.lists.get_mut(self.count) {
-                (list.port, list.tally, list.len) = (port, Tally::NONE, 0);
+                (list.port, list.share, list.len) = (port, Share::NONE, 0);
                 self.count += 1;
             }
         }
@@ -84,9 +84,9 @@ impl Groups {
 
     /// What the packets count for that go to one port each.
     pub(super) fn tally(&self) -> Tally {
-        let mut tally = Tally::NONE;
+        let mut tally = Tally::default();
         for list in self.lists.iter().take(self.count) {
-            tally.merge(&list.tally);
+            tally.add(&list.share);
         }
         tally
     }
@@ -111,7 +111,7 @@ impl Groups {
         let topology = source.topology;
         for list in self.lists.iter().take(self.count) {
             if let Some(port) = topology.port(list.port) {
-                source.deliver(port, list.as_slice(), Some(&list.tally));
+                source.deliver(port, list.as_slice(), Some(&list.share));
             }
         }
         0
