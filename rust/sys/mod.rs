@@ -8,3 +8,4 @@ pub mod numa;
 pub mod process;
 pub mod socket;
 pub mod tsc;
+pub mod userfault;

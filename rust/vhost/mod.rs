@@ -60,6 +60,8 @@ pub struct EndpointConfig {
     pub socket_group: Option<u32>,
     /// Accept guest memory on disk files.
     pub allow_file_memory: bool,
+    /// Offer post-copy migration; a server's socket never does.
+    pub postcopy: bool,
     /// Where each vring's place is written down.
     pub recovery: Arc<Recovery>,
 }
