@@ -21,7 +21,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -30,6 +30,7 @@ use super::access;
 use super::region::Region;
 use super::words::Words;
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::sys::userfault::{self, Userfault};
 use crate::sys::{socket, tsc};
 
@@ -61,7 +62,7 @@ pub struct Incoming {
     bell: EventFd,
     is_rung: AtomicBool,
     /// Those that were announced; a map keeps each.
-    regions: Mutex<Vec<Weak<Region>>>,
+    regions: Lock<Vec<Weak<Region>>>,
     is_over: AtomicBool,
     /// Pages that came. Who waits for one looks again when it has moved.
     arrived: AtomicU64,
@@ -93,7 +94,7 @@ impl Incoming {
             userfault,
             bell,
             is_rung: AtomicBool::new(false),
-            regions: Mutex::default(),
+            regions: Lock::default(),
             is_over: AtomicBool::new(false),
             arrived: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -127,8 +128,9 @@ impl Incoming {
         self.regions().push(Arc::downgrade(region));
     }
 
-    fn regions(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Region>>> {
-        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Not for a poll thread.
+    fn regions(&self) -> MutexGuard<'_, Vec<Weak<Region>>> {
+        self.regions.lock()
     }
 
     fn live_regions(&self) -> Vec<Arc<Region>> {
