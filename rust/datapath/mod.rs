@@ -31,12 +31,11 @@ pub use threads::SleepMax;
 
 use crate::error::{Error, Result};
 use crate::lock::Lock;
-use crate::memory::Incoming;
 use crate::pmd::load::{INTERVAL, INTERVALS};
 use crate::pmd::{Message, Sleep};
 use crate::recovery::Recovery;
 use crate::switch::fdb::Learned;
-use crate::vhost::{Endpoint, Level};
+use crate::vhost::{self, Endpoint, Level};
 use events::Events;
 use link::Link;
 use state::State;
@@ -143,8 +142,7 @@ impl Datapath {
     /// # Errors
     /// `Kernel` if this process may not use userfaultfd: the text says what to set. Nothing is offered then.
     pub fn offer_postcopy(&self) -> Result<()> {
-        // One that is made and thrown away shows that they can be had.
-        drop(Incoming::new()?);
+        vhost::check_postcopy()?;
         self.shared.postcopy.store(true, Ordering::Relaxed);
         Ok(())
     }
