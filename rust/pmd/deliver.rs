@@ -21,7 +21,7 @@ use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
-use crate::ring::{Delivery, Receiveq};
+use crate::ring::{Delivery, Receiveq, RingFault};
 use crate::switch::PortId;
 use crate::sys::tsc;
 
@@ -30,6 +30,8 @@ const MAX_QUEUES: usize = 128;
 /// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
 /// as a group takes to copy.
 const ASK_US: u64 = 100;
+/// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
+const HOLD_US: u32 = 5000;
 
 /// Room to sort the frames for one port by receiveq; empty between two ports.
 #[derive(Debug)]
@@ -69,6 +71,27 @@ impl Spread {
             self.known |= 1 << index;
         }
         *hash
+    }
+}
+
+/// How long frames wait for a guest, and what becomes of them.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// 0 = not at all.
+    us: u32,
+    at_once: DropReason,
+    in_the_end: DropReason,
+}
+
+impl Patience {
+    /// With a guest that posted too few buffers (`backpressure-us`).
+    fn for_buffers(port: &PortView) -> Self {
+        Self { us: port.backpressure_us, at_once: DropReason::NoBuffer, in_the_end: DropReason::Backpressure }
+    }
+
+    /// With a guest whose buffers a migration has not brought yet.
+    fn for_pages() -> Self {
+        Self { us: HOLD_US, at_once: DropReason::PostcopyWait, in_the_end: DropReason::PostcopyWait }
     }
 }
 
@@ -183,7 +206,7 @@ impl Source<'_> {
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
-        let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
+        let (mut rest, mut retries, mut tally, mut is_absent) = (list, 0, Tally::default(), false);
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
@@ -198,6 +221,10 @@ impl Source<'_> {
             }
             rest = left;
             if let Some(fault) = delivery.fault {
+                if fault == RingFault::Absent {
+                    is_absent = true;
+                    break;
+                }
                 slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
                 rest = &[];
                 if slot.mark_broken() {
@@ -222,12 +249,13 @@ impl Source<'_> {
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
         }
-        if port.backpressure_us > 0 && rest.len() < list.len() {
+        if rest.len() < list.len() && slot.is_silent() {
             slot.set_silent(false);
         }
         drop(guard);
         if !rest.is_empty() {
-            self.hold_back(port, slot, rest, since);
+            let patience = if is_absent { Patience::for_pages() } else { Patience::for_buffers(port) };
+            self.hold_back(patience, port, slot, rest, since);
         }
     }
 
@@ -260,21 +288,21 @@ impl Source<'_> {
         None
     }
 
-    /// The guest has no buffers for these. With `backpressure-us` they wait that long from the first refusal, unless it
+    /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from the first refusal, unless it
     /// took nothing since others waited that long in vain: nobody waits twice for a guest that does not move.
     #[cold]
-    fn hold_back(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
+    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
         let count = rest.len() as u64;
-        let may_wait = port.backpressure_us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
+        let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
         if !may_wait {
-            return slot.counters.lost(DropReason::NoBuffer, count);
+            return slot.counters.lost(patience.at_once, count);
         }
         let now = tsc::now();
-        if since != 0 && now.wrapping_sub(since) > u64::from(port.backpressure_us) * tsc::cycles_per_us() {
+        if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
             slot.set_silent(true);
         }
         if slot.is_silent() {
-            return slot.counters.lost(DropReason::Backpressure, count);
+            return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {
             slot.counters.waits.add_shared(1);

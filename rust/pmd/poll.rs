@@ -79,6 +79,11 @@ impl TransmitQueue {
     pub(super) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
+
+    /// True while its next frame waits for a page: nothing is to be done before that comes.
+    pub(super) fn is_parked(&self) -> bool {
+        self.queue.is_parked()
+    }
 }
 
 /// Empty looks in a row after which a queue is quiet.

@@ -110,7 +110,7 @@ impl Scratch {
         {
             return Err(RingFault::BadIndirect);
         }
-        let entries = memory.translate_once(Gpa(desc.addr), desc.len).ok_or(RingFault::Address)?;
+        let entries = memory.translate_whole(Gpa(desc.addr), desc.len)?;
         Ok((entries, count))
     }
 
@@ -135,7 +135,7 @@ impl Scratch {
             if self.spans.len() >= self.spans.capacity() {
                 return Err(RingFault::LongChain);
             }
-            let span = memory.translate_prefix(Gpa(at), left).ok_or(RingFault::Address)?;
+            let span = memory.translate_prefix(Gpa(at), left)?;
             self.spans.push(span);
             left -= span.len;
             at = at.checked_add(u64::from(span.len)).ok_or(RingFault::Address)?;

@@ -43,6 +43,11 @@ const EVENT_ENABLE: u32 = 0;
 const EVENT_DISABLE: u32 = 1;
 const EVENT_DESC: u32 = 2;
 
+/// Bytes of the descriptor ring, the driver's and the device's event area.
+pub(super) fn sizes(size: u32) -> [u32; 3] {
+    [DESC_SIZE * size.min(32_768), 4, 4]
+}
+
 /// A descriptor of the ring or of an indirect table.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
@@ -77,9 +82,10 @@ impl PackedRing {
     /// `RingConfig::activate`, once the size is known to be good. Starts at the base: nothing in memory says where.
     pub(super) fn new(config: &RingConfig, memory: &Arc<GuestMap>, doorbell: Doorbell) -> Result<Self> {
         let size = config.size;
-        let desc = area(memory, "descriptor ring", config.desc_uva, DESC_SIZE * size, 16)?;
-        let driver = area(memory, "driver event area", config.avail_uva, 4, 4)?;
-        let device = area(memory, "device event area", config.used_uva, 4, 4)?;
+        let [desc, driver, device] = sizes(size);
+        let desc = area(memory, "descriptor ring", config.desc_uva, desc, 16)?;
+        let driver = area(memory, "driver event area", config.avail_uva, driver, 4)?;
+        let device = area(memory, "device event area", config.used_uva, device, 4)?;
         let next = Cursor { index: config.base & !WRAP, wrap: config.base & WRAP != 0 };
         let size = u16::try_from(size).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
         if next.index >= size {

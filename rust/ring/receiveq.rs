@@ -27,13 +27,16 @@ pub struct Delivery {
     pub too_small: u64,
     /// Bit i set: the i-th of the list was delivered in the pieces of its [`Plan`](crate::frame::gso::Plan).
     pub in_pieces: u64,
-    /// The ring broke at the first one not settled.
+    /// The ring broke at the first one not settled; or, if `Absent`, its buffer is on its way.
     pub fault: Option<RingFault>,
 }
 
 /// Bytes of each buffer that are asked for as soon as it is known: two lines, all of a small frame.
 const LINES_AHEAD: u32 = 2 * LINE;
 const LINE: u32 = 64;
+
+/// Posted buffers that are asked for when one turns out to be on its way still.
+const ASKED_AHEAD: u16 = 64;
 
 /// A posted buffer, looked at ahead of need.
 #[derive(Debug, Clone, Copy)]
@@ -177,7 +180,13 @@ impl Writer {
                     }
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
-                        delivery.fault = delivery.fault.or(stop);
+                        delivery.fault = match stop {
+                            Some(RingFault::Absent) => {
+                                ask_ahead(ring, ready);
+                                stop
+                            }
+                            _ => delivery.fault.or(stop),
+                        };
                         break;
                     }
                 },
@@ -397,6 +406,17 @@ impl Writer {
                 unsafe { burst.copy_out(index, from + skip, to) };
                 at += left;
             }
+        }
+    }
+}
+
+/// A posted buffer is still on its way here: asks for those after it too, so that they come together.
+#[cold]
+fn ask_ahead<L: Layout>(ring: &L, ready: u16) {
+    for place in 0..ready.min(ASKED_AHEAD) {
+        if let Ok(Some((_, desc))) = ring.head(place) {
+            // A buffer or an indirect table; either is touched next.
+            let _ = ring.memory().translate_prefix(Gpa(desc.addr), desc.len);
         }
     }
 }

@@ -43,13 +43,15 @@ impl Ahead {
 pub struct Transmitq {
     ring: Ring,
     gatherer: Gatherer,
+    /// The next frame waits for a page: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
+    parked: Option<u64>,
 }
 
 impl Transmitq {
     /// Takes a ring over.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        Self { gatherer: Gatherer::new(&ring), ring }
+        Self { gatherer: Gatherer::new(&ring), ring, parked: None }
     }
 
     /// Gives the ring back, every burst settled.
@@ -96,8 +98,35 @@ impl Transmitq {
     ///
     /// # Errors
     /// The ring is broken at its next entry. What came before it was gathered by earlier calls.
+    #[inline]
     pub fn gather(&mut self) -> Result<usize, RingFault> {
-        with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring))
+        if self.is_parked() {
+            return Ok(0);
+        }
+        match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
+            Err(RingFault::Absent) => self.park(),
+            gathered => gathered,
+        }
+    }
+
+    /// True while the next frame waits for a page that is on its way.
+    #[inline]
+    pub fn is_parked(&self) -> bool {
+        self.parked.is_some_and(|seen| seen == self.gatherer.burst.memory().arrived())
+    }
+
+    /// Nothing more is gathered before a page comes.
+    #[cold]
+    fn park(&mut self) -> Result<usize, RingFault> {
+        // One that came between the look and this word would be missed for ever: look again after it.
+        self.parked = Some(self.gatherer.burst.memory().arrived());
+        match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
+            Err(RingFault::Absent) => Ok(0),
+            gathered => {
+                self.parked = None;
+                gathered
+            }
+        }
     }
 
     /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
