@@ -10,11 +10,11 @@ use crate::burst::{Burst, Head, MAX_BURST, Packet};
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{Gpa, Hint, Span, access, copy};
 
-mod merged;
+mod large;
 mod segment;
 mod written;
 
-use merged::{Window, copy_beside};
+use large::{Window, copy_beside};
 use segment::Idents;
 use written::finish_checksum;
 
@@ -162,13 +162,11 @@ impl Writer {
             let need = self.header_size + packet.len;
             match slots.get(usize::from(taken)) {
                 Some(slot) if slot.len >= need && self.is_simple(packet) => {
-                    if packet.is_plain && need > LINES_AHEAD {
-                        let next = slots.get(usize::from(taken) + 1).zip(list.get(position + 1));
-                        self.write_large(burst, index, packet, *slot, next);
-                    } else if packet.is_plain {
+                    if packet.is_plain && need <= LINES_AHEAD {
                         self.write_plain(burst, packet, head, slot.start);
                     } else {
-                        self.write_one(burst, usize::from(index), packet, Span { start: slot.start, len: slot.len });
+                        let next = slots.get(usize::from(taken) + 1).zip(list.get(position + 1));
+                        self.write_one(burst, index, packet, *slot, next);
                     }
                     ring.put_used(taken, slot.chain, need);
                     taken += 1;
@@ -248,25 +246,16 @@ impl Writer {
         unsafe { burst.copy_plain(packet, head, start.wrapping_add(self.header_size as usize)) };
     }
 
-    /// The same for frames of more lines than are asked for when a buffer is looked at. `next` is the buffer after this
-    /// one, and the frame that goes there.
+    /// The same for any frame. `next` is the buffer after this one, and the frame that goes there.
     #[inline(never)]
-    fn write_large(&self, burst: &Burst, index: u8, packet: &Packet, slot: Slot, next: Option<(&Slot, &u8)>) {
-        self.write_header(slot.start, vnet_hdr::encode(Offload::NONE));
-        let next = next.and_then(|(slot, &frame)| self.next(burst, *slot, usize::from(frame), 0));
-        let to = Span { start: slot.start.wrapping_add(self.header_size as usize), len: packet.len };
-        // SAFETY: the buffer has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
-        unsafe { copy_beside(burst, usize::from(index), 0, to, next) };
-    }
-
-    /// The same for any frame in one piece or many.
-    #[inline(never)]
-    fn write_one(&self, burst: &Burst, index: usize, packet: &Packet, span: Span) {
-        let frame = Span { start: span.start.wrapping_add(self.header_size as usize), len: packet.len };
+    fn write_one(&self, burst: &Burst, index: u8, packet: &Packet, slot: Slot, next: Option<(&Slot, &u8)>) {
+        let (index, header_size) = (usize::from(index), self.header_size as usize);
+        let frame = Span { start: slot.start.wrapping_add(header_size), len: packet.len };
         let (offload, lacking) = (burst.offload(index), packet.needs.without(self.takes));
-        self.write_header(span.start, vnet_hdr::encode(if lacking.is_empty() { offload } else { Offload::NONE }));
-        // SAFETY: `frame` is the rest of the span, `packet.len` bytes.
-        unsafe { burst.copy_out(index, 0, frame) };
+        self.write_header(slot.start, vnet_hdr::encode(if lacking.is_empty() { offload } else { Offload::NONE }));
+        let next = next.and_then(|(slot, &frame)| self.next(burst, *slot, usize::from(frame), 0));
+        // SAFETY: `frame` is the rest of the buffer that the caller checked, `packet.len` bytes.
+        unsafe { copy_beside(burst, index, 0, frame, next) };
         if !lacking.is_empty()
             && let Some(partial) = offload.checksum()
         {
