@@ -27,6 +27,7 @@ mod rings;
 mod runner;
 mod sender;
 mod settings;
+mod throughput;
 
 pub use control::Command;
 pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};
