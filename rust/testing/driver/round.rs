@@ -46,8 +46,9 @@ pub trait RoundFormat: RingFormat {
     /// every buffer of the ring is in flight. `rewrite`: also what stands as it was.
     fn post_again_here(&mut self, buffer: u16, segment: Segment, rewrite: bool);
 
-    /// Asks for the lines that [`post_again_here`](Self::post_again_here) writes for the next `count` buffers.
-    fn prefetch_again(&self, count: u16, rewrite: bool);
+    /// Asks for the lines that [`is_back`](Self::is_back) and [`post_again_here`](Self::post_again_here) touch for the
+    /// `count` buffers from `ahead` places after the next on.
+    fn prefetch_again(&self, ahead: u16, count: u16, rewrite: bool);
 }
 
 /// How long slots were posted in turn, with the same number of bytes.
@@ -105,48 +106,61 @@ impl<R: RoundFormat> Slots<R> {
         if most < block || !self.goes_round() {
             return None;
         }
-        let (slots, stride) = (self.slots(), self.shape.stride());
+        if !self.ring.have_come(block as u16, &mut self.violations) {
+            return Some(0);
+        }
+        let mut came = self.look_over(0, block);
         let mut done = 0;
-        while done + block <= most {
-            if !self.ring.have_come(block as u16, &mut self.violations) {
-                break;
-            }
-            let first = usize::from(self.round.next);
-            let came = self.look_over(first, block, stride);
-            let area = &self.areas[0];
-            let mut slot = first;
-            let mut taken = 0;
-            for (turn, &len) in came.iter().enumerate() {
-                let at = slot * stride;
-                if len == MISSING || !each(&area.window, at, turn, len) {
-                    break;
-                }
-                let gpa = area.gpa.plus(at as u64);
-                let segment = Segment { gpa, len: self.round.total, writable: self.writable };
-                self.ring.post_again_here(slot as u16, segment, self.rewrite);
-                slot = if slot + 1 == slots { 0 } else { slot + 1 };
-                taken += 1;
-            }
-            self.round.next = slot as u16;
+        loop {
+            // The lines of the next block are on their way while this one is worked on.
+            let more = done + 2 * block <= most && self.ring.have_come(2 * block as u16, &mut self.violations);
+            let next = if more { self.look_over(block, block) } else { [MISSING; BLOCK] };
+            let taken = self.take_block(&came[..block], &mut each);
             done += taken;
             if taken < block {
                 return (done > 0).then_some(done);
             }
+            if !more {
+                return Some(done);
+            }
+            came = next;
         }
-        Some(done)
     }
 
-    /// The bytes written into each slot of a block, as far as it came back in turn; asks for the lines that are touched
-    /// next.
+    /// Posts again the slots of a block, up to the first that did not come back in turn or is refused; gives their number.
     #[inline]
-    fn look_over(&self, first: usize, block: usize, stride: usize) -> [u32; BLOCK] {
-        let slots = self.slots();
+    fn take_block(&mut self, came: &[u32], each: &mut impl FnMut(&Window, usize, usize, u32) -> bool) -> usize {
+        let (slots, stride) = (self.slots(), self.shape.stride());
+        let area = &self.areas[0];
+        let mut slot = usize::from(self.round.next);
+        let mut taken = 0;
+        for (turn, &len) in came.iter().enumerate() {
+            let at = slot * stride;
+            if len == MISSING || !each(&area.window, at, turn, len) {
+                break;
+            }
+            let gpa = area.gpa.plus(at as u64);
+            let segment = Segment { gpa, len: self.round.total, writable: self.writable };
+            self.ring.post_again_here(slot as u16, segment, self.rewrite);
+            slot = if slot + 1 == slots { 0 } else { slot + 1 };
+            taken += 1;
+        }
+        self.round.next = slot as u16;
+        taken
+    }
+
+    /// The bytes written into each slot of the block that begins `ahead` places after the next, as far as it came back in
+    /// turn; asks for the lines that are touched next.
+    #[inline]
+    fn look_over(&self, ahead: usize, block: usize) -> [u32; BLOCK] {
+        let (slots, stride) = (self.slots(), self.shape.stride());
         let window = &self.areas[0].window;
-        self.ring.prefetch_again(block as u16, self.rewrite);
+        self.ring.prefetch_again(ahead as u16, block as u16, self.rewrite);
         let mut came = [MISSING; BLOCK];
-        let mut slot = first;
+        let mut slot = usize::from(self.round.next) + ahead;
         for (turn, place) in came.iter_mut().enumerate().take(block) {
-            let Some(len) = self.ring.is_back(turn as u16, slot as u16) else { break };
+            slot = if slot >= slots { slot - slots } else { slot };
+            let Some(len) = self.ring.is_back((ahead + turn) as u16, slot as u16) else { break };
             // No buffer is that large.
             *place = len.min(MISSING - 1);
             if !self.writable {
@@ -154,7 +168,7 @@ impl<R: RoundFormat> Slots<R> {
             } else if turn == 0 {
                 window.prefetch(slot * stride);
             }
-            slot = if slot + 1 == slots { 0 } else { slot + 1 };
+            slot += 1;
         }
         came
     }
@@ -191,12 +205,15 @@ impl RoundFormat for SplitRing {
     }
 
     #[inline]
-    fn prefetch_again(&self, count: u16, rewrite: bool) {
-        self.prefetch_used(count);
-        for ahead in (0..if rewrite { count } else { 0 }).step_by(4) {
-            // Of a ring that goes round the next buffers are those that stand here.
-            let index = self.last_used.wrapping_add(ahead) & self.mask;
-            self.descriptors.prefetch_for_write(16 * usize::from(index));
+    fn prefetch_again(&self, ahead: u16, count: u16, rewrite: bool) {
+        let first = self.last_used.wrapping_add(ahead);
+        // Eight used elements a line, four descriptors.
+        for place in (0..count).step_by(8) {
+            self.used().prefetch(4 + 8 * usize::from(first.wrapping_add(place) & self.mask));
+        }
+        for place in (0..if rewrite { count } else { 0 }).step_by(4) {
+            // Mostly the next buffers are those whose number is that of the place.
+            self.descriptors.prefetch_for_write(16 * usize::from(first.wrapping_add(place) & self.mask));
         }
     }
 }
@@ -232,9 +249,9 @@ impl RoundFormat for PackedRing {
     }
 
     #[inline]
-    fn prefetch_again(&self, count: u16, _: bool) {
-        for ahead in (0..count).step_by(4) {
-            self.descriptors.prefetch_for_write(16 * usize::from(self.taken.plus(ahead, self.size).index));
+    fn prefetch_again(&self, ahead: u16, count: u16, _: bool) {
+        for place in (ahead..ahead + count).step_by(4) {
+            self.descriptors.prefetch_for_write(16 * usize::from(self.taken.plus(place, self.size).index));
         }
     }
 }

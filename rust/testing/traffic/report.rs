@@ -187,6 +187,8 @@ pub(super) fn describe(end: &End) -> Json {
         ("received", Json::Count(snapshot.received.frames)),
         ("received_bytes", Json::Count(snapshot.received.bytes)),
         ("kicks", Json::Count(snapshot.sent.kicks + snapshot.received.kicks)),
+        ("tries", Json::Count(snapshot.sent.tries)),
+        ("full_tries", Json::Count(snapshot.sent.full_tries)),
         ("ring_full_share", Json::Number(ratio(snapshot.sent.full_tries, snapshot.sent.tries))),
         ("foreign", Json::Count(snapshot.received.foreign)),
         ("behind", Json::Count(snapshot.received.behind)),

@@ -2,7 +2,7 @@
 //! Rings that go round, all buffers in flight: the way of senders and receivers at full rate.
 
 use super::device::Device;
-use super::{HEADER, Kind, PACKED, SPLIT, inspector, numbered, plan};
+use super::{HEADER, Kind, PACKED, SPLIT, inspector, plan};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
 use ovsvhost::testing::frames::{Checksum, FramePlan, PlanConfig};
 use ovsvhost::testing::memory::{Backing, GuestRam, RegionSpec};
@@ -129,7 +129,9 @@ fn every_frame_of_a_ring_that_goes_round_is_a_new_one() {
                 if pass % 60 == 59 {
                     taken.swap(0, 1);
                 }
-                taken.into_iter().for_each(|(id, _)| device.give_back(id, 0));
+                for (id, _) in taken {
+                    device.give_back(id, 0);
+                }
                 device.publish();
             }
             let counters = sender.counters();
@@ -152,7 +154,9 @@ fn a_buffer_that_comes_back_twice_is_a_violation_in_a_ring_that_goes_round() {
         sender.pass(32);
         let sent = sender.next();
         let ids: Vec<u32> = (0..8).map(|_| device.take().unwrap().0).collect();
-        ids.iter().for_each(|_| device.give_back(ids[0], 0));
+        for _ in 0..ids.len() {
+            device.give_back(ids[0], 0);
+        }
         device.publish();
         for _ in 0..3 {
             sender.pass(32);
