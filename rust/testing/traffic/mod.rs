@@ -28,6 +28,7 @@ mod runner;
 mod sender;
 mod settings;
 mod throughput;
+mod transit;
 
 pub use control::Command;
 pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};

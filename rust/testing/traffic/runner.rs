@@ -50,13 +50,17 @@ impl Runner {
             return Err(Error::Config("a run has one end or two: give --end once or twice".into()));
         }
         let fallbacks = match settings.mode {
-            Mode::Traffic => [Role::Send, Role::Receive],
+            Mode::Traffic | Mode::Transit => [Role::Send, Role::Receive],
             Mode::Latency => [Role::Receive, Role::Echo],
         };
         let mut made = Vec::new();
         for ((index, mut end), fallback) in (0..).zip(ends).zip(fallbacks) {
             end.role.get_or_insert(fallback);
             made.push(End::new(index, end)?);
+        }
+        if settings.mode == Mode::Transit && !(made.len() == 2 && made.iter().all(can_be_watched)) {
+            let what = "two ends of one queue pair and one flow, and a check other than count";
+            return Err(Error::Config(format!("frames on their way are watched between {what}")));
         }
         for index in 0..made.len() {
             let partner = made.len() - 1 - index;
@@ -99,7 +103,7 @@ impl Runner {
         self.event("ready", &[]);
         let announced = self.announce();
         let measured = match self.settings.mode {
-            Mode::Traffic => throughput::measure(self),
+            Mode::Traffic | Mode::Transit => throughput::measure(self),
             Mode::Latency => latency::measure(self),
         };
         self.drain();
@@ -330,6 +334,12 @@ impl Runner {
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping
     }
+}
+
+/// Whether the numbers of arriving frames say which one it was.
+fn can_be_watched(end: &End) -> bool {
+    let settings = end.settings();
+    settings.frontend.pairs == 1 && settings.flows == 1 && settings.check != Check::Count
 }
 
 /// One JSON object on a line of its own; a reader that went away is not our concern.

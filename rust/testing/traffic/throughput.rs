@@ -10,7 +10,8 @@ use super::end::End;
 use super::governor::Silence;
 use super::report::{Json, Snapshot, ratio};
 use super::runner::Runner;
-use super::settings::RunSettings;
+use super::settings::{Mode, RunSettings};
+use super::transit::Transit;
 
 /// Warms up, and runs for the set duration or number of frames, else until it is told to stop.
 pub(super) fn measure(runner: &mut Runner) -> Json {
@@ -26,9 +27,13 @@ pub(super) fn measure(runner: &mut Runner) -> Json {
     let end = runner.settings().duration.map(|duration| start + duration);
     let mut idle = Duration::ZERO;
     let mut before_step = start;
+    let mut transit = (runner.settings().mode == Mode::Transit).then(|| Transit::new(runner.ends()));
     while !runner.is_stopping() && !runner.frames_done() {
         let was_idle = runner.idle;
         let now = runner.step(true);
+        if let Some(transit) = &mut transit {
+            transit.note(runner.ends(), now);
+        }
         if was_idle {
             idle += now.duration_since(before_step);
         }
@@ -55,6 +60,7 @@ pub(super) fn measure(runner: &mut Runner) -> Json {
         ("idle_share", Json::Number(idle.as_secs_f64() / seconds)),
         ("wait_share", Json::Number(ratio(waited, ran + waited))),
         ("ends", Json::List(ends)),
+        ("transit", transit.map_or(Json::Null, Transit::report)),
     ])
 }
 
