@@ -44,6 +44,36 @@ impl Span {
     pub const EMPTY: Self = Self { start: std::ptr::null_mut(), len: 0 };
 }
 
+/// The region that held the last address, by value: a loop over many keeps it in registers.
+///
+/// Belongs to the [`GuestMap`] that filled it in, as the spans it makes do.
+#[derive(Debug, Clone, Copy)]
+pub struct Hint {
+    gpa: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+// SAFETY: as for a span, which it makes.
+unsafe impl Send for Hint {}
+
+impl Hint {
+    /// No region: the first address is looked up.
+    pub const NONE: Self = Self { gpa: 0, size: 0, host: std::ptr::null_mut() };
+
+    #[inline]
+    fn span(&self, gpa: u64, len: u32) -> Option<Span> {
+        let into = gpa.wrapping_sub(self.gpa);
+        // Two compares decide: `into` below the size, and what is left covers `len`. Neither can wrap.
+        if into < self.size && self.size - into >= u64::from(len) {
+            #[allow(clippy::cast_possible_truncation, reason = "x86-64: usize holds every u64")]
+            Some(Span { start: self.host.wrapping_add(into as usize), len })
+        } else {
+            None
+        }
+    }
+}
+
 /// Which byte of which file, whoever maps it and where: what tells guest memory from other guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -204,24 +234,24 @@ impl GuestMap {
         broken
     }
 
-    /// `len` bytes at `gpa`, if one region holds them all. `hint` is the region that held the last answer.
+    /// `len` bytes at `gpa`, if one region holds them all. `hint` is the region that held the last answer of this map.
     #[inline]
-    pub fn translate(&self, gpa: Gpa, len: u32, hint: &mut usize) -> Option<Span> {
-        if let Some(e) = self.entries.get(*hint)
-            && let Some(span) = e.span(gpa.0, len, e.reach)
-        {
+    pub fn translate(&self, gpa: Gpa, len: u32, hint: &mut Hint) -> Option<Span> {
+        if let Some(span) = hint.span(gpa.0, len) {
             return Some(span);
         }
-        self.translate_cold(gpa, len, hint)
+        // By value: the address of a hint that is handed out keeps it from the registers.
+        let (span, found) = self.look_up(gpa, len)?;
+        *hint = found;
+        Some(span)
     }
 
     #[cold]
-    fn translate_cold(&self, gpa: Gpa, len: u32, hint: &mut usize) -> Option<Span> {
+    fn look_up(&self, gpa: Gpa, len: u32) -> Option<(Span, Hint)> {
         let at = self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?;
         let e = self.entries.get(at)?;
         let span = e.span(gpa.0, len, e.size)?;
-        *hint = at;
-        e.is_here(span).then_some(span)
+        e.is_here(span).then(|| (span, e.hint()))
     }
 
     /// `len` bytes at `gpa`, or why they cannot be had.
@@ -329,17 +359,14 @@ impl Entry {
             && spec.file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.region.identity)
     }
 
+    /// What is translated without a look at which pages are here.
+    fn hint(&self) -> Hint {
+        Hint { gpa: self.gpa, size: self.reach, host: self.host }
+    }
+
     /// `len` bytes at `gpa`, if they lie in the first `size` of the region.
-    #[inline]
     fn span(&self, gpa: u64, len: u32, size: u64) -> Option<Span> {
-        let into = gpa.wrapping_sub(self.gpa);
-        // Two compares decide: `into` below the size, and what is left covers `len`. Neither can wrap.
-        if into < size && size - into >= u64::from(len) {
-            #[allow(clippy::cast_possible_truncation, reason = "x86-64: usize holds every u64")]
-            Some(Span { start: self.host.wrapping_add(into as usize), len })
-        } else {
-            None
-        }
+        Hint { size, ..self.hint() }.span(gpa, len)
     }
 }
 

@@ -20,7 +20,7 @@ pub mod sigbus;
 mod words;
 
 pub use incoming::{Incoming, Progress};
-pub use map::{GuestMap, Place, RegionSpec, Span, Unreachable};
+pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Unreachable};
 pub use words::Words;
 
 /// An address in the guest's physical memory, as descriptors hold it.

@@ -295,6 +295,16 @@ impl Layout for SplitRing {
         }
     }
 
+    #[inline]
+    fn put_all_used(&mut self, chains: impl Iterator<Item = Chain>) -> u16 {
+        let mut places = 0;
+        for chain in chains {
+            self.put_used(places, chain, 0);
+            places += 1;
+        }
+        places
+    }
+
     fn forget(&mut self, _place: u16) {
         // The next frame's elements are written over them.
     }
