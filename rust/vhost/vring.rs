@@ -110,6 +110,19 @@ impl Vring {
         })
     }
 
+    /// What the ring is made of; None before it has addresses.
+    pub(super) fn config(&self, features: u64) -> Option<RingConfig> {
+        let addr = self.addr.as_ref()?;
+        Some(RingConfig {
+            size: self.size,
+            desc_uva: addr.descriptor,
+            avail_uva: addr.available,
+            used_uva: addr.used,
+            base: self.base,
+            features,
+        })
+    }
+
     /// Makes the ring, with descriptors of its own. It goes on where `past` knows it stood; what is wrong with that is
     /// told beside it.
     pub(super) fn activate(
@@ -118,15 +131,8 @@ impl Vring {
         features: u64,
         past: Option<Past>,
     ) -> Result<(Ring, Option<String>)> {
-        let addr = self.addr.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
-        let config = RingConfig {
-            size: self.size,
-            desc_uva: addr.descriptor,
-            avail_uva: addr.available,
-            used_uva: addr.used,
-            base: self.base,
-            features,
-        };
+        let config = self.config(features);
+        let config = config.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
         let kick = match &self.kick {
             Kick::Eventfd(file) => Some(duplicate(file)?),
             Kick::Timer | Kick::Stopped => None,

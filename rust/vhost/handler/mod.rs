@@ -7,6 +7,7 @@
 //!
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
+mod postcopy;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use super::{Level, PortLink};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, RegionSpec, Uva};
 use crate::ring::Past;
+use postcopy::Postcopy;
 
 /// What a refusal was about; doing it right clears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +59,7 @@ pub(super) struct Handler {
     is_held: bool,
     /// Node of the memory that holds the last ring started.
     numa: u32,
+    postcopy: Postcopy,
 }
 
 impl Handler {
@@ -76,6 +79,7 @@ impl Handler {
             link_up: false,
             is_held: false,
             numa: 0,
+            postcopy: Postcopy::default(),
         }
     }
 
@@ -105,6 +109,7 @@ impl Handler {
         for first in [1, 0] {
             (first..self.vrings.len()).step_by(2).for_each(|at| self.stop(at));
         }
+        self.abandon_postcopy();
         self.report();
     }
 
@@ -125,6 +130,7 @@ impl Handler {
             link_up: self.link_up,
             waiting_for: self.waiting_for(),
             problem: self.problem(),
+            postcopy: self.postcopy.state(),
         }
     }
 
@@ -145,7 +151,7 @@ impl Handler {
     fn problem(&self) -> Option<String> {
         let faults = self.vrings.iter().find_map(|vring| vring.fault.as_ref());
         let told = self.refusals.values().next().or(faults).cloned();
-        told.or_else(|| {
+        told.or_else(|| self.overdue_page()).or_else(|| {
             let started = self.vrings.iter().take(2).any(|vring| vring.missing().is_none());
             (started && self.memory.is_none()).then(|| {
                 format!(
@@ -175,6 +181,9 @@ impl Handler {
                 Some(message) => Some(format!("{name} to be started (no {message} yet)")),
                 None if vring.fault.is_some() => Some(format!("{name} to be set up anew")),
                 None if !vring.is_enabled(features) => Some(format!("{name} to be enabled (SET_VRING_ENABLE)")),
+                None if !self.is_ring_here(at) => {
+                    Some(format!("the pages of {name} to come from the source of the migration"))
+                }
                 None if self.is_held => Some("the other ports that were up before the switch died".into()),
                 None => None,
             }
@@ -249,6 +258,7 @@ impl Handler {
         let (Some(vring), Some(features)) = (self.vrings.get(at), self.features) else { return false };
         let is_ready =
             self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features);
+        let is_ready = is_ready && self.is_ring_here(at);
         // Frames wait in the guest's ring for those who were there to receive them.
         is_ready && (vring::is_receiveq(at) || vring.live || !self.is_held)
     }
@@ -346,7 +356,11 @@ impl Handler {
         })?;
         self.refusals.remove(&Subject::Memory);
         self.stop_all();
-        self.memory = (!map.is_empty()).then(|| Arc::new(map));
+        let before = std::mem::replace(&mut self.memory, (!map.is_empty()).then(|| Arc::new(map)));
+        if let Some(before) = before {
+            before.replaced_by(self.memory.as_deref());
+        }
+        self.ask_for_acknowledgement();
         for vring in &mut self.vrings {
             vring.fault = None;
         }
@@ -378,7 +392,7 @@ impl Handler {
             if self.memory.as_ref().is_some_and(|memory| memory.same_table(&specs)) {
                 return Ok(None);
             }
-            GuestMap::map(specs, self.port.allow_file_memory).map(Some)
+            GuestMap::map_incoming(specs, self.port.allow_file_memory, self.incoming()).map(Some)
         });
         match map {
             Ok(None) => Ok(()),
@@ -386,7 +400,9 @@ impl Handler {
             Err(e) => {
                 // The table that was is no more, whatever becomes of the new one.
                 self.stop_all();
-                self.memory = None;
+                if let Some(before) = self.memory.take() {
+                    before.replaced_by(None);
+                }
                 self.report();
                 self.remap(Err(e))
             }
