@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ovsvhost.switch import Port
+
 pytestmark = pytest.mark.peer
 
 CORES = sorted(os.sched_getaffinity(0))
