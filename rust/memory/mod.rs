@@ -13,11 +13,13 @@
 
 pub mod access;
 pub mod copy;
+mod dirty_log;
 mod map;
 mod region;
 pub mod sigbus;
 mod words;
 
+pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use map::{GuestMap, Place, RegionSpec, Span};
 pub use words::Words;
 

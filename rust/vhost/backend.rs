@@ -3,7 +3,9 @@
 //! The requests that every kind of device has go through the trait of the `vhost` crate, those of a network device
 //! through [`NetExt`]. What a refusal means (an answer, or the end of the session) is the session's to say.
 
-use vhost::vhost_user::message::{VhostUserVringAddrFlags, VhostUserVringState};
+use std::fs::File;
+
+use vhost::vhost_user::message::{VhostUserLog, VhostUserVringAddrFlags, VhostUserVringState};
 use vhost::vhost_user::{Error as VhostError, Result as VhostResult, VhostUserBackendReqHandlerMut};
 
 use super::wire::{Header, Request, name};
@@ -15,6 +17,8 @@ pub(super) trait NetExt {
     fn set_mtu(&mut self, mtu: u64) -> VhostResult<()>;
     /// `vhost-user: SEND_RARP`.
     fn send_rarp(&mut self, mac: [u8; 6]) -> VhostResult<()>;
+    /// `vhost-user: SET_LOG_FD`.
+    fn set_log_fd(&mut self, file: File) -> VhostResult<()>;
     /// `vhost-user: SET_STATUS`; the device status field of virtio 1.2 §2.1.
     fn set_status(&mut self, status: u64) -> VhostResult<()>;
     /// `vhost-user: GET_STATUS`.
@@ -29,6 +33,8 @@ pub(super) enum Answer {
     Number(u64),
     /// A vring's index and a number.
     Vring(VhostUserVringState),
+    /// A log's size and offset.
+    Log(VhostUserLog),
 }
 
 /// Carries one of our errors through the trait of the `vhost` crate.
@@ -47,6 +53,10 @@ where
         Request::SetOwner => handler.set_owner()?,
         Request::ResetOwner => handler.reset_owner()?,
         Request::SetMemTable { regions, files } => drop(handler.set_mem_table(&regions, files, None)?),
+        Request::SetLogBase { log, file } => {
+            return handler.set_log_base(&log, file).map(|()| Answer::Log(log));
+        }
+        Request::SetLogFd(file) => handler.set_log_fd(file)?,
         Request::SetVringNum { index, num } => handler.set_vring_num(index, num)?,
         Request::SetVringAddr(addr) => handler.set_vring_addr(
             addr.index,

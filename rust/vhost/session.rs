@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::Error as VhostError;
+use vhost::vhost_user::message::VhostUserLog;
 
 use super::Level;
 use super::backend::{Answer, dispatch};
@@ -31,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a new front-end may say nothing before that is worth a word.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// How often a front-end that gave a descriptor for it is told that there is something new in its dirty log.
+const LOG_NEWS: Duration = Duration::from_millis(10);
 
 /// Refusals of one session that the log gets; a front-end could go on for ever.
 const REFUSALS_LOGGED: u32 = 32;
@@ -251,7 +255,8 @@ impl<'a> Session<'a> {
         };
         let ours = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let hold = self.handler.is_held().then(|| self.port.recovery.hold_left().unwrap_or_default());
-        ours.into_iter().chain(hold).min()
+        let log = self.handler.has_log_fd().then_some(LOG_NEWS);
+        ours.into_iter().chain(hold).chain(log).min()
     }
 
     /// Lets go what waited for other ports, when they are there or their time is over.
@@ -288,6 +293,7 @@ impl<'a> Session<'a> {
 
     fn look_at_the_clock(&mut self) -> Option<End> {
         self.look_at_the_hold();
+        self.handler.tell_log_news();
         if self.reader.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
             let place = self.reader.place();
             return Some(End::Broken(format!("it stopped {place} and said no more for {} s", PATIENCE.as_secs())));
@@ -324,6 +330,7 @@ impl<'a> Session<'a> {
     fn handle(&mut self, header: Header, body: &[u8], files: Vec<File>) -> std::result::Result<(), String> {
         let request = wire::request(header, body, files).map_err(|e| e.to_string())?;
         let unserved = matches!(request, Request::Unserved(_));
+        let is_log = matches!(request, Request::SetLogBase { .. });
         let code = header.code;
         let answered = dispatch(&mut self.handler, header, request).map_err(refusal);
         if !unserved {
@@ -335,6 +342,7 @@ impl<'a> Session<'a> {
         match answered {
             Ok(Answer::Number(value)) => self.answer(&wire::reply_number(code, value)),
             Ok(Answer::Vring(state)) => self.answer(&wire::reply_vring(code, state)),
+            Ok(Answer::Log(log)) => self.answer(&wire::reply_log(code, log)),
             Ok(Answer::Done) if wants_answer => self.answer(&wire::reply_number(code, 0)),
             Ok(Answer::Done) => Ok(()),
             Err(text) => {
@@ -343,6 +351,11 @@ impl<'a> Session<'a> {
                     return Err(text);
                 }
                 self.log_refusal(&wire::name(code), &text);
+                if is_log {
+                    // Front-ends wait for a log in answer, whether they asked for one or not, and for no less: this one is
+                    // of nothing.
+                    return self.answer(&wire::reply_log(code, VhostUserLog::default()));
+                }
                 if wants_answer { self.answer(&wire::reply_number(code, 1)) } else { Ok(()) }
             }
         }

@@ -7,6 +7,7 @@
 //!
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
+mod logging;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 
+use self::logging::Migration;
 use super::endpoint::Port;
 use super::features;
 use super::peer::Peer;
@@ -57,6 +59,7 @@ pub(super) struct Handler {
     is_held: bool,
     /// Node of the memory that holds the last ring started.
     numa: u32,
+    migration: Migration,
 }
 
 impl Handler {
@@ -76,6 +79,7 @@ impl Handler {
             link_up: false,
             is_held: false,
             numa: 0,
+            migration: Migration::default(),
         }
     }
 
@@ -122,6 +126,7 @@ impl Handler {
             n_rxq: live(false),
             n_txq: live(true),
             guest_mtu: self.mtu,
+            is_logging: self.is_logging(),
             link_up: self.link_up,
             waiting_for: self.waiting_for(),
             problem: self.problem(),
@@ -168,6 +173,9 @@ impl Handler {
         if self.memory.is_none() {
             return Some("the front-end to share its memory".into());
         }
+        if let Some(obstacle) = self.log_obstacle() {
+            return Some(obstacle);
+        }
         (0..2).find_map(|at| {
             let name = vring::name(at);
             let Some(vring) = self.vrings.get(at) else { return Some(format!("{name} to be set up")) };
@@ -175,6 +183,7 @@ impl Handler {
                 Some(message) => Some(format!("{name} to be started (no {message} yet)")),
                 None if vring.fault.is_some() => Some(format!("{name} to be set up anew")),
                 None if !vring.is_enabled(features) => Some(format!("{name} to be enabled (SET_VRING_ENABLE)")),
+                None if let Some(obstacle) = self.log_obstacle_of(at) => Some(obstacle),
                 None if self.is_held => Some("the other ports that were up before the switch died".into()),
                 None => None,
             }
@@ -233,6 +242,7 @@ impl Handler {
 
     /// Starts what can run, stops what must not, and tells what changed.
     fn reconcile(&mut self) {
+        self.turn_logging();
         // Asked once: what it keeps from starting now is looked at again when it is over.
         self.is_held = self.port.recovery.hold_left().is_some();
         for at in 0..self.vrings.len() {
@@ -249,6 +259,7 @@ impl Handler {
         let (Some(vring), Some(features)) = (self.vrings.get(at), self.features) else { return false };
         let is_ready =
             self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features);
+        let is_ready = is_ready && self.log_obstacle().is_none() && self.log_obstacle_of(at).is_none();
         // Frames wait in the guest's ring for those who were there to receive them.
         is_ready && (vring::is_receiveq(at) || vring.live || !self.is_held)
     }
@@ -267,7 +278,7 @@ impl Handler {
         let (Some(memory), Some(features)) = (self.memory.clone(), self.features) else { return };
         let past = self.past_of(at, &memory, features);
         let Some(vring) = self.vrings.get_mut(at) else { return };
-        match vring.activate(&memory, features, past) {
+        match vring.activate(&memory, features, past, &self.migration.logging) {
             Ok((ring, note)) => {
                 vring.live = true;
                 let ring_at = vring.addr.map_or(0, |addr| addr.descriptor);
@@ -401,10 +412,11 @@ impl Handler {
             return Err(Error::Peer(text));
         }
         self.refusals.remove(&Subject::Features);
-        if self.features != Some(features) {
+        // Logging comes and goes while rings run.
+        if self.features.is_none_or(|before| (before ^ features) & !features::LOG_ALL != 0) {
             self.stop_all();
-            self.features = Some(features);
         }
+        self.features = Some(features);
         self.reconcile();
         Ok(())
     }
