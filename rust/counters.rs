@@ -124,6 +124,17 @@ impl Tally {
             *class += 1;
         }
     }
+
+    /// Counts `n` frames of the same length to one address.
+    pub fn count_many(&mut self, n: u64, len: u32, group: bool, broadcast: bool) {
+        let mut one = Self::default();
+        one.count(len, group, broadcast);
+        self.packets += n;
+        self.bytes += n * one.bytes;
+        self.broadcast += n * one.broadcast;
+        self.multicast += n * one.multicast;
+        self.sizes.iter_mut().zip(one.sizes).for_each(|(size, one)| *size += n * one);
+    }
 }
 
 impl QueueCounters {
@@ -193,6 +204,16 @@ mod tests {
         ] {
             assert_eq!(named(&PORT_SIZES, len), [port], "{len}");
             assert_eq!(named(&QUEUE_SIZES, len), [queue], "{len}");
+        }
+    }
+
+    #[test]
+    fn many_frames_count_as_each_of_them_does() {
+        for (len, group, broadcast) in [(60, false, false), (1518, true, false), (9000, true, true)] {
+            let (mut many, mut each) = (Tally::default(), Tally::default());
+            many.count_many(5, len, group, broadcast);
+            (0..5).for_each(|_| each.count(len, group, broadcast));
+            assert_eq!(format!("{many:?}"), format!("{each:?}"));
         }
     }
 

@@ -2,7 +2,9 @@
 //!
 //! A reason is a statistic of the port where it happened: `rx_drop_*` on the sender's port, `tx_drop_*` on the
 //! receiver's. A frame taken from a guest is counted in exactly one of its port's `rx_packets` and `rx_drop_*`; what
-//! passed is counted, at every port it was meant for, in exactly one of `tx_packets` and `tx_drop_*`.
+//! passed is counted, at every port it was meant for, in exactly one of `tx_packets` and `tx_drop_*`. Of a frame that is
+//! segmented for its receiver every segment counts in `tx_packets`: that is what the guest gets, and what OVS counts. It is
+//! delivered as a whole or not at all, so in `tx_drop_*` it counts once.
 
 /// Why a frame went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,7 @@ pub mod datapath;
 pub mod drops;
 pub mod error;
 pub mod frame;
+pub mod lock;
 pub mod memory;
 pub mod pmd;
 #[cfg(feature = "python")]

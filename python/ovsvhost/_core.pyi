@@ -159,6 +159,9 @@ class PmdState:
     def cycles_per_packet(self) -> list[int]:
         """Histogram over bursts."""
     @property
+    def cycles_per_burst(self) -> list[int]:
+        """Histogram over bursts: from gathering to giving the buffers back, waiting for a receiver included."""
+    @property
     def overhead_pct(self) -> float | None:
         """Busy time that belongs to no queue, 0..100; None before the first 5 s are over."""
     @property

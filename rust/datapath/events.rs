@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::vhost::Level;
 
 const KEPT: usize = 4096;
@@ -34,13 +34,13 @@ pub struct Event {
 #[derive(Debug)]
 pub(super) struct Events {
     ready: EventFd,
-    kept: Mutex<VecDeque<Event>>,
+    kept: Lock<VecDeque<Event>>,
 }
 
 impl Events {
     pub(super) fn new() -> Result<Self> {
         let ready = EventFd::new(EFD_NONBLOCK).map_err(|e| Error::kernel("no eventfd for events", e))?;
-        Ok(Self { ready, kept: Mutex::default() })
+        Ok(Self { ready, kept: Lock::default() })
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -48,7 +48,7 @@ impl Events {
     }
 
     pub(super) fn push(&self, level: Level, kind: &'static str, port: Option<&str>, text: String) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if kept.len() == KEPT {
             kept.pop_front();
         }
@@ -66,14 +66,14 @@ impl Events {
     pub(super) fn take(&self) -> Vec<Event> {
         // Cleared before the queue is read, so that nothing put in later is missed. Empty is no error.
         let _ = self.ready.read();
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+        self.kept.lock().drain(..).collect()
     }
 }
 
 /// What one port may put into the log. Its front-end decides how often queues start and sessions begin.
 #[derive(Debug)]
 pub(super) struct Allowance {
-    ledger: Mutex<Ledger>,
+    ledger: Lock<Ledger>,
 }
 
 #[derive(Debug)]
@@ -86,12 +86,12 @@ struct Ledger {
 
 impl Allowance {
     pub(super) fn new(now: Instant) -> Self {
-        Self { ledger: Mutex::new(Ledger { left: AT_ONCE, since: now, left_out: 0 }) }
+        Self { ledger: Lock::new(Ledger { left: AT_ONCE, since: now, left_out: 0 }) }
     }
 
     /// Takes one line. None if there is none to be had; else how many were left out since the last one.
     pub(super) fn take(&self, now: Instant) -> Option<u64> {
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = self.ledger.lock();
         let steps = now.saturating_duration_since(ledger.since).as_millis() / REFILL.as_millis();
         if let Ok(steps) = u32::try_from(steps) {
             ledger.left = ledger.left.saturating_add(steps).min(AT_ONCE);

@@ -40,7 +40,7 @@ pub(super) fn keep_house(shared: &Weak<Shared>, faults: &Receiver<Fault>) {
                 next_look = Instant::now() + if is_busy { BUSY_ROUND } else { QUIET_ROUND };
             }
         }
-        if let Ok(state) = shared.state.try_lock() {
+        if let Some(state) = shared.state.try_lock() {
             for fault in reports.drain(..) {
                 state.fail_vring(fault.port, fault.vring, fault.run, &describe(&fault.cause));
                 shared.events.poke();

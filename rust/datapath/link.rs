@@ -82,7 +82,7 @@ impl PortLink for Link {
             drop(state);
             passage.wait(&self.shared.events);
             // Nobody delivers to it any more: the lock is free.
-            let queue = slot.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()?;
+            let queue = slot.queue.lock().take()?;
             Some(queue.into_ring())
         } else {
             let seat = state.places.leave(port, vring)?;

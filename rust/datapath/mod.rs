@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
@@ -30,6 +30,7 @@ pub use port::{PortChange, PortConfig, PortState};
 pub use threads::SleepMax;
 
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::pmd::load::{INTERVAL, INTERVALS};
 use crate::pmd::{Message, Sleep};
 use crate::recovery::Recovery;
@@ -42,7 +43,7 @@ use threads::{Passage, Threads};
 
 /// What sessions and control share.
 struct Shared {
-    state: Mutex<State>,
+    state: Lock<State>,
     threads: Threads,
     events: Events,
     recovery: Arc<Recovery>,
@@ -57,8 +58,7 @@ impl Shared {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic in between leaves the state whole: it is changed by single assignments and then published.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Hands the state's topology to every poll thread. Wait for the passage without the state's lock.
@@ -121,7 +121,7 @@ impl Datapath {
         let threads = Threads::new(started, faults);
         let recovery = Arc::new(recovery);
         let runs = AtomicU64::new(0);
-        let shared = Arc::new(Shared { state: Mutex::default(), threads, events, recovery, started, runs });
+        let shared = Arc::new(Shared { state: Lock::default(), threads, events, recovery, started, runs });
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::check_socket_path;
 use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::pmd::Steering;
 use crate::recovery::Recovery;
 use crate::switch::PortId;
@@ -140,7 +141,7 @@ pub(super) struct PortRecord {
     /// The NUMA node of the guest's rings.
     pub numa: AtomicU32,
     /// By vring, made when first started; never reset by a reconnect.
-    counters: Mutex<BTreeMap<u16, Arc<QueueCounters>>>,
+    counters: Lock<BTreeMap<u16, Arc<QueueCounters>>>,
 }
 
 impl PortRecord {
@@ -152,19 +153,19 @@ impl PortRecord {
             link_up: AtomicBool::new(false),
             link_resets: AtomicU32::new(0),
             numa: AtomicU32::new(0),
-            counters: Mutex::default(),
+            counters: Lock::default(),
         }
     }
 
     /// Counters of a vring.
     pub(super) fn counters_of(&self, vring: u16) -> Arc<QueueCounters> {
-        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counters = self.counters.lock();
         Arc::clone(counters.entry(vring).or_default())
     }
 
     /// Interface `statistics` (`ovs-vswitchd.conf.db(5)`): rx is what the guest sent, so the transmitqs'.
     pub(super) fn statistics(&self) -> BTreeMap<String, u64> {
-        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let counters = self.counters.lock().clone();
         let mut all: BTreeMap<String, u64> = BTreeMap::new();
         for name in ["packets", "bytes", "dropped", "errors", "multicast_packets", "broadcast_packets"] {
             for side in ["rx", "tx"] {

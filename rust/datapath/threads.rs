@@ -13,12 +13,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 use super::events::Events;
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::pmd::assign::{Core, Rxq};
 use crate::pmd::load::{History, INTERVALS};
 use crate::pmd::{Fault, Message, Pmd, Readings, Sleep, TransmitQueue};
@@ -48,8 +49,8 @@ pub(super) struct Thread {
     pub pmd: Pmd,
     pub core: Core,
     /// The counters at the last clear, and when that was.
-    cleared: Mutex<(Readings, Instant)>,
-    load: Mutex<ThreadLoad>,
+    cleared: Lock<(Readings, Instant)>,
+    load: Lock<ThreadLoad>,
 }
 
 /// How busy a thread was.
@@ -66,23 +67,23 @@ impl Thread {
         let core = Core { cpu, numa: numa::node_of_cpu(cpu) };
         let pmd = Pmd::spawn(cpu, number, sleep, started, faults)?;
         let load = ThreadLoad { busy: History::new(0), passed: History::new(tsc::now()), overloaded: 0 };
-        Ok(Self { pmd, core, cleared: Mutex::new((Readings::default(), Instant::now())), load: Mutex::new(load) })
+        Ok(Self { pmd, core, cleared: Lock::new((Readings::default(), Instant::now())), load: Lock::new(load) })
     }
 
     /// What it counted since the last clear, and how many seconds ago that was.
     pub(super) fn since_clear(&self) -> (Readings, f64) {
-        let cleared = lock(&self.cleared);
+        let cleared = self.cleared.lock();
         (self.pmd.stats.read().since(&cleared.0), cleared.1.elapsed().as_secs_f64())
     }
 
     /// Counts from here.
     pub(super) fn clear(&self) {
-        *lock(&self.cleared) = (self.pmd.stats.read(), Instant::now());
+        *self.cleared.lock() = (self.pmd.stats.read(), Instant::now());
     }
 
     /// Ends an interval. `overload_pct`: the load from which on it counts as overloaded.
     pub(super) fn roll(&self, overload_pct: u64) {
-        let mut load = lock(&self.load);
+        let mut load = self.load.lock();
         load.busy.roll(self.pmd.stats.busy_cycles.read());
         load.passed.roll(tsc::now());
         let is_overloaded = load.busy.latest().saturating_mul(100) >= load.passed.latest().saturating_mul(overload_pct);
@@ -91,13 +92,13 @@ impl Thread {
 
     /// True if it was overloaded in every interval of the last minute.
     pub(super) fn is_overloaded(&self) -> bool {
-        lock(&self.load).overloaded >= INTERVALS
+        self.load.lock().overloaded >= INTERVALS
     }
 
     /// TSC cycles of one interval, and of rounds that moved frames over the last `intervals`, in percent; None before the
     /// first is over.
     pub(super) fn usage(&self, intervals: usize) -> (u64, Option<f64>) {
-        let load = lock(&self.load);
+        let load = self.load.lock();
         let (interval, known) = (load.passed.latest(), load.busy.known(intervals));
         (interval, percent(load.busy.sum(intervals), interval, known))
     }
@@ -118,26 +119,26 @@ pub(super) struct Seat {
     /// Its guest's node.
     numa: Option<u32>,
     counters: Arc<QueueCounters>,
-    load: Mutex<History>,
+    load: Lock<History>,
     /// The core it is on, for those who only want to know.
     cpu: AtomicUsize,
     /// Locked while the queue travels; None once it was stopped.
-    place: Mutex<Option<Arc<Thread>>>,
+    place: Lock<Option<Arc<Thread>>>,
 }
 
 impl Seat {
     /// A place for `queue`, which goes to `thread` at once.
     pub(super) fn new(queue: Box<TransmitQueue>, numa: Option<u32>, thread: &Arc<Thread>) -> Self {
         let counters = Arc::clone(&queue.counters);
-        let (load, cpu) = (Mutex::new(History::new(counters.cycles.read())), AtomicUsize::new(thread.core.cpu));
-        let (port, vring, run, place) = (queue.port, queue.vring, queue.run, Mutex::new(Some(Arc::clone(thread))));
+        let (load, cpu) = (Lock::new(History::new(counters.cycles.read())), AtomicUsize::new(thread.core.cpu));
+        let (port, vring, run, place) = (queue.port, queue.vring, queue.run, Lock::new(Some(Arc::clone(thread))));
         thread.pmd.post(Message::Assign(queue));
         Self { port, vring, run, numa, counters, load, cpu, place }
     }
 
     /// As the assignment wants it; `pinned` is the core that its port's affinity names.
     pub(super) fn rxq(&self, pinned: Option<usize>) -> Rxq {
-        let load = lock(&self.load).sum(INTERVALS);
+        let load = self.load.lock().sum(INTERVALS);
         Rxq { port: self.port, queue: self.vring / 2, load, numa: self.numa, pinned }
     }
 
@@ -147,18 +148,18 @@ impl Seat {
 
     /// Ends an interval.
     pub(super) fn roll(&self) {
-        lock(&self.load).roll(self.counters.cycles.read());
+        self.load.lock().roll(self.counters.cycles.read());
     }
 
     /// Cycles over the last `intervals`, and how many of those are known.
     pub(super) fn cycles(&self, intervals: usize) -> (u64, usize) {
-        let load = lock(&self.load);
+        let load = self.load.lock();
         (load.sum(intervals), load.known(intervals))
     }
 
     /// Carries the queue over to another thread; nothing if it was stopped or is there already.
     pub(super) fn go(&self, to: &Arc<Thread>, events: &Events) {
-        let mut place = lock(&self.place);
+        let mut place = self.place.lock();
         let Some(from) = place.as_ref().filter(|from| !Arc::ptr_eq(from, to)) else { return };
         let queue = from.pmd.release(self.port, self.vring, true, |late| say_late(events, late));
         *place = queue.map(|queue| {
@@ -170,13 +171,13 @@ impl Seat {
 
     /// Takes the queue away for good, settled. None if somebody else did.
     pub(super) fn take(&self, events: &Events) -> Option<Box<TransmitQueue>> {
-        let thread = lock(&self.place).take()?;
+        let thread = self.place.lock().take()?;
         thread.pmd.release(self.port, self.vring, false, |late| say_late(events, late))
     }
 
     /// Replaces the call descriptor, wherever the queue is.
     pub(super) fn set_call(&self, call: Option<Notifier>) {
-        if let Some(thread) = lock(&self.place).as_ref() {
+        if let Some(thread) = self.place.lock().as_ref() {
             thread.pmd.post(Message::SetCall { port: self.port, vring: self.vring, call });
         }
     }
@@ -184,35 +185,35 @@ impl Seat {
 
 /// Every poll thread there is.
 pub(super) struct Threads {
-    all: Mutex<Vec<Arc<Thread>>>,
+    all: Lock<Vec<Arc<Thread>>>,
     /// Told to end: nobody tells them anything any more, but one that hangs is still freed.
-    ending: Mutex<Vec<Arc<Thread>>>,
+    ending: Lock<Vec<Arc<Thread>>>,
     started: Instant,
     faults: Sender<Fault>,
     /// Held by whoever decides who polls what, until it is so.
-    moves: Mutex<()>,
+    moves: Lock<()>,
 }
 
 impl Threads {
     pub(super) fn new(started: Instant, faults: Sender<Fault>) -> Self {
-        Self { all: Mutex::default(), ending: Mutex::default(), started, faults, moves: Mutex::default() }
+        Self { all: Lock::default(), ending: Lock::default(), started, faults, moves: Lock::default() }
     }
 
     /// Those there are now, by core.
     pub(super) fn all(&self) -> Vec<Arc<Thread>> {
-        lock(&self.all).clone()
+        self.all.lock().clone()
     }
 
     /// Those and the ones that are ending.
     pub(super) fn watched(&self) -> Vec<Arc<Thread>> {
         let mut watched = self.all();
-        watched.extend(lock(&self.ending).iter().cloned());
+        watched.extend(self.ending.lock().iter().cloned());
         watched
     }
 
     /// The right to decide.
     pub(super) fn moves(&self) -> MutexGuard<'_, ()> {
-        lock(&self.moves)
+        self.moves.lock()
     }
 
     /// Starts what is missing for `cpus`, all or nothing; gives the new ones, which nobody knows yet.
@@ -233,7 +234,7 @@ impl Threads {
 
     /// Makes threads known to all.
     pub(super) fn add(&self, threads: &[Arc<Thread>]) {
-        let mut all = lock(&self.all);
+        let mut all = self.all.lock();
         all.extend(threads.iter().cloned());
         all.sort_by_key(|thread| thread.core.cpu);
     }
@@ -241,10 +242,10 @@ impl Threads {
     /// Takes the threads of all cores but these out of the list; end them with [`Self::end`]. They have no queues any more.
     /// With the state locked: so nobody tells them anything after it was said that they are gone.
     pub(super) fn keep_only(&self, cpus: &[usize]) -> Vec<Arc<Thread>> {
-        let mut all = lock(&self.all);
+        let mut all = self.all.lock();
         let (stays, leaving): (Vec<_>, Vec<_>) = all.drain(..).partition(|thread| cpus.contains(&thread.core.cpu));
         *all = stays;
-        lock(&self.ending).clone_from(&leaving);
+        self.ending.lock().clone_from(&leaving);
         leaving
     }
 
@@ -253,7 +254,7 @@ impl Threads {
         for thread in leaving {
             thread.pmd.end();
         }
-        lock(&self.ending).clear();
+        self.ending.lock().clear();
     }
 }
 
@@ -306,9 +307,4 @@ impl Passage {
 
 fn say_late(events: &Events, text: &str) {
     events.push(Level::Warning, "notice", None, text.to_owned());
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is changed by single assignments.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -144,6 +144,11 @@ impl Plan {
         head_size + self.payload.min(self.size)
     }
 
+    /// Bytes of the last piece. All before it are as long as the longest.
+    pub fn last(&self) -> u32 {
+        self.longest() - self.payload.min(self.size) + (self.payload - (self.count - 1) * self.size)
+    }
+
     /// True if the pieces are fragments of one datagram, whose one checksum covers them all.
     pub fn is_fragmented(&self) -> bool {
         self.gso_type == GsoType::UdpFragments && self.count > 1

@@ -7,10 +7,11 @@
 //!                                                                  Waiting, with the transmitq ── resume ─▶ again
 //! ```
 //!
-//! A frame that gets here is counted once at this port: as delivered, or as dropped for one reason.
+//! A frame that gets here is counted at this port: as delivered, or as dropped for one reason. Delivered counts what the
+//! guest gets: one segmented for it is as many frames as it became.
 
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
 use super::wait::{Group, Waiting, mask};
@@ -177,7 +178,7 @@ impl Source<'_> {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
-        let taken = try_queue(slot).or_else(|| self.contend(port, slot, list, since));
+        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, since));
         let Some(mut guard) = taken else { return };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
@@ -186,9 +187,12 @@ impl Source<'_> {
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
+            let special = delivery.too_small | delivery.in_pieces;
             for (position, &index) in settled.iter().enumerate() {
-                if delivery.too_small >> position & 1 == 0 {
+                if special >> position & 1 == 0 {
                     self.count(&mut tally, index);
+                } else if delivery.in_pieces >> position & 1 != 0 {
+                    self.count_pieces(&mut tally, index);
                 }
             }
             if delivery.too_small != 0 {
@@ -250,7 +254,7 @@ impl Source<'_> {
         };
         while tsc::now() < until {
             std::hint::spin_loop();
-            if let Some(guard) = try_queue(slot) {
+            if let Some(guard) = slot.queue.try_lock() {
                 return Some(guard);
             }
         }
@@ -293,15 +297,17 @@ impl Source<'_> {
             tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
         }
     }
-}
 
-/// The queue, unless another thread has it.
-#[inline]
-fn try_queue(slot: &ReceiveSlot) -> Option<MutexGuard<'_, Option<Receiveq>>> {
-    match slot.queue.try_lock() {
-        Ok(guard) => Some(guard),
-        // A panic over one sender's burst: nothing of it was published, and the receiver is not to blame.
-        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
+    /// Counts what the guest got of a frame that was segmented for it.
+    #[cold]
+    fn count_pieces(&self, tally: &mut Tally, index: u8) {
+        if let Some((_, head)) = self.burst.frame(index)
+            && let Some((plan, _)) = self.burst.large(usize::from(index))
+        {
+            let dst = Mac::destination(&head.0);
+            let (group, broadcast) = (dst.is_group(), dst == Mac::BROADCAST);
+            tally.count_many(u64::from(plan.count() - 1), plan.longest(), group, broadcast);
+            tally.count(plan.last(), group, broadcast);
+        }
     }
 }

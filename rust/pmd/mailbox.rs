@@ -1,13 +1,14 @@
 //! How control speaks to a poll thread: rarely, in order, and without ever making it wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ReceiveSlot, Sleep, Topology, TransmitQueue};
 use crate::frame::ethernet::Mac;
+use crate::lock::Lock;
 use crate::switch::PortId;
 use crate::sys::eventfd::Notifier;
 
@@ -63,19 +64,19 @@ pub(super) struct Mailbox {
     pending: AtomicBool,
     asleep: AtomicBool,
     /// None once the thread is gone: what is sent to it then is dropped, and who waits for an answer knows.
-    messages: Mutex<Option<Vec<Message>>>,
+    messages: Lock<Option<Vec<Message>>>,
     pub(super) wake: EventFd,
 }
 
 impl Mailbox {
     pub(super) fn new(wake: EventFd) -> Self {
-        let messages = Mutex::new(Some(Vec::new()));
+        let messages = Lock::new(Some(Vec::new()));
         Self { pending: AtomicBool::new(false), asleep: AtomicBool::new(false), messages, wake }
     }
 
     /// Leaves a message and wakes the thread if it sleeps.
     pub(super) fn post(&self, message: Message) {
-        if let Some(messages) = self.messages.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        if let Some(messages) = self.messages.lock().as_mut() {
             messages.push(message);
         }
         // Pairs with `about_to_sleep`: either the thread sees `pending`, or we see `asleep`.
@@ -100,12 +101,12 @@ impl Mailbox {
     /// Takes what is there.
     pub(super) fn take(&self) -> Vec<Message> {
         self.pending.store(false, Ordering::SeqCst);
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(std::mem::take).unwrap_or_default()
+        self.messages.lock().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// The thread's own: it leaves.
     pub(super) fn close(&self) {
-        drop(self.messages.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.messages.lock().take());
     }
 
     /// Says that the thread is about to sleep; false if mail came in: then do not.

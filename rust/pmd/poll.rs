@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 
 use super::deliver::{Source, Spread};
 use super::output::Groups;
+use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
 use super::{Fault, Topology};
 use crate::burst::{Burst, MAX_BURST};
@@ -35,6 +36,8 @@ pub struct TransmitQueue {
     pub(super) is_greeted: bool,
     /// Looks in a row that found nothing.
     empty_looks: u8,
+    /// When the turn began in which the burst that waits was gathered, in TSC cycles.
+    gathered_at: u64,
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
@@ -44,7 +47,8 @@ impl TransmitQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let (cache, waiting) = (Cache::default(), Waiting::new());
-        Self { port, vring, queue, counters, run, is_stopped: false, is_greeted: false, empty_looks: 0, cache, waiting }
+        let (is_stopped, is_greeted, empty_looks, gathered_at) = (false, false, 0, 0);
+        Self { port, vring, queue, counters, run, is_stopped, is_greeted, empty_looks, gathered_at, cache, waiting }
     }
 
     /// True if the queue may be passed over in this round; `round` counts those since one moved nothing.
@@ -57,6 +61,17 @@ impl TransmitQueue {
     #[inline]
     pub(super) fn looked(&mut self, count: usize) {
         self.empty_looks = if count > 0 || self.is_waiting() { 0 } else { self.empty_looks.saturating_add(1) };
+    }
+
+    /// Counts how long the burst was here that was gathered in the turn from `began` to `now`, unless it waits: then that is
+    /// counted when it is settled.
+    #[inline]
+    pub(super) fn gathered(&mut self, began: u64, now: u64, stats: &PmdStats) {
+        if self.is_waiting() {
+            self.gathered_at = began;
+        } else {
+            stats.cycles_per_burst.count(now.wrapping_sub(began));
+        }
     }
 
     /// True while a burst waits for its receivers: nothing more is gathered before it is settled.
@@ -85,14 +100,15 @@ pub(super) struct Forwarder {
     groups: Groups,
     spread: Spread,
     faults: Sender<Fault>,
+    stats: Arc<PmdStats>,
     /// Seconds since the datapath started, for ageing.
     pub now_s: u32,
 }
 
 impl Forwarder {
-    pub(super) fn new(thread: usize, faults: Sender<Fault>) -> Self {
+    pub(super) fn new(thread: usize, faults: Sender<Fault>, stats: Arc<PmdStats>) -> Self {
         let (groups, spread) = (Groups::new(), Spread::new());
-        Self { topology: Arc::default(), thread, groups, spread, faults, now_s: 0 }
+        Self { topology: Arc::default(), thread, groups, spread, faults, stats, now_s: 0 }
     }
 
     /// Swaps the topology.
@@ -152,6 +168,7 @@ impl Forwarder {
         }
         if q.waiting.is_empty() {
             q.counters.called(q.queue.commit());
+            self.stats.cycles_per_burst.count(tsc::now().wrapping_sub(q.gathered_at));
         }
     }
 

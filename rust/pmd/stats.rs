@@ -51,6 +51,9 @@ pub struct PmdStats {
     pub packets_per_burst: Histogram,
     /// TSC cycles a frame, of each burst.
     pub cycles_per_packet: Histogram,
+    /// TSC cycles that its frames waited here, of each burst: from its queue's turn until its buffers were given back, turns
+    /// in which it waited for a receiver included.
+    pub cycles_per_burst: Histogram,
 }
 
 /// All of it at one moment, or between two.
@@ -78,6 +81,8 @@ pub struct Readings {
     pub packets_per_burst: [u64; BUCKETS],
     /// Histogram.
     pub cycles_per_packet: [u64; BUCKETS],
+    /// Histogram.
+    pub cycles_per_burst: [u64; BUCKETS],
 }
 
 impl PmdStats {
@@ -106,6 +111,7 @@ impl PmdStats {
             cycles_per_round: self.cycles_per_round.read(),
             packets_per_burst: self.packets_per_burst.read(),
             cycles_per_packet: self.cycles_per_packet.read(),
+            cycles_per_burst: self.cycles_per_burst.read(),
         }
     }
 }
@@ -131,6 +137,7 @@ impl Readings {
             cycles_per_round: less(&self.cycles_per_round, &before.cycles_per_round),
             packets_per_burst: less(&self.packets_per_burst, &before.packets_per_burst),
             cycles_per_packet: less(&self.cycles_per_packet, &before.cycles_per_packet),
+            cycles_per_burst: less(&self.cycles_per_burst, &before.cycles_per_burst),
         }
     }
 }

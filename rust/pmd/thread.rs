@@ -1,8 +1,8 @@
 //! The thread itself: its loop, its start and its end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::sleep::Sleeper;
 use super::stats::PmdStats;
 use super::{Fault, FaultCause, ReceiveSlot};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::switch::PortId;
 use crate::sys::eventfd::{Desk, Notifier};
 use crate::sys::{cpu, tsc};
@@ -36,7 +37,7 @@ pub struct Pmd {
     /// Where it says which guest it is calling.
     pub desk: &'static Desk,
     mailbox: Arc<Mailbox>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Lock<Option<JoinHandle<()>>>,
 }
 
 impl Pmd {
@@ -63,7 +64,7 @@ impl Pmd {
             stopped: Vec::new(),
             resting: false,
             round: 0,
-            forwarder: Forwarder::new(number, faults.clone()),
+            forwarder: Forwarder::new(number, faults.clone(), Arc::clone(&stats)),
             ungreeted: Vec::new(),
             sleeper,
             started,
@@ -85,7 +86,7 @@ impl Pmd {
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;
         match is_pinned.recv() {
-            Ok(Ok(desk)) => Ok(Self { cpu, number, stats, desk, mailbox, thread: Mutex::new(Some(thread)) }),
+            Ok(Ok(desk)) => Ok(Self { cpu, number, stats, desk, mailbox, thread: Lock::new(Some(thread)) }),
             Ok(Err(e)) => Err(Error::kernel(format!("{name}: cannot be pinned to core {cpu}"), e)),
             Err(_) => Err(Error::Bug(format!("{name}: died at its start"))),
         }
@@ -125,7 +126,7 @@ impl Pmd {
     /// Ends the thread and waits for it; its core is free then. May be called again.
     pub fn end(&self) {
         self.post(Message::Stop);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(thread) = self.thread.lock().take() {
             // A panic of the loop itself was reported where it happened.
             let _ = thread.join();
         }
@@ -198,6 +199,19 @@ impl Body {
     fn count_seconds(&mut self, now: u64) {
         self.forwarder.now_s = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
         self.next_second = now + 100_000 * tsc::cycles_per_us();
+        self.check_queues();
+    }
+
+    /// Stops the queues that read as empty because their ring is gone.
+    #[cold]
+    fn check_queues(&mut self) {
+        let mut at = 0;
+        while let Some(queue) = self.queues.get(at) {
+            match queue.queue.check() {
+                Ok(()) => at += 1,
+                Err(fault) => self.stop_queue(at, FaultCause::Ring(fault)),
+            }
+        }
     }
 
     /// One round over the queues; `mark` is the time now. A queue's time runs from the end of the last one that moved
@@ -221,6 +235,7 @@ impl Body {
                     Ok(count) => {
                         let now = tsc::now();
                         let cycles = now.wrapping_sub(mark);
+                        queue.gathered(mark, now, stats);
                         mark = now;
                         queue.counters.cycles.add(cycles);
                         stats.burst(count, cycles);
@@ -351,6 +366,8 @@ impl Body {
         for queue in &mut self.queues {
             work |= queue.queue.enable_kicks();
         }
+        // After the last look at the rings: what that found gone is said now, not when the guest kicks again.
+        self.check_queues();
         if !work && self.mailbox.about_to_sleep() {
             self.stats.sleeps.add(1);
             self.stats.sleep_cycles.add(self.sleeper.sleep());

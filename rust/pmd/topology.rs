@@ -1,10 +1,11 @@
 //! What a poll thread knows of the world: made by control, never changed, replaced whole.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::counters::QueueCounters;
 use crate::frame::flow::FlowKey;
+use crate::lock::Lock;
 use crate::ring::Receiveq;
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
@@ -74,8 +75,9 @@ pub struct BridgeView {
 /// A receiveq where several threads find it: whoever holds the lock delivers. With one poll thread nobody ever waits.
 #[derive(Debug)]
 pub struct ReceiveSlot {
-    /// None once control took the queue back.
-    pub queue: Mutex<Option<Receiveq>>,
+    /// None once control took the queue back. A panic over one sender's burst leaves it as good as before: nothing of
+    /// the burst was published, and the receiver is not to blame.
+    pub queue: Lock<Option<Receiveq>>,
     /// Whose.
     pub port: PortId,
     /// Vring index, even.
@@ -89,7 +91,7 @@ pub struct ReceiveSlot {
     silent: AtomicBool,
     greeted: AtomicBool,
     /// A call descriptor that the next greeting puts in place.
-    next_call: Mutex<Option<NewCall>>,
+    next_call: Lock<Option<NewCall>>,
 }
 
 /// A front-end's word on whom to call; without a descriptor it wants no calls.
@@ -100,7 +102,7 @@ impl ReceiveSlot {
     /// Makes a queue reachable.
     pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
-        let (queue, next_call) = (Mutex::new(Some(queue)), Mutex::default());
+        let (queue, next_call) = (Lock::new(Some(queue)), Lock::default());
         Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
     }
 
@@ -109,15 +111,11 @@ impl ReceiveSlot {
         if self.greeted.load(Ordering::Acquire) {
             return true;
         }
-        let mut guard = match self.queue.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return false,
-        };
+        let Some(mut guard) = self.queue.try_lock() else { return false };
         if self.greeted.swap(true, Ordering::AcqRel) {
             return true;
         }
-        let next_call = self.next_call.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let next_call = self.next_call.lock().take();
         if let Some(queue) = guard.as_mut() {
             match next_call {
                 Some(NewCall(call)) => queue.ring_mut().set_call(call),
@@ -129,7 +127,7 @@ impl ReceiveSlot {
 
     /// Replaces the call descriptor at the next greeting: send [`super::Message::Greet`] to a poll thread.
     pub fn set_call(&self, call: Option<Notifier>) {
-        *self.next_call.lock().unwrap_or_else(PoisonError::into_inner) = Some(NewCall(call));
+        *self.next_call.lock() = Some(NewCall(call));
         self.greeted.store(false, Ordering::Release);
     }
 

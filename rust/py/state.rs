@@ -106,6 +106,7 @@ pub(super) struct PmdState {
     cycles_per_iteration: Vec<u64>,
     packets_per_burst: Vec<u64>,
     cycles_per_packet: Vec<u64>,
+    cycles_per_burst: Vec<u64>,
     overhead_pct: Option<f64>,
     rxqs: Vec<RxqState>,
 }
@@ -135,6 +136,7 @@ impl From<datapath::PmdView> for PmdState {
             cycles_per_iteration: since.cycles_per_round.to_vec(),
             packets_per_burst: since.packets_per_burst.to_vec(),
             cycles_per_packet: since.cycles_per_packet.to_vec(),
+            cycles_per_burst: since.cycles_per_burst.to_vec(),
             overhead_pct: pmd.overhead,
             rxqs: pmd.rxqs.into_iter().map(rxq).collect(),
         }

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Key;
+use crate::lock::Lock;
 
 /// Who is waited for, and who waits.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub(super) struct Hold {
     began: OnceLock<Instant>,
     longest: Duration,
     over: AtomicBool,
-    sides: Mutex<Sides>,
+    sides: Lock<Sides>,
 }
 
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Hold {
     /// Waits for `missing`, at most `longest` from the first time that somebody asks for it.
     pub(super) fn new(missing: BTreeSet<Key>, longest: Duration) -> Self {
         let over = AtomicBool::new(missing.is_empty() || longest.is_zero());
-        Self { began: OnceLock::new(), longest, over, sides: Mutex::new(Sides { missing, waiting: Vec::new() }) }
+        Self { began: OnceLock::new(), longest, over, sides: Lock::new(Sides { missing, waiting: Vec::new() }) }
     }
 
     /// How long it can last yet; None once it is over.
@@ -88,7 +89,7 @@ impl Hold {
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Sides) -> T) -> T {
-        f(&mut self.sides.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.sides.lock())
     }
 }
 

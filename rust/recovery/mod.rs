@@ -24,7 +24,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -35,6 +35,7 @@ use self::hold::Hold;
 use self::record::{CELL, KEPT, LIVE, NEW, SHADOW, STATE};
 use self::store::{Contents, Store};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::memory::Words;
 use crate::ring::{Journal, feature};
 
@@ -123,7 +124,7 @@ pub struct Seat {
 #[derive(Debug)]
 pub struct Recovery {
     store: Option<Store>,
-    records: Mutex<Records>,
+    records: Lock<Records>,
     notices: Vec<String>,
     hold: Hold,
 }
@@ -132,7 +133,7 @@ impl Recovery {
     /// Records that end with the process: sessions come and go, a crash loses them.
     pub fn in_process() -> Self {
         let hold = Hold::new(BTreeSet::new(), Duration::ZERO);
-        Self { store: None, records: Mutex::default(), notices: Vec::new(), hold }
+        Self { store: None, records: Lock::default(), notices: Vec::new(), hold }
     }
 
     /// The records of the switch in `rundir`, which is there already. If the process before died with rings live,
@@ -164,7 +165,7 @@ impl Recovery {
             records.all.insert(key, record);
         }
         let hold = Hold::new(interrupted, longest);
-        let recovery = Self { store: Some(store), records: Mutex::new(records), notices, hold };
+        let recovery = Self { store: Some(store), records: Lock::new(records), notices, hold };
         recovery.shed(&mut recovery.records());
         Ok(recovery)
     }
@@ -278,6 +279,6 @@ impl Recovery {
 
     fn records(&self) -> MutexGuard<'_, Records> {
         // A panic in between leaves a record too many or too few in the list of those kept, no more.
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock()
     }
 }

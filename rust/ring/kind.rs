@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use super::RingFault;
 use super::doorbell::Doorbell;
 use super::journal::Past;
 use super::layout::Layout;
@@ -77,6 +78,10 @@ impl Ring {
 
     pub(super) fn notify(&mut self, places: u16) -> bool {
         with_layout!(&mut self.0, ring => ring.notify(places))
+    }
+
+    pub(super) fn check(&self) -> std::result::Result<(), RingFault> {
+        with_layout!(&self.0, ring => ring.check())
     }
 
     pub(super) fn enable_kicks(&mut self) -> bool {

@@ -25,6 +25,8 @@ pub struct Delivery {
     pub settled: usize,
     /// Bit i set: the i-th of the list did not fit the guest's buffers.
     pub too_small: u64,
+    /// Bit i set: the i-th of the list was delivered in the pieces of its [`Plan`](crate::frame::gso::Plan).
+    pub in_pieces: u64,
     /// The ring broke at the first one not settled.
     pub fault: Option<RingFault>,
 }
@@ -142,7 +144,10 @@ impl Writer {
                     taken += 1;
                 }
                 _ => match self.place(ring, burst, usize::from(index), packet, lacking, taken) {
-                    Ok(Some(places)) => taken += places,
+                    Ok(Some(places)) => {
+                        taken += places;
+                        delivery.in_pieces |= u64::from(lacking.has_segmentation()) << position;
+                    }
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
                         delivery.fault = delivery.fault.or(stop);

@@ -79,6 +79,15 @@ impl Transmitq {
         self.ring.enable_kicks()
     }
 
+    /// What makes every further look at the ring pointless. Gathering asks it where there are frames; ask where there are
+    /// none for long: a packed ring whose memory was taken away reads as one without frames for ever.
+    ///
+    /// # Errors
+    /// `MemoryLost`, `CallJammed`.
+    pub fn check(&self) -> Result<(), RingFault> {
+        self.ring.check()
+    }
+
     /// Kicks off: we poll.
     pub fn disable_kicks(&mut self) {
         self.ring.disable_kicks();

@@ -12,10 +12,10 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PortId;
 use crate::frame::ethernet::Mac;
+use crate::lock::Lock;
 use crate::memory::access;
 
 const WAYS: usize = 4;
@@ -119,7 +119,8 @@ pub struct Fdb {
     max: usize,
     aging_s: AtomicU32,
     generation: AtomicU32,
-    writer: Mutex<Writer>,
+    /// A panic while learning leaves entries whole; only counts may be off by one.
+    writer: Lock<Writer>,
     /// Since the table was made.
     pub stats: Stats,
 }
@@ -164,7 +165,7 @@ impl Fdb {
             max,
             aging_s: AtomicU32::new(aging_s),
             generation: AtomicU32::new(0),
-            writer: Mutex::default(),
+            writer: Lock::default(),
             stats: Stats::default(),
         }
     }
@@ -262,7 +263,7 @@ impl Fdb {
                 return true;
             }
         }
-        let Ok(mut writer) = self.writer.try_lock() else { return false };
+        let Some(mut writer) = self.writer.try_lock() else { return false };
         if let Some((entry, value)) = self.find(key) {
             let (old, _) = unpack(value);
             Self::write(entry, key.0, port, now_s);
@@ -365,15 +366,10 @@ impl Fdb {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Writer> {
-        // A panic while learning leaves entries whole; only counts may be off by one.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn remove_where(&self, which: impl Fn(PortId, u32) -> bool) -> u64 {
         let mut removed = 0;
         for stretch in self.buckets.chunks(STRETCH) {
-            let mut writer = self.lock();
+            let mut writer = self.writer.lock();
             for entry in stretch.iter().flat_map(|b| &b.0).filter(|e| e.key.load(Ordering::Relaxed) != 0) {
                 let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
                 if which(port, seen) {

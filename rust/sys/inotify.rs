@@ -11,9 +11,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 
+use crate::lock::Lock;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A name appeared, or its mode changed; or the directory itself went away.
@@ -28,7 +29,7 @@ const EVENTS: u32 = libc::IN_CREATE
 const HEAD: usize = 16;
 
 /// The process's instance. A forked child makes its own: the thread stayed with the parent.
-static WATCHER: Mutex<Option<Arc<Watcher>>> = Mutex::new(None);
+static WATCHER: Lock<Option<Arc<Watcher>>> = Lock::new(None);
 
 /// Who waits for what in one directory.
 type Waiting = Vec<(OsString, Arc<EventFd>)>;
@@ -37,7 +38,7 @@ type Waiting = Vec<(OsString, Arc<EventFd>)>;
 struct Watcher {
     queue: File,
     /// By watch descriptor.
-    waiting: Mutex<HashMap<i32, Waiting>>,
+    waiting: Lock<HashMap<i32, Waiting>>,
     /// The process it was made in.
     process: u32,
 }
@@ -45,7 +46,7 @@ struct Watcher {
 impl Watcher {
     /// The process's watcher, made when first asked for.
     fn get() -> io::Result<Arc<Self>> {
-        let mut place = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = WATCHER.lock();
         if let Some(watcher) = place.as_ref().filter(|watcher| watcher.process == std::process::id()) {
             return Ok(Arc::clone(watcher));
         }
@@ -56,7 +57,7 @@ impl Watcher {
         }
         // SAFETY: the kernel just made `fd` and nobody else owns it.
         let queue = unsafe { File::from_raw_fd(fd) };
-        let watcher = Arc::new(Self { queue, waiting: Mutex::default(), process: std::process::id() });
+        let watcher = Arc::new(Self { queue, waiting: Lock::default(), process: std::process::id() });
         let reader = Arc::clone(&watcher);
         thread::Builder::new().name("vhost-watch".into()).spawn(move || reader.run())?;
         *place = Some(Arc::clone(&watcher));
@@ -64,7 +65,7 @@ impl Watcher {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<i32, Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     /// Tells everybody what they wait for, for as long as the process lives.

@@ -53,6 +53,28 @@ def test_unsafe_code_lives_in_its_rooms() -> None:
             assert room in allowed, f"{path.relative_to(ROOT)} may not hold unsafe code"
 
 
+def reach(room: str) -> set[str]:
+    """A room and all that its code can call."""
+    found, new = set(), {room}
+    while new:
+        found |= new
+        new = {used for name in new for used in ROOMS.get(name, set())} - found
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(reach("pmd")))
+def test_code_that_poll_threads_run_knows_no_lock_but_the_one_that_is_counted(room: str) -> None:
+    files = [ROOT / f"rust/{room}.rs"] if (ROOT / f"rust/{room}.rs").exists() else rust_files(room)
+    assert files, f"no room {room}: this test looks in the wrong place"
+    for path in files:
+        source = without_tests(path.read_text())
+        if path.name != "lock.rs":
+            others = re.findall(r"\b(?:Mutex|RwLock|Condvar|Barrier|parking_lot|spin|pthread_\w+|SYS_futex)\b", source)
+            assert not others, f"{path.relative_to(ROOT)} uses {sorted(set(others))} instead of crate::lock::Lock"
+        # A channel's sender may wait for its receiver; poll threads send what happens once a fault or an answer.
+        assert room == "pmd" or "mpsc" not in source, f"{path.relative_to(ROOT)} uses a channel"
+
+
 def imports_at_run_time(path: Path) -> list[str]:
     """Dotted names that a module imports when it runs; what is imported for type checkers only moves no data."""
     tree = ast.parse(path.read_text())

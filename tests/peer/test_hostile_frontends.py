@@ -54,7 +54,10 @@ NAMED = {
     "packed-chain-endless": "loops",
     "packed-address-outside-in-batch": "outside the memory table",
     "packed-writable": "wrong direction",
+    "packed-indirect-flags": "wrong direction",
+    "packed-indirect-and-next": "indirect descriptor table is malformed",
     "truncate-rings": "guest memory was taken away",
+    "packed-truncate-rings": "guest memory was taken away",
 }
 
 

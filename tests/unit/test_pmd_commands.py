@@ -47,6 +47,7 @@ class Pmd:
     cycles_per_iteration: list[int] = field(default_factory=lambda: [0] * 32)
     packets_per_burst: list[int] = field(default_factory=lambda: [0] * 32)
     cycles_per_packet: list[int] = field(default_factory=lambda: [0] * 32)
+    cycles_per_burst: list[int] = field(default_factory=lambda: [0] * 32)
     overhead_pct: float | None = None
     rxqs: list[Rxq] = field(default_factory=list)
 
@@ -106,11 +107,14 @@ def test_a_poll_thread_that_did_nothing_yet_divides_by_nothing() -> None:
 def test_histograms_are_powers_of_two_up_to_the_last_that_counts() -> None:
     counts = [0] * 32
     counts[1], counts[3], counts[6] = 5, 7, 9
-    shown = pmd_commands.perf_show(pmds(Pmd(packets_per_burst=counts)), histograms=True)
+    latencies = [0] * 32
+    latencies[3] = 21
+    busy = Pmd(packets_per_burst=counts, cycles_per_burst=latencies)
+    shown = pmd_commands.perf_show(pmds(busy), histograms=True)
     rows = shown.split("Histograms\n")[1].splitlines()
-    assert rows[0].split() == ["cycles/it", "cycles/pkt", "pkts/batch"]
-    assert [row.split() for row in rows[2:4]] == [["1", "0", "1", "0", "1", "5"], ["3", "0", "3", "0", "3", "0"]]
-    assert rows[-1].split() == ["63", "0", "63", "0", "63", "9"]
+    assert rows[0].split() == ["cycles/it", "cycles/pkt", "pkts/batch", "cycles/batch"]
+    assert [row.split()[4:] for row in rows[2:5]] == [["1", "5", "1", "0"], ["3", "0", "3", "0"], ["7", "7", "7", "21"]]
+    assert rows[-1].split() == ["63", "0", "63", "0", "63", "9", "63", "0"]
 
 
 def test_stats_show_is_ovs_list() -> None:

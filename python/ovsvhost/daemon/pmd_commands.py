@@ -174,11 +174,15 @@ def _overall(pmd: PmdState) -> Iterator[str]:
 
 
 def _histograms(pmd: PmdState) -> Iterator[str]:
-    """Powers of two: a row counts the values up to its bound that are above the row's before."""
+    """Powers of two: a row counts the values up to its bound that are above the row's before.
+
+    The last column is latency: from gathering a batch until the guest has its buffers back, waits included.
+    """
     columns = (
         ("cycles/it", pmd.cycles_per_iteration),
         ("cycles/pkt", pmd.cycles_per_packet),
         ("pkts/batch", pmd.packets_per_burst),
+        ("cycles/batch", pmd.cycles_per_burst),
     )
     yield "Histograms"
     yield "   " + "  ".join(f"{name:<23}" for name, _ in columns).rstrip()

@@ -33,11 +33,12 @@ fn pieces(frame: &[u8], plan: &Plan, ident: u32) -> Vec<Vec<u8>> {
         let piece = plan.piece(n, head, ident, &mut out);
         let payload = &frame[piece.from as usize..][..piece.len as usize];
         let bytes = [&out[..piece.head_size], payload].concat();
-        assert!(bytes.len() <= plan.longest() as usize);
+        let is_last = n + 1 == plan.count();
+        assert_eq!(bytes.len(), if is_last { plan.last() } else { plan.longest() } as usize);
         covered.extend_from_slice(&bytes[piece.sum_from..]);
         place = piece.checksum_at.map(|at| (all.len(), at)).or(place);
         all.push(bytes);
-        if !plan.is_fragmented() || n + 1 == plan.count() {
+        if !plan.is_fragmented() || is_last {
             let (of, at) = place.unwrap();
             let value = sent(sum(&covered));
             all[of][at..at + 2].copy_from_slice(&value.to_be_bytes());

@@ -82,11 +82,11 @@ impl PackedRing {
         Ok(())
     }
 
-    /// True if the first `count` elements of the journal lie within the ring.
+    /// True if the first `count` elements of the journal make a commit: there are some, and they lie within the ring.
     fn is_whole(&self, count: u16) -> bool {
         let inside = |n| self.journal.element(n).is_some_and(|e| e.place < self.size && e.id < self.size);
         let first = self.journal.element(0).is_some_and(|e| e.place == 0);
-        first && (0..usize::from(count)).all(inside)
+        count > 0 && first && (0..usize::from(count)).all(inside)
     }
 
     fn cursor(&self, word: u16) -> Option<Cursor> {

@@ -18,7 +18,7 @@ fn lesson_missed_while_control_writes_is_learned_from_the_next_frame() {
         cache.classify(&fdb, 3, &head, false, 0);
         fdb.lookup(Key::new(0, Mac(7)), 0)
     };
-    let control = fdb.lock();
+    let control = fdb.writer.lock();
     assert_eq!(pass(), None);
     drop(control);
     assert_eq!(pass(), Some(3));
@@ -28,7 +28,7 @@ fn lesson_missed_while_control_writes_is_learned_from_the_next_frame() {
 fn looking_at_the_table_keeps_nobody_from_learning() {
     let fdb = Fdb::new(16, 300);
     fdb.learn(key(1), 3, 0);
-    let _control = fdb.lock();
+    let _control = fdb.writer.lock();
     assert_eq!(fdb.list(5), [Learned { key: key(1), port: 3, age_s: 5 }]);
 }
 
@@ -78,7 +78,7 @@ fn threads_that_learn_at_once_leave_a_table_that_is_whole() {
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), listed.len(), "no address twice");
-    let writer = fdb.lock();
+    let writer = fdb.writer.lock();
     for port in 0..8_u16 {
         let behind = listed.iter().filter(|learned| learned.port == port).count();
         assert_eq!(writer.per_port[usize::from(port)] as usize, behind, "port {port}");

@@ -156,3 +156,20 @@ fn a_ring_in_use_of_which_nobody_knows_where_it_stands_is_refused() {
     let (guest, driver) = left_at(None);
     assert_eq!(resume(&driver, &guest, UNKNOWN, &journal(50), false).0.next_index(), 0x8000, "nobody used it yet");
 }
+
+/// Rows: C3.
+#[test]
+fn a_commit_under_way_that_is_made_of_nothing_gives_no_buffer_back() {
+    const FIRST: u16 = 0x8000;
+    let mut dice = Dice(1);
+    let mut guest = Guest::new(room_for(64));
+    let mut driver = Driver::new(&mut guest, Layout::Packed, 50, FIRST, &mut dice);
+    driver.post(&guest, &[(0, 200)], WRITE, Shape::Chain);
+    driver.publish();
+    let journal = journal(50);
+    journal.intend(FIRST, FIRST + 1, 0);
+    let (ring, note) = resume(&driver, &guest, FIRST, &journal, true);
+    assert!(note.is_some_and(|note| note.contains("not written down in full")));
+    assert_eq!(ring.next_index(), FIRST);
+    assert!(driver.take_used().is_none(), "the buffer is still to be filled");
+}

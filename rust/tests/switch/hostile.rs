@@ -4,13 +4,14 @@
 use std::thread;
 use std::time::Duration;
 
+use ovsvhost::datapath::SleepMax;
 use ovsvhost::testing::driver::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor};
 use ovsvhost::testing::hostile::Case;
 use ovsvhost::testing::traffic::EndSettings;
 use ovsvhost::testing::wire::features;
 use ovsvhost::vhost::EndpointKind;
 
-use super::rig::{Switch, wait};
+use super::rig::{DEADLINE, Switch, wait};
 use super::station::Station;
 use super::traffic::Crew;
 
@@ -223,16 +224,7 @@ fn a_receiver_that_misbehaves_stops_only_itself() {
 fn no_attack_costs_a_frame_that_is_on_its_way_meanwhile() {
     let mut switch = Switch::new();
     let mut crew = honest(&mut switch);
-    let socket = switch.add("bad", EndpointKind::Server);
-    let mut settings = EndSettings::default();
-    settings.set("side", "connect").unwrap();
-    settings.set("socket", socket.to_str().unwrap()).unwrap();
-    settings.set("mac", "02:00:00:00:00:99").unwrap();
-    let attacks = thread::spawn(move || {
-        for case in Case::all() {
-            case.run(&settings, Duration::from_millis(10)).unwrap_or_else(|error| panic!("{}: {error}", case.name()));
-        }
-    });
+    let attacks = attack(&mut switch, Case::all().collect(), Duration::from_millis(10));
     while !attacks.is_finished() {
         crew.send(0, 1, 20);
         crew.send(1, 0, 20);
@@ -241,6 +233,54 @@ fn no_attack_costs_a_frame_that_is_on_its_way_meanwhile() {
     crew.assert_exact(0, 1);
     crew.assert_exact(1, 0);
     assert!(["a", "b"].iter().all(|name| switch.port(name).error.is_none()));
+}
+
+/// Makes attacks on a new port `bad`, one after the other, each watched for `hold` or until the switch hangs up.
+fn attack(switch: &mut Switch, cases: Vec<Case>, hold: Duration) -> thread::JoinHandle<()> {
+    let socket = switch.add("bad", EndpointKind::Server);
+    let mut settings = EndSettings::default();
+    settings.set("side", "connect").unwrap();
+    settings.set("socket", socket.to_str().unwrap()).unwrap();
+    settings.set("mac", "02:00:00:00:00:99").unwrap();
+    thread::spawn(move || {
+        for case in cases {
+            case.run(&settings, hold).unwrap_or_else(|error| panic!("{}: {error}", case.name()));
+        }
+    })
+}
+
+/// Rows: C13.
+#[test]
+fn rings_whose_memory_is_taken_away_are_named_though_they_read_as_empty() {
+    // A thread that sleeps looks before it does; one that never sleeps, now and then.
+    for sleep in [None, Some(0)] {
+        for name in ["truncate-rings", "packed-truncate-rings"] {
+            let mut switch = Switch::new();
+            switch.datapath().set_sleep(SleepMax { default: sleep, ..SleepMax::default() });
+            let attacker = attack(&mut switch, vec![Case::find(name).unwrap()], DEADLINE);
+            wait(name, || switch.port("bad").error.is_some());
+            let error = switch.port("bad").error.unwrap();
+            assert!(error.contains("guest memory was taken away"), "{name}: {error}");
+            switch.delete("bad");
+            attacker.join().expect("the attack was made");
+        }
+    }
+}
+
+/// In an indirect table of a packed ring only WRITE is valid, and the device ignores other flags (virtio 1.2 §2.8.7): an
+/// entry that claims to be a table is a buffer like any other, and there is nothing to name.
+///
+/// Rows: C13.
+#[test]
+fn a_table_in_a_table_of_a_packed_ring_is_a_buffer() {
+    let mut switch = Switch::new();
+    let attacker = attack(&mut switch, vec![Case::find("packed-indirect-nested").unwrap()], DEADLINE);
+    // The announcement, and what the table holds.
+    wait("two frames", || switch.count("bad", "rx_packets") + switch.count("bad", "rx_dropped") == 2);
+    let port = switch.port("bad");
+    assert_eq!((port.error, port.link_up), (None, true));
+    switch.delete("bad");
+    attacker.join().expect("the attack was made");
 }
 
 #[test]

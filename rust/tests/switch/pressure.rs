@@ -97,6 +97,25 @@ fn a_guest_that_takes_nothing_delays_its_senders_once_and_the_rest_is_counted() 
     assert_eq!(switch.count("a", "rx_packets"), switch.count("b", "tx_packets") + switch.count("b", "tx_dropped"));
 }
 
+/// Rows: B5.
+#[test]
+fn the_time_that_a_burst_waits_for_its_receiver_is_in_the_histogram() {
+    const WAIT_US: u32 = 20_000;
+    let (switch, mut a, b) = full_receiver(WAIT_US);
+    a.send_together(&frames(&a, &b, 10));
+    a.wait_sent();
+    let read = || switch.datapath().pmds().remove(0);
+    wait("every burst to be in it once", || {
+        let since = read().since_clear;
+        since.cycles_per_burst.iter().sum::<u64>() == since.bursts
+    });
+    let pmd = read();
+    let waited = u64::from(WAIT_US) * pmd.cycles_per_us;
+    let bucket = (u64::BITS - waited.leading_zeros()) as usize;
+    let since = pmd.since_clear;
+    assert!(since.cycles_per_burst[bucket..].iter().sum::<u64>() >= 1, "{since:?}");
+}
+
 /// Rows: B4, C8.
 #[test]
 fn others_go_on_while_one_burst_waits() {

@@ -86,7 +86,7 @@ fn a_burst_waits_for_a_ring_that_another_thread_has_and_is_delivered_when_it_com
     let (mut first, _) = stage.sender(2, 0);
     let (mut second, _) = stage.sender(3, 0);
     let slot = Arc::clone(&stage.slots[0]);
-    let held = slot.queue.lock().unwrap();
+    let held = slot.queue.lock();
     for receiver in &mut stage.receivers {
         (0..4).for_each(|_| receiver.post(true));
     }
@@ -115,7 +115,7 @@ fn a_queue_that_is_taken_back_while_its_burst_waits_is_settled_and_the_loss_is_c
     let mut stage = Stage::new(1, 1, 1);
     let (mut sender, counters) = stage.sender(1, 0);
     let slot = Arc::clone(&stage.slots[0]);
-    let held = slot.queue.lock().unwrap();
+    let held = slot.queue.lock();
     stage.receivers[0].post(true);
     sender.post(false);
     wait("the thread to find the ring taken", || slot.counters.contentions.read() > 0);
@@ -133,7 +133,7 @@ fn a_burst_that_waits_for_a_port_that_goes_is_counted_and_given_back() {
     let mut stage = Stage::new(1, 1, 1);
     let (mut sender, _) = stage.sender(1, 0);
     let slot = Arc::clone(&stage.slots[0]);
-    let held = slot.queue.lock().unwrap();
+    let held = slot.queue.lock();
     sender.post(false);
     wait("the thread to find the ring taken", || slot.counters.contentions.read() > 0);
     let mut ports = stage.topology.ports.clone();

@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{self, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use super::session::{End, Session};
 use super::status::{SessionState, Snapshot};
 use super::{EndpointConfig, EndpointKind, Level, PortLink};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::recovery::Recovery;
 use crate::sys::socket;
 
@@ -67,10 +68,10 @@ pub(super) struct Control {
     wake: EventFd,
     stopping: AtomicBool,
     /// Vrings that a poll thread found broken, and why.
-    faults: Mutex<Vec<(usize, String)>>,
+    faults: Lock<Vec<(usize, String)>>,
     snapshot: ArcSwap<Snapshot>,
     /// What ended the last session or keeps one from starting; stays until a link is up.
-    trouble: Mutex<Option<String>>,
+    trouble: Lock<Option<String>>,
     link: Arc<dyn PortLink>,
 }
 
@@ -81,9 +82,9 @@ impl Control {
         Ok(Self {
             wake,
             stopping: AtomicBool::new(false),
-            faults: Mutex::new(Vec::new()),
+            faults: Lock::new(Vec::new()),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
-            trouble: Mutex::new(None),
+            trouble: Lock::new(None),
             link,
         })
     }
@@ -107,13 +108,13 @@ impl Control {
     }
 
     pub(super) fn take_faults(&self) -> Vec<(usize, String)> {
-        std::mem::take(&mut *self.faults.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.faults.lock())
     }
 
     /// Makes a session's state the one that others see.
     pub(super) fn publish_session(&self, state: SessionState) {
         let error = {
-            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut trouble = self.trouble.lock();
             if state.link_up {
                 *trouble = None;
             }
@@ -136,11 +137,11 @@ impl Control {
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.trouble.lock().clone()
     }
 
     pub(super) fn set_trouble(&self, text: String) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        *self.trouble.lock() = Some(text);
     }
 
     /// Waits for `other`, a stop, or the end of `wait`. True if `other` is ready.
@@ -185,7 +186,7 @@ impl EndpointHandle {
     /// Stops a vring that a poll thread found broken: the front-end is told through its error descriptor, the port shows
     /// `reason` as its error, session and other vrings go on.
     pub fn fail_vring(&self, vring: usize, reason: String) {
-        self.control.faults.lock().unwrap_or_else(PoisonError::into_inner).push((vring, reason));
+        self.control.faults.lock().push((vring, reason));
         self.control.wake();
     }
 }
