@@ -352,8 +352,8 @@ impl<'a> Session<'a> {
                 }
                 self.log_refusal(&wire::name(code), &text);
                 if is_log {
-                    // Front-ends wait for a log in answer, whether they asked for one or not, and for no less: this one is
-                    // of nothing.
+                    // Front-ends wait for a log in answer, whether they asked for one or not, and for no less. One of nothing
+                    // is an error to `vhost`'s; QEMU looks at none.
                     return self.answer(&wire::reply_log(code, VhostUserLog::default()));
                 }
                 if wants_answer { self.answer(&wire::reply_number(code, 1)) } else { Ok(()) }
