@@ -111,8 +111,8 @@ impl Bench {
     }
 }
 
-fn region(file: &File, size: u64, offset: u64) -> Option<VhostUserDirtyLogRegion> {
-    Some(VhostUserDirtyLogRegion { mmap_size: size, mmap_offset: offset, mmap_handle: file.as_raw_fd() })
+fn region(file: &File, size: u64, offset: u64) -> VhostUserDirtyLogRegion {
+    VhostUserDirtyLogRegion { mmap_size: size, mmap_offset: offset, mmap_handle: file.as_raw_fd() }
 }
 
 /// Takes the pages marked in a log, as a front-end does between two rounds.
@@ -129,7 +129,7 @@ fn logging_comes_and_goes_while_rings_run_and_moves_no_index() {
     let mut bench = Bench::new();
     bench.carry();
     let log = memfd(LOG);
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.carry();
     assert_eq!((take(&log), bench.status("migration")), (BTreeSet::new(), None), "a log alone turns nothing on");
     for round in 1..3_u16 {
@@ -159,11 +159,11 @@ fn logging_comes_and_goes_while_rings_run_and_moves_no_index() {
 fn a_log_that_replaces_another_gets_everything_from_the_answer_on() {
     let mut bench = Bench::new();
     let (old, new) = (memfd(LOG), memfd(2 * LOG + 100));
-    bench.moves.frontend.set_log_base(0, region(&old, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&old, LOG, 0))).unwrap();
     bench.log(true);
     bench.carry();
     assert!(take(&old).is_superset(&Bench::pages_of(0)));
-    bench.moves.frontend.set_log_base(0, region(&new, LOG + 100, LOG)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&new, LOG + 100, LOG))).unwrap();
     take(&old);
     bench.carry();
     assert_eq!(take(&old), BTreeSet::new());
@@ -177,7 +177,7 @@ fn a_log_that_replaces_another_gets_everything_from_the_answer_on() {
 fn a_region_added_in_mid_migration_is_logged_once_the_log_holds_it() {
     let mut bench = Bench::new();
     let log = memfd(2 * LOG);
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.log(true);
     bench.carry();
     let more = memfd(MEMORY);
@@ -191,7 +191,7 @@ fn a_region_added_in_mid_migration_is_logged_once_the_log_holds_it() {
     bench.moves.frontend.add_mem_region(&added).unwrap();
     let waits = bench.status("waiting-for").unwrap();
     assert!(waits.contains("a larger dirty log") && waits.contains("0x40200000"), "{waits}");
-    bench.moves.frontend.set_log_base(0, region(&log, 2 * LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, 2 * LOG, 0))).unwrap();
     assert_eq!(bench.status("waiting-for"), None);
     take(&log);
     bench.carry();
@@ -208,7 +208,7 @@ fn rings_that_are_to_be_logged_wait_for_their_log() {
     let waits = bench.status("waiting-for").unwrap();
     assert!(waits.contains("dirty log") && waits.contains("SET_LOG_BASE"), "{waits}");
     let log = memfd(LOG);
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.carry();
     assert!(take(&log).is_superset(&Bench::pages_of(1)));
 }
@@ -219,21 +219,21 @@ fn a_log_that_cannot_be_is_refused_and_the_session_goes_on() {
     let log = memfd(LOG);
     for (size, offset) in [(LOG, 1), (LOG + 1, 0), (u64::MAX, 2), (1, u64::MAX), (1 << 63, 1 << 63), (0, 0)] {
         // The answer is a log of nothing.
-        bench.moves.frontend.set_log_base(0, region(&log, size, offset)).unwrap_err();
+        bench.moves.frontend.set_log_base(0, Some(region(&log, size, offset))).unwrap_err();
         let error = bench.error().unwrap();
         assert!(error.starts_with("dirty log: "), "{error}");
     }
     for not_memory in [File::open("/dev/null").unwrap(), File::open("/proc/self/exe").unwrap()] {
-        bench.moves.frontend.set_log_base(0, region(&not_memory, 1, 0)).unwrap_err();
+        bench.moves.frontend.set_log_base(0, Some(region(&not_memory, 1, 0))).unwrap_err();
         assert!(bench.error().is_some());
     }
     bench.carry();
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     assert_eq!(bench.error(), None);
     bench.log(true);
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 1)).unwrap_err();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 1))).unwrap_err();
     assert!(!bench.datapath.port("v0").unwrap().link_up, "the log it had is not the one it looks at");
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.carry();
 }
 
@@ -241,7 +241,7 @@ fn a_log_that_cannot_be_is_refused_and_the_session_goes_on() {
 fn a_used_ring_outside_the_log_keeps_its_queue_from_running() {
     let mut bench = Bench::new();
     let log = memfd(LOG);
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.log(true);
     for outside in [GPA + MEMORY - 8, u64::MAX, u64::MAX - 2053] {
         let vring = VringConfigData { log_addr: Some(outside), ..bench.logged_vring(0, true) };
@@ -258,7 +258,7 @@ fn a_used_ring_outside_the_log_keeps_its_queue_from_running() {
 fn a_log_cut_short_stops_the_queue_that_meets_it_and_nobody_else() {
     let bench = Bench::new();
     let log = memfd(LOG);
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.log(true);
     log.set_len(0).unwrap();
     // The first write meets it, be it a frame or a word to the driver; the next group finds the log broken.
@@ -274,7 +274,7 @@ fn a_log_cut_short_stops_the_queue_that_meets_it_and_nobody_else() {
     assert!(bench.datapath.port("v1").unwrap().link_up);
     // A log that is whole brings it back, at the index where it was.
     let whole = memfd(LOG);
-    bench.moves.frontend.set_log_base(0, region(&whole, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&whole, LOG, 0))).unwrap();
     assert!(bench.datapath.port("v0").unwrap().link_up);
     assert_eq!(bench.error(), None);
     assert_eq!(bench.moves.memory.used_index(0), stopped_at);
@@ -286,12 +286,12 @@ fn a_front_end_that_wants_to_hear_of_news_in_its_log_does() {
     let (log, news) = (memfd(LOG), eventfd());
     assert!(bench.moves.frontend.set_log_fd(log.as_raw_fd()).is_err(), "a log fd that is no eventfd");
     bench.moves.frontend.set_log_fd(news.as_raw_fd()).unwrap();
-    bench.moves.frontend.set_log_base(0, region(&log, LOG, 0)).unwrap();
+    bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0))).unwrap();
     bench.carry();
     bench.log(true);
     bench.carry();
     eventually("news", || news.read().ok());
-    let later = bench.moves.frontend.set_log_base(0, region(&log, LOG, 0));
+    let later = bench.moves.frontend.set_log_base(0, Some(region(&log, LOG, 0)));
     assert!(later.is_ok());
 }
 

@@ -26,7 +26,7 @@ const FEATURES: u64 = feature::VERSION_1 | feature::MRG_RXBUF;
 /// A dirty log as its front-end has it.
 pub struct Log {
     pub file: File,
-    log: Arc<DirtyLog>,
+    mapped: Arc<DirtyLog>,
     pub logging: Arc<Logging>,
     is_on: bool,
 }
@@ -35,8 +35,8 @@ impl Log {
     pub fn new() -> Self {
         let file = TempFile::new_in(std::path::Path::new("/dev/shm")).unwrap().into_file();
         file.set_len(SIZE as u64).unwrap();
-        let log = Arc::new(DirtyLog::map(file.try_clone().unwrap(), 0, SIZE as u64, false).unwrap());
-        Self { file, log, logging: Arc::default(), is_on: false }
+        let mapped = Arc::new(DirtyLog::map(file.try_clone().unwrap(), 0, SIZE as u64, false).unwrap());
+        Self { file, mapped, logging: Arc::default(), is_on: false }
     }
 
     /// One for this ring, off.
@@ -47,7 +47,7 @@ impl Log {
     }
 
     pub fn turn(&mut self, is_on: bool) {
-        self.logging.turn(is_on.then_some(&self.log));
+        self.logging.turn(is_on.then_some(&self.mapped));
         self.is_on = is_on;
     }
 
@@ -142,7 +142,7 @@ fn a_used_ring_is_marked_where_the_front_end_says() {
         let (guest, mut driver) = end(layout);
         let mut ring = driver.activate(&guest, FEATURES, None, None);
         let log = Log::new();
-        log.logging.turn(Some(&log.log));
+        log.logging.turn(Some(&log.mapped));
         ring.log_to(&log.logging, Some(Gpa(0x7_7000)), false);
         let mut tx = Transmitq::new(ring);
         log.take();
@@ -169,7 +169,7 @@ fn a_ring_that_is_taken_over_is_marked_again_with_all_that_was_lent_to_it() {
             let past = Past { journal: journal(), is_known: false };
             let (mut ring, _) = config.resume(&guest.map, None, None, Some(past)).unwrap();
             let log = Log::new();
-            log.logging.turn(Some(&log.log));
+            log.logging.turn(Some(&log.mapped));
             ring.log_to(&log.logging, None, is_taken_over);
             let want = if is_taken_over {
                 let lent = [0x1_0ff0..0x1_1010, 0x2_0000..0x2_1000, 0x3_0000..0x3_2001];

@@ -231,7 +231,7 @@ impl Pipe {
             let list: Vec<u8> = wanted.map(|(i, _)| i).filter(|_| !self.dice.once_in(10)).collect();
             self.deliver(&frames, &list);
             a_before.assert_is(&self.a.image(), "sender, before its buffers are given back");
-            self.commit(a_before, taken);
+            self.commit(&a_before, taken);
         }
         self.take_back();
         total
@@ -284,7 +284,7 @@ impl Pipe {
         self.refused += outcome.too_small.count_ones() as usize;
     }
 
-    fn commit(&mut self, before: Image, taken: usize) {
+    fn commit(&mut self, before: &Image, taken: usize) {
         let mut expected = before.clone();
         let as_batch = self.ends.tx_features & feature::IN_ORDER != 0;
         for (at, bytes) in self.a_driver.used_writes(&vec![0; taken], as_batch) {
