@@ -39,7 +39,7 @@ impl Way {
         while let Ok(1..) = self.from.queue.gather() {
             self.cache.refresh(&self.fdb, NOW_S);
             let burst = self.from.queue.burst();
-            self.cache.look_ahead(&self.fdb, burst.heads());
+            self.cache.look_ahead(&self.fdb, burst.heads(), NOW_S);
             let mut count = 0;
             for ((index, head), place) in (0_u8..).zip(burst.heads()).zip(&mut list) {
                 if self.cache.classify(&self.fdb, FROM, &head.0, false, NOW_S).0 == Output::Port(TO) {

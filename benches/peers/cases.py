@@ -16,6 +16,7 @@ OURS_TOO = "ovsvhost again"
 OURS_TWO_PMDS = "ovsvhost on both cores"
 OVS = "ovs-dpdk"
 OVS_FLOWS = "ovs-dpdk with two flows"
+OVS_TSO = "ovs-dpdk with TSO"
 TESTPMD = "testpmd"
 
 SWITCHES = (OURS, OVS, OVS_FLOWS, TESTPMD)
@@ -39,6 +40,8 @@ class Load(StrEnum):
     VIRTIO_USER = "virtio-user, back-off 2 µs"
     VIRTIO_USER_POLLING = "virtio-user, no back-off"
     ROUND_TRIPS = "one frame in flight"
+    HALF = f"own front-end, half of what {TESTPMD} takes"
+    KERNEL = "two Linux guests in QEMU, emulated"
     SILENT = "silent guests"
 
 
@@ -53,6 +56,7 @@ class Case:
         layout: descriptors of a sent frame, as ``vhost-frontend`` names them.
         ports: ports of the bridge; the guests of those without traffic are connected and silent.
         pairs: pairs of guests with traffic, each with a core for its generator.
+        queues: queue pairs of a guest, and flows that are spread over them.
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
     """
@@ -63,6 +67,7 @@ class Case:
     layout: str = "one"
     ports: int = 2
     pairs: int = 1
+    queues: int = 1
     addresses: int = 1
     interval_us: int = 0
 
@@ -86,7 +91,7 @@ class Goal:
     """A number that has to be reached.
 
     Attributes:
-        metric: ``pps``, ``cycles_per_packet``, ``p50_us``, ``p99_us`` or ``cores``.
+        metric: ``pps``, ``bits_per_s``, ``cycles_per_packet``, ``p50_us``, ``p99_us``, ``p999_us`` or ``cores``.
         of: the contestant that is judged.
         by: the contestant it is divided by, round by round; None judges the number itself.
         must: what has to be reached; a floor for rates, a ceiling for all else; None where there is only an aim.
@@ -106,7 +111,7 @@ class Goal:
     @property
     def is_floor(self) -> bool:
         """Whether more is better."""
-        return self.metric == "pps"
+        return self.metric in {"pps", "bits_per_s"}
 
     def is_reached(self, value: float, limit: float) -> bool:
         """Whether ``value`` keeps ``limit``, which is `must` or `aim`; parity is judged with its tolerance."""
@@ -148,6 +153,10 @@ def _times(ovs: tuple[float, float] | None, testpmd: tuple[float, float]) -> tup
     return (Goal("pps", OURS, OVS, *ovs), *goals) if ovs else tuple(goals)
 
 
+_SWITCHING = (OURS, OVS, TESTPMD)
+"""One of each kind: what rows can do with that are about something else than what a lookup costs."""
+
+
 def _virtio_user() -> list[Row]:
     rows = []
     for both in (False, True):
@@ -159,7 +168,7 @@ def _virtio_user() -> list[Row]:
                         "-".join([*words, *["both"] * both]),
                         f"64 B, {'both directions' if both else 'one direction'}, {'packed' if packed else 'split'}",
                         load,
-                        _beside(Case(both=both, packed=packed)),
+                        _beside(Case(both=both, packed=packed), _SWITCHING if both else SWITCHES),
                         () if both else _times((1.3, 2.0), (1.0, 1.4)),
                         rounds_at_most=3 if both else 100,
                     )
@@ -170,6 +179,7 @@ def _virtio_user() -> list[Row]:
 _ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
 _FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
 _ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
+_MANY_QUEUES = 8
 _ALL_GUESTS = 32
 
 ROWS = (
@@ -210,7 +220,7 @@ ROWS = (
         "round-trips",
         "one 64 B frame there and back, the next at once",
         Load.ROUND_TRIPS,
-        _beside(Case(), (OURS, OVS, TESTPMD)),
+        _beside(Case(), _SWITCHING),
         (
             Goal("p50_us", OURS, TESTPMD, 1.0, 1.0),
             Goal("p99_us", OURS, TESTPMD, 1.0, 1.0),
@@ -224,6 +234,27 @@ ROWS = (
         Load.ROUND_TRIPS,
         _beside(Case(interval_us=1000), (OURS, OURS_AWAKE, OVS, TESTPMD)),
         (Goal("p50_us", OURS, None, 50, 25, unit="µs at the median"),),
+    ),
+    Row(
+        "half-load",
+        "64 B, one direction, split: how long frames are on their way",
+        Load.HALF,
+        _beside(Case(), _SWITCHING),
+        tuple(Goal(metric, OURS, TESTPMD, 1.0, 1.0) for metric in ("p50_us", "p99_us", "p999_us")),
+    ),
+    Row(
+        "tcp",
+        "TCP from guest to guest",
+        Load.KERNEL,
+        _beside(Case(), (OURS, OVS, OVS_TSO)),
+        (Goal("bits_per_s", OURS, OVS_TSO, 1.0, 1.2), Goal("bits_per_s", OURS, OVS, None, 1.0)),
+    ),
+    Row(
+        "queues",
+        f"64 B, one direction, split, {_MANY_QUEUES} queue pairs",
+        Load.OWN,
+        _beside(Case(queues=_MANY_QUEUES), _SWITCHING),
+        rounds_at_most=3,
     ),
     Row(
         "ports",

@@ -40,6 +40,7 @@ _QUIET_RING = "--ring-size=256"
 _START_TIMEOUT_S = 30
 _END_TIMEOUT_S = 30
 _MEMORY_MIB = 192
+_TIMES = ("p50_us", "p99_us", "p999_us")
 _NUMBERS = itertools.count()
 
 
@@ -52,12 +53,14 @@ class Counts:
         ring_full_share: part of the looks at the transmitq that found it full (0.9 full for ``Frontend``), 0..1.
         lost_share: part of the frames sent that did not arrive.
         wait_share: part of the time the generator's core was not its own.
+        transit: of frames that were timed on their way: ``p50_us``, ``p99_us``, ``p999_us``.
     """
 
     pps: float
     ring_full_share: float
     lost_share: float
     wait_share: float
+    transit: dict[str, float]
 
 
 class Generator(ABC):
@@ -75,8 +78,10 @@ class Generator(ABC):
         self.folder = folder
 
     @abstractmethod
-    def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
-        """The command line of one run."""
+    def command(
+        self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float, *, pair: int = 0
+    ) -> list[str]:
+        """The command line of one run, of the pair of guests with that number."""
 
     def on(self, cpu: int) -> Self:
         """The same on another core."""
@@ -106,17 +111,30 @@ class Frontend(Generator):
         super().__init__(cpu, folder)
         self.program = program
 
-    def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+    def command(
+        self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float, *, pair: int = 0
+    ) -> list[str]:
         words = self.base(warmup_s, duration_s)
         settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={RING_SIZE}", "--burst=256"]
         settings.append(f"--layout={case.layout}")
+        if case.queues > 1:
+            settings += [f"--pairs={case.queues}", f"--flows={case.queues}"]
         if case.packed:
             settings += ["--with=ring_packed", "--require=ring_packed"]
         sender, receiver = sockets
-        receives = f"--end=socket={receiver},role={'send' if case.both else 'receive'}"
+        receives = f"--end=socket={receiver},role={'send' if case.both else 'receive'},mac={_mac(pair, 2)}"
         if case.addresses > 1:
             receives += f",addresses={case.addresses}"
-        return [*words, *settings, f"--end=socket={sender},role=send", receives]
+        return [*words, *settings, f"--end=socket={sender},role=send,mac={_mac(pair, 1)}", receives]
+
+    def paced(
+        self, case: Case, sockets: tuple[Path, Path], rate_pps: float, warmup_s: float, duration_s: float
+    ) -> list[str]:
+        """The command line of frames sent evenly, and timed on their way."""
+        words = [*self.base(warmup_s, duration_s), "--mode=transit", f"--rate={rate_pps:.0f}"]
+        words += [f"--sizes={case.size}", "--check=sequence", f"--ring-size={RING_SIZE}"]
+        sender, receiver = sockets
+        return [*words, f"--end=socket={sender},role=send", f"--end=socket={receiver},role=receive"]
 
     def round_trips(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
         """The command line of frames in flight one at a time."""
@@ -153,7 +171,11 @@ class VirtioUser(Generator):
         self._backoff_us = backoff_us
         self._program = _build(folder)
 
-    def command(self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float) -> list[str]:
+    def command(
+        self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float, *, pair: int = 0
+    ) -> list[str]:
+        # Its drivers choose addresses at random: pairs need none of their own.
+        del pair
         hugepages.reserve(_MEMORY_MIB // 2)
         eal = [f"--lcores=0@{self.cpu}", "--no-pci", "--iova-mode=va", "--in-memory", "--single-file-segments"]
         # Its socket is one for all DPDK processes; connecting to it waits for ever when its owner is held.
@@ -217,6 +239,7 @@ class Run:
         senders = [end for end in measured["ends"] if end["sent_pps"] > 0]
         sent = sum(end["sent_pps"] for end in senders)
         received = sum(end["received_pps"] for end in measured["ends"])
+        transit = measured.get("transit") or {}
         if not sent or not received:
             raise self._error("sent nothing" if not sent else "sent frames, and none arrived at the far end")
         return Counts(
@@ -224,6 +247,7 @@ class Run:
             ring_full_share=sum(end["ring_full_share"] for end in senders) / len(senders),
             lost_share=max(0.0, 1 - received / sent),
             wait_share=measured["wait_share"],
+            transit={name: transit[name] for name in _TIMES if name in transit},
         )
 
     def __enter__(self) -> Self:
@@ -257,6 +281,11 @@ class Run:
     def _error(self, what: str) -> RigError:
         self._log.flush()
         return RigError(f"{self._name} {what}:\n{Path(self._log.name).read_text()[-4000:]}")
+
+
+def _mac(pair: int, number: int) -> str:
+    """Addresses of guests of different pairs differ; behind a guest's own there is room for many more."""
+    return f"02:00:{pair:02x}:00:00:{number:02x}"
 
 
 def _stream(stream: IO[str] | None) -> IO[str]:

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _COMMIT_LENGTH = 12
+_NAMES = {
+    "pps": "rate",
+    "bits_per_s": "rate",
+    "cycles_per_packet": "cycles a packet",
+    "p50_us": "median",
+    "p99_us": "p99",
+    "p999_us": "p99.9",
+}
+"""Numbers that are compared, in words."""
+_WORK = (("ring_full_share", 2), ("busy_share", 2), ("cycles_per_packet", 0))
 
 Rows = tuple[list[str], list[list[str]]]
 """Head and lines of a table."""
@@ -78,9 +88,7 @@ def _judge(row: Row, goal: Goal, series: Series) -> Verdict | None:
         notes.append("some windows failed")
     low, value, high = (goal.scale * number for number in (min(values), statistics.median(values), max(values)))
     digits = 0 if goal.unit.startswith("cycles") else 2
-    what = {"pps": "rate", "cycles_per_packet": "cycles a packet", "p50_us": "median", "p99_us": "p99"}.get(
-        goal.metric, ""
-    )
+    what = _NAMES.get(goal.metric, "")
     of = "" if goal.of == OURS else f"{goal.of}, "
     number = f"{what} by that of {goal.by}" if goal.by else goal.unit
     title = f"{row.title}, {row.load}: {of}{number}"
@@ -134,8 +142,7 @@ def throughput_rows(results: Results) -> Rows:
                 numbers = [
                     f"{rates[0]:.2f} / {statistics.median(rates):.2f} / {rates[-1]:.2f}",
                     f"{statistics.median(ratios):.2f}" if ratios else "",
-                    *(f"{series.median(name, metric):.2f}" for metric in ("ring_full_share", "busy_share")),
-                    f"{series.median(name, 'cycles_per_packet'):.0f}",
+                    *_work(series, name),
                     f"{series.median(name, 'lost_share'):.1%}",
                 ]
             else:
@@ -144,17 +151,46 @@ def throughput_rows(results: Results) -> Rows:
     return head, lines
 
 
+def tcp_rows(results: Results) -> Rows:
+    """The table of transfers between guests' kernels."""
+    head = ["case", "front-end", "who", "Mbit/s min / median / max", "first by it", "busy", "cycles/packet"]
+    lines = []
+    for row, series in _series(results, "bits_per_s"):
+        first, *_ = series.windows
+        for number, name in enumerate(series.windows):
+            start = [row.title, row.load] if number == 0 else ["", ""]
+            if rates := sorted(value / 1e6 for value in series.values(name, "bits_per_s")):
+                ratios = series.ratios("bits_per_s", first, name) if number else []
+                numbers = [
+                    f"{rates[0]:.0f} / {statistics.median(rates):.0f} / {rates[-1]:.0f}",
+                    f"{statistics.median(ratios):.2f}" if ratios else "",
+                    *_work(series, name)[1:],
+                ]
+            else:
+                numbers = [_failure(series, name), "", "", ""]
+            lines.append([*start, name, *numbers])
+    return head, lines
+
+
 def latency_rows(results: Results) -> Rows:
-    """The table of frames in flight alone."""
-    head = ["case", "who", "p50 µs, median (min to max)", "p99 µs", "p99.9 µs", "lost"]
+    """The table of times: of frames in flight alone, and of frames among others."""
+    times = ["p50 µs, median (min to max)", "p99 µs", "p99.9 µs"]
+    head = ["case", "who", *times, "lost", "Mpps meanwhile", "ring full", "busy", "cycles/packet"]
     lines = []
     for row, series in _series(results, "p50_us"):
         for number, name in enumerate(series.windows):
-            times = [_spread(series.values(name, metric)) for metric in ("p50_us", "p99_us", "p999_us")]
-            lost = series.median(name, "lost_share")
-            numbers = [*times, f"{lost:.1%}"] if lost is not None else [_failure(series, name), "", "", ""]
-            lines.append([row.title if number == 0 else "", name, *numbers])
+            found = [_spread(series.values(name, metric)) for metric in ("p50_us", "p99_us", "p999_us")]
+            lost, rate = series.median(name, "lost_share"), series.median(name, "arrived_pps")
+            numbers = [*found, f"{lost:.1%}"] if lost is not None else [_failure(series, name), "", "", ""]
+            load = [f"{rate / 1e6:.2f}", *_work(series, name)] if rate is not None else [""] * 4
+            lines.append([row.title if number == 0 else "", name, *numbers, *load])
     return head, lines
+
+
+def _work(series: Series, name: str) -> list[str]:
+    """Ring full, busy, cycles a packet; empty where a window has none of it."""
+    found = [(series.median(name, metric), digits) for metric, digits in _WORK]
+    return ["" if value is None else f"{value:.{digits}f}" for value, digits in found]
 
 
 def idle_rows(results: Results) -> Rows:
@@ -195,7 +231,7 @@ def write_document(results: Results, path: Path, picture: str | None) -> None:
     _, also_found, tail = rest.partition(_END)
     if not found or not also_found:
         raise ValueError(f"{path} has no lines '{_BEGIN}' and '{_END}': put them where the tables belong")
-    parts = [f"![rates beside each other]({picture})"] if picture else []
+    parts = [f"![rates and times beside each other]({picture})"] if picture else []
     parts.append(_markdown(["condition", "value"], [[key, value] for key, value in results.conditions.items()]))
     parts += [_markdown(*rows) for _, rows in [("", goal_rows(results)), *_tables(results)] if rows[1]]
     windows = [window for series in results.series.values() for found in series.windows.values() for window in found]
@@ -216,7 +252,8 @@ def write_document(results: Results, path: Path, picture: str | None) -> None:
 def _tables(results: Results) -> list[tuple[str, Rows]]:
     return [
         ("throughput", throughput_rows(results)),
-        ("one frame in flight", latency_rows(results)),
+        ("TCP between guests", tcp_rows(results)),
+        ("how long frames take", latency_rows(results)),
         ("idle", idle_rows(results)),
     ]
 

@@ -24,8 +24,9 @@ Window = dict[str, float]
 
 Under load: ``pps`` at the far end of both directions, ``ring_full_share``, ``lost_share``, ``busy_share`` of the poll
 thread's cycles, ``cycles_per_packet`` that were busy. Frame by frame: ``p50_us``, ``p99_us``, ``p999_us``,
-``lost_share``. Idle: ``cores``. Always ``wait_share``: the larger of what the poll thread and the generator waited for
-their cores.
+``lost_share``. At half load both, with ``arrived_pps`` for ``pps``. TCP: ``bits_per_s`` and what the poll thread
+counted. Idle: ``cores``. Always ``wait_share``: the larger of what the poll thread and the generator waited for their
+cores.
 """
 
 _GIVE_UP_AFTER = 2
@@ -134,6 +135,8 @@ def _words(window: Window | None, failure: str) -> str:
         return f"failed: {failure.partition(chr(10))[0]}"
     shown = {
         "pps": lambda value: f"{value / 1e6:.2f} Mpps",
+        "arrived_pps": lambda value: f"{value / 1e6:.2f} Mpps arrived",
+        "bits_per_s": lambda value: f"{value / 1e6:.0f} Mbit/s",
         "cores": lambda value: f"{value:.3f} cores",
         "cycles_per_packet": lambda value: f"{value:.0f} cycles/packet",
     }

@@ -1,7 +1,7 @@
 """The test stand: starts switches and generators when a row first needs them, and measures one contestant at a time.
 
-Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO`` and ``OURS_TWO_PMDS`` are further daemons for
-rows that set ours beside ours; they end with the row.
+Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO``, ``OURS_TWO_PMDS`` and ``OVS_TSO`` are further ones
+for single rows; they end with the row.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
 import quiet
-from cases import OURS_AWAKE, OURS_TOO, OURS_TWO_PMDS, OVS, OVS_FLOWS, TESTPMD, Load
+from cases import OURS_AWAKE, OURS_TOO, OURS_TWO_PMDS, OVS, OVS_FLOWS, OVS_TSO, TESTPMD, Load
 from generators import Frontend, VirtioUser
+from kernel import KernelGuests
 from switches import Ours, Ovs, OvsFlows, TestpmdIo
 
 from ovsvhost.testing.errors import RigError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cases import Case, Contestant, Row
-    from generators import Generator
+    from generators import Counts, Generator
     from rounds import Timing, Window
     from switches import Switch
 
@@ -32,6 +33,8 @@ _EDGE_S = 0.1
 _SETTLE_S = 0.15
 """After a generator ended: time for the switch to see its sockets close before it is stopped."""
 _IDLE_S = 5.0
+_TCP_S = 3.0
+_HALF = 0.5
 
 
 class Stand:
@@ -55,6 +58,8 @@ class Stand:
         self._switches: dict[str, Switch] = {}
         self._numbers = itertools.count()
         self._guests = ExitStack()
+        self._kernels: dict[str, KernelGuests] = {}
+        self._half_pps = 0.0
 
     def __enter__(self) -> Self:
         """Nothing runs yet."""
@@ -73,7 +78,9 @@ class Stand:
             yield
         finally:
             self._guests.close()
-            for name in (OURS_TOO, OURS_TWO_PMDS):
+            self._kernels.clear()
+            self._half_pps = 0.0
+            for name in (OURS_TOO, OURS_TWO_PMDS, OVS_TSO):
                 if any(contestant.switch == name for contestant in row.contestants):
                     self._stop(name)
 
@@ -103,18 +110,47 @@ class Stand:
             case Load.ROUND_TRIPS:
                 warmup_s, duration_s = self._timing.warmup_s, self._timing.duration_s
                 return quiet.round_trips(switch, self._own, case, warmup_s=warmup_s, duration_s=duration_s)
+            case Load.HALF:
+                return self._at_half_load(switch, case)
+            case Load.KERNEL:
+                guests = self._kernel_guests(contestant.switch, switch)
+                with switch.turn(), guests.turn():
+                    return guests.tcp(_TCP_S)
             case _:
                 return self._under_load(self._generator(row.load), switch, case)
 
     def _under_load(self, generator: Generator, switch: Switch, case: Case) -> Window:
         timing = self._timing
+        runs = []
+        for number, core in zip(range(case.pairs), (generator.cpu, switch.cpu), strict=False):
+            there, sockets = generator.on(core), switch.pair(number)
+            runs.append((there, sockets, there.command(case, sockets, timing.warmup_s, timing.duration_s, pair=number)))
+        window, loads = self._run(switch, runs)
+        known = switch.known
+        if case.addresses > 1 and known is not None and known < case.addresses:
+            raise RigError(f"{switch.name} knows {known} addresses where {case.addresses} were announced")
+        return {"pps": sum(load.pps for load in loads), **window}
+
+    def _at_half_load(self, switch: Switch, case: Case) -> Window:
+        """The same rate for all, and the times that frames are on their way."""
+        timing = self._timing
+        if not self._half_pps:
+            testpmd = self._switch(TESTPMD)
+            with testpmd.turn():
+                testpmd.fit(case)
+            self._half_pps = _HALF * self._under_load(self._own, testpmd, case)["pps"]
+        command = self._own.paced(case, switch.sockets, self._half_pps, timing.warmup_s, timing.duration_s)
+        window, (load,) = self._run(switch, [(self._own, switch.sockets, command)])
+        return {"arrived_pps": load.pps, **load.transit, **window}
+
+    def _run(
+        self, switch: Switch, commands: list[tuple[Generator, tuple[Path, Path], list[str]]]
+    ) -> tuple[Window, list[Counts]]:
+        """Generators and switch through one window: what all such windows have, and what each generator saw."""
+        timing = self._timing
         with switch.turn():
             with ExitStack() as stack:
-                runs = []
-                for number, core in zip(range(case.pairs), (generator.cpu, switch.cpu), strict=False):
-                    there, sockets = generator.on(core), switch.pair(number)
-                    command = there.command(case, sockets, timing.warmup_s, timing.duration_s)
-                    runs.append(stack.enter_context(there.start(sockets, command)))
+                runs = [stack.enter_context(there.start(sockets, command)) for there, sockets, command in commands]
                 for run in runs:
                     run.wait_for_window(timing.warmup_s)
                 time.sleep(_EDGE_S)
@@ -123,17 +159,22 @@ class Stand:
                 work, clock = switch.end()
                 loads = [run.result() for run in runs]
             time.sleep(_SETTLE_S)
-            known = switch.addresses()
-        if case.addresses > 1 and known is not None and known < case.addresses:
-            raise RigError(f"{switch.name} knows {known} addresses where {case.addresses} were announced")
+            switch.known = switch.addresses()
         return {
-            "pps": sum(load.pps for load in loads),
             "ring_full_share": min(load.ring_full_share for load in loads),
             "lost_share": max(load.lost_share for load in loads),
             "busy_share": work.busy_share,
             "cycles_per_packet": work.cycles_per_packet,
             "wait_share": max(clock.wait_share, *(load.wait_share for load in loads)),
-        }
+        }, loads
+
+    def _kernel_guests(self, name: str, switch: Switch) -> KernelGuests:
+        """The guests behind a switch, booted when they are first asked for."""
+        if name not in self._kernels:
+            with switch.turn():
+                guests = self._guests.enter_context(KernelGuests(switch, self._generator_cpu))
+            self._kernels[name] = guests
+        return self._kernels[name]
 
     def _generator(self, load: Load) -> Generator:
         if load is Load.OWN:
@@ -153,8 +194,10 @@ class Stand:
         return self._switches[name]
 
     def _started(self, name: str, folder: Path) -> Switch:
-        if name in {OVS, OVS_FLOWS}:
-            return (Ovs if name == OVS else OvsFlows)(folder, self._cpu)
+        if name in {OVS, OVS_TSO}:
+            return Ovs(folder, self._cpu, offloads=name == OVS_TSO)
+        if name == OVS_FLOWS:
+            return OvsFlows(folder, self._cpu)
         if name == TESTPMD:
             return TestpmdIo(folder, self._cpu, main_cpu=self._generator_cpu)
         more_cpus = (self._generator_cpu,) if name == OURS_TWO_PMDS else ()

@@ -66,6 +66,9 @@ class Switch(ABC):
     Args:
         folder: its run directory and logs.
         cpu: the core of its poll thread.
+
+    Attributes:
+        known: addresses it knew at the end of its last window; None where it does not learn.
     """
 
     name: str
@@ -73,7 +76,8 @@ class Switch(ABC):
     def __init__(self, folder: Path, cpu: int) -> None:
         self.folder = folder
         self.cpu = cpu
-        self.plugged: tuple[int, int, bool] | None = None
+        self.plugged: tuple[int, int, int, bool] | None = None
+        self.known: int | None = None
         self._before = (Work(0, 0, 0), machine.SchedulerClock(0, 0))
 
     @property
@@ -95,7 +99,7 @@ class Switch(ABC):
 
     def fit(self, case: Case) -> bool:
         """Makes the ports as the case wants them, anew unless they are so already; true if they are new."""
-        wanted = (case.mtu, case.ports, case.addresses > _USUAL_TABLE_SIZE)
+        wanted = (case.mtu, case.ports, case.queues, case.addresses > _USUAL_TABLE_SIZE)
         if wanted == self.plugged:
             return False
         self.plugged = None
@@ -212,7 +216,7 @@ class Ours(Switch):
 
     def stop(self) -> None:
         self.resume()
-        self._daemon.stop()
+        self._daemon.close()
 
     @property
     def pid(self) -> int:
@@ -224,14 +228,20 @@ class Ours(Switch):
 
 
 class Ovs(Switch):
-    """OVS-DPDK with a NORMAL bridge, as Debian ships it."""
+    """OVS-DPDK with a NORMAL bridge, as Debian ships it.
+
+    Args:
+        folder: its run directory and logs.
+        cpu: the core of its poll thread.
+        offloads: True offers segmentation and checksum offloads to guests.
+    """
 
     name = OVS
 
-    def __init__(self, folder: Path, cpu: int) -> None:
+    def __init__(self, folder: Path, cpu: int, *, offloads: bool = False) -> None:
         super().__init__(folder, cpu)
         self._mtu: int | None = None
-        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False)
+        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads)
         self._ovs.start()
 
     def plug(self, case: Case) -> None:
@@ -300,7 +310,9 @@ class TestpmdIo(Switch):
         if case.size > case.mtu or case.mtu > 2000:
             # One buffer a frame, which is the best it can do.
             options += ["--mbuf-size=9728", "--total-num-mbufs=8192"]
-        devices = [vhost(socket) for socket in self.sockets]
+        if case.queues > 1:
+            options += [f"--rxq={case.queues}", f"--txq={case.queues}"]
+        devices = [vhost(socket, queues=case.queues) for socket in self.sockets]
         self._testpmd = Testpmd(
             devices, folder=self.folder, cores=(self._main_cpu, self.cpu), memory_mib=256, options=options
         )

@@ -190,7 +190,7 @@ impl Forwarder {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
         cache.refresh(&bridge.fdb, self.now_s);
-        cache.look_ahead(&bridge.fdb, burst.heads());
+        cache.look_ahead(&bridge.fdb, burst.heads(), self.now_s);
         let mut tally = Tally::default();
         for (index, (packet, head)) in (0_u8..).zip(burst.packets().iter().zip(burst.heads())) {
             if let Some(reason) = packet.drop {

@@ -2,7 +2,7 @@
 
 use super::PortId;
 use super::fdb::{Fdb, Key};
-use crate::burst::{HEAD_SIZE, Head};
+use crate::burst::{HEAD_SIZE, Head, MAX_BURST};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 
@@ -17,7 +17,8 @@ pub enum Output {
     Drop(DropReason),
 }
 
-const CACHE: usize = 32;
+/// Twice a burst, so that the answers for one that goes to as many addresses as it has frames mostly find room.
+const CACHE: usize = 2 * MAX_BURST;
 /// Lookups that the table answered in one burst, from which on those of the next are asked for together.
 const MANY_MISSES: u32 = 8;
 
@@ -31,7 +32,7 @@ pub struct Cache {
     destinations: [(Key, PortId); CACHE],
     /// Answers are kept for a second: then ageing gets its say.
     second: u32,
-    /// Lookups of this burst that the table had to answer.
+    /// Lookups of this burst that the table had to answer, be it ahead of its frames.
     misses: u32,
 }
 
@@ -57,18 +58,30 @@ impl Cache {
         }
     }
 
-    /// Call once a burst, before its frames are classified: where the burst before went to many addresses, the lines of
-    /// the table that this one needs are asked for together, so that the frames do not wait for one after the other.
+    /// Call once a burst, before its frames are classified: where the burst before went to many addresses, those of this one
+    /// are looked up together, so that the frames do not wait for the table's memory one after the other.
     #[inline]
-    pub fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head]) {
+    pub fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
         if std::mem::take(&mut self.misses) >= MANY_MISSES {
-            Self::prefetch(fdb, heads);
+            self.look_up_all(fdb, heads, now_s);
         }
     }
 
-    fn prefetch(fdb: &Fdb, heads: &[Head]) {
-        for header in heads.iter().map(|head| ethernet::parse(&head.0)).filter(|header| !header.dst.is_group()) {
-            fdb.prefetch(Key::new(header.vlan, header.dst));
+    fn look_up_all(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
+        let (mut keys, mut ports) = ([Key::NONE; MAX_BURST], [None; MAX_BURST]);
+        for (key, head) in keys.iter_mut().zip(heads) {
+            let header = ethernet::parse(&head.0);
+            *key = Key::new(header.vlan, header.dst);
+        }
+        let keys = keys.get(..heads.len()).unwrap_or(&keys);
+        fdb.lookup_all(keys, &mut ports, now_s);
+        for (&key, port) in keys.iter().zip(ports) {
+            if let (Some(to), Some(entry)) = (port, self.destinations.get_mut(key.low_bits() % CACHE))
+                && entry.0 != key
+            {
+                *entry = (key, to);
+                self.misses += 1;
+            }
         }
     }
 
@@ -170,8 +183,10 @@ mod tests {
         }
         for round in 0..3 {
             a.refresh(&fdb, 1);
-            a.look_ahead(&fdb, &heads);
-            assert_eq!(a.misses, 0, "a count is of one burst");
+            // As if frames to others came in between.
+            a.destinations = [(Key::NONE, 0); CACHE];
+            a.look_ahead(&fdb, &heads, 1);
+            assert_eq!(a.misses, if round == 0 { 0 } else { 32 }, "the known ones, from the second burst on");
             for (n, head) in heads.iter().enumerate() {
                 let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
                 assert_eq!(a.classify(&fdb, 1, &head.0, false, 1).0, expected, "{n}, round {round}");

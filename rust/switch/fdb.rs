@@ -5,6 +5,8 @@
 //!           └─▶ second bucket             value = version:16 │ port:16 │ last seen:32 (s)
 //! ```
 //!
+//! An address is in its first bucket unless that one was full, so a lookup among very many costs one line of memory.
+//!
 //! Readers take no lock: an entry's version is odd while it is written and differs after, so a torn read shows. Writers
 //! (learning of what is new, ageing, flushing) hold one mutex; a poll thread only tries it and learns from the next
 //! frame instead. Guests choose the keys, so the hash is keyed with a secret; a MAC flood costs its sender its own
@@ -17,6 +19,7 @@ use super::PortId;
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::memory::access;
+use crate::sys::table::Table;
 
 const WAYS: usize = 4;
 /// Buckets looked at for somebody to evict.
@@ -102,18 +105,20 @@ struct Writer {
     /// Addresses behind each port there can be: learning allocates nothing. Pages of ports that never come stay unused.
     per_port: Vec<u32>,
     hand: usize,
+    /// Addresses that made room for others.
+    moves: u64,
 }
 
 impl Default for Writer {
     fn default() -> Self {
-        Self { per_port: vec![0; usize::from(PortId::MAX) + 1], hand: 0 }
+        Self { per_port: vec![0; usize::from(PortId::MAX) + 1], hand: 0, moves: 0 }
     }
 }
 
 /// The table of one bridge.
 #[derive(Debug)]
 pub struct Fdb {
-    buckets: Box<[Bucket]>,
+    buckets: Table<Bucket>,
     secret: u64,
     len: AtomicUsize,
     max: usize,
@@ -159,7 +164,7 @@ impl Fdb {
 
         let secret = RandomState::new().hash_one(0_u8) | 1;
         Self {
-            buckets: (0..count).map(|_| Bucket::default()).collect(),
+            buckets: Table::new(count),
             secret,
             len: AtomicUsize::new(0),
             max,
@@ -208,26 +213,37 @@ impl Fdb {
         [hash as usize & mask, (hash >> 32) as usize & mask]
     }
 
-    /// Asks for both lines in which `key` may be, ahead of its lookup.
+    /// Looks up many addresses at once, each into its place of `found`: every line is asked for before the first is looked
+    /// at, so that their misses overlap.
     #[inline]
-    pub fn prefetch(&self, key: Key) {
-        for bucket in self.places(key).into_iter().filter_map(|place| self.buckets.get(place)) {
-            access::prefetch(std::ptr::from_ref(bucket).cast());
+    pub fn lookup_all(&self, keys: &[Key], found: &mut [Option<PortId>], now_s: u32) {
+        for &key in keys {
+            let [first, _] = self.places(key);
+            if let Some(bucket) = self.buckets.get(first) {
+                access::prefetch(std::ptr::from_ref(bucket).cast());
+            }
+        }
+        for (&key, found) in keys.iter().zip(found) {
+            *found = self.lookup(key, now_s);
         }
     }
 
-    /// The entry that seems to hold `key`. All places are looked at, whichever it is in: that cannot be guessed, and a wrong
-    /// guess of the processor costs more than the other places do.
+    /// The entry that seems to hold `key`. All places of a bucket are looked at, whichever it is in: that cannot be guessed,
+    /// and a wrong guess of the processor costs more than the other places do. That it is in the first bucket can.
     #[inline]
     fn locate(&self, key: Key) -> Option<&Entry> {
-        let [first, second] = self.places(key).map(|place| self.buckets.get(place));
-        let (first, second) = first.zip(second)?;
-        let mut found = 2 * WAYS;
-        for (at, entry) in first.0.iter().chain(&second.0).enumerate() {
+        let [first, second] = self.places(key);
+        self.locate_in(first, key).or_else(|| self.locate_in(second, key))
+    }
+
+    #[inline]
+    fn locate_in(&self, place: usize, key: Key) -> Option<&Entry> {
+        let bucket = self.buckets.get(place)?;
+        let mut found = WAYS;
+        for (at, entry) in bucket.0.iter().enumerate() {
             found = if entry.key.load(Ordering::Relaxed) == key.0 { at } else { found };
         }
-        let bucket = if found < WAYS { first } else { second };
-        (found < 2 * WAYS).then(|| bucket.0.get(found % WAYS))?
+        bucket.0.get(found)
     }
 
     #[inline]
@@ -279,7 +295,8 @@ impl Fdb {
             self.evict(&mut writer, now_s);
         }
         let places = self.places(key);
-        let entry = self.free_entry(places, now_s, &mut writer).or_else(|| {
+        let free = self.free_entry(places, now_s, &mut writer).or_else(|| self.make_room(places, &mut writer));
+        let entry = free.or_else(|| {
             // Both buckets full of live addresses: the fullest port's oldest goes.
             let entries = places.iter().filter_map(|&p| self.buckets.get(p)).flat_map(|b| &b.0);
             let victim = entries.max_by_key(|e| {
@@ -301,13 +318,7 @@ impl Fdb {
 
     fn free_entry(&self, places: [usize; 2], now_s: u32, writer: &mut Writer) -> Option<&Entry> {
         let aging = self.aging_s.load(Ordering::Relaxed);
-        let used = |p: usize| {
-            self.buckets.get(p).map_or(WAYS, |b| b.0.iter().filter(|e| e.key.load(Ordering::Relaxed) != 0).count())
-        };
-        let [a, b] = places;
-        // The emptier of the two: that keeps both from filling up.
-        let order = if used(b) < used(a) { [b, a] } else { [a, b] };
-        for place in order {
+        for place in places {
             for entry in &self.buckets.get(place)?.0 {
                 if entry.key.load(Ordering::Relaxed) == 0 {
                     return Some(entry);
@@ -316,6 +327,25 @@ impl Fdb {
                 if age(now_s, seen) > aging {
                     self.remove(entry, writer);
                     self.stats.expired.fetch_add(1, Ordering::Relaxed);
+                    return Some(entry);
+                }
+            }
+        }
+        None
+    }
+
+    /// Moves one of the addresses in two full buckets to the other bucket it may be in. A reader that looks for it meanwhile
+    /// may miss it once, and its frame is flooded.
+    fn make_room(&self, places: [usize; 2], writer: &mut Writer) -> Option<&Entry> {
+        for place in places {
+            for entry in &self.buckets.get(place)?.0 {
+                let key = entry.key.load(Ordering::Relaxed);
+                let [first, second] = self.places(Key(key));
+                let other = self.buckets.get(if first == place { second } else { first })?;
+                if let Some(free) = other.0.iter().find(|e| e.key.load(Ordering::Relaxed) == 0) {
+                    let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
+                    Self::write(free, key, port, seen);
+                    writer.moves += 1;
                     return Some(entry);
                 }
             }
@@ -368,14 +398,25 @@ impl Fdb {
 
     fn remove_where(&self, which: impl Fn(PortId, u32) -> bool) -> u64 {
         let mut removed = 0;
+        let moves = self.writer.lock().moves;
         for stretch in self.buckets.chunks(STRETCH) {
-            let mut writer = self.writer.lock();
-            for entry in stretch.iter().flat_map(|b| &b.0).filter(|e| e.key.load(Ordering::Relaxed) != 0) {
-                let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
-                if which(port, seen) {
-                    self.remove(entry, &mut writer);
-                    removed += 1;
-                }
+            removed += self.remove_in(stretch, &which, &mut self.writer.lock());
+        }
+        let mut writer = self.writer.lock();
+        if writer.moves != moves {
+            // One that moved may have got from ahead of us to behind us: once more, and nobody moves meanwhile.
+            removed += self.remove_in(&self.buckets, &which, &mut writer);
+        }
+        removed
+    }
+
+    fn remove_in(&self, buckets: &[Bucket], which: impl Fn(PortId, u32) -> bool, writer: &mut Writer) -> u64 {
+        let mut removed = 0;
+        for entry in buckets.iter().flat_map(|b| &b.0).filter(|e| e.key.load(Ordering::Relaxed) != 0) {
+            let (port, seen) = unpack(entry.value.load(Ordering::Relaxed));
+            if which(port, seen) {
+                self.remove(entry, writer);
+                removed += 1;
             }
         }
         removed
@@ -415,7 +456,8 @@ impl Fdb {
         }
     }
 
-    /// Every address that is still believed. Takes no lock: whoever looks keeps nobody from learning.
+    /// Every address that is still believed. Takes no lock: whoever looks keeps nobody from learning. One that makes room
+    /// for another meanwhile may be there twice, or not at all.
     pub fn list(&self, now_s: u32) -> Vec<Learned> {
         let aging = self.aging_s.load(Ordering::Relaxed);
         let entries = self.buckets.iter().flat_map(|b| &b.0);

@@ -7,4 +7,5 @@ pub mod inotify;
 pub mod numa;
 pub mod process;
 pub mod socket;
+pub mod table;
 pub mod tsc;

@@ -119,6 +119,15 @@ def test_a_frame_is_timed_there_and_back(sockets: tuple[Path, Path], short_folde
     assert 0 < measured["min_us"] <= measured["p50_us"] <= measured["p99_us"] <= measured["max_us"]
 
 
+def test_frames_are_timed_on_their_way_among_others(sockets: tuple[Path, Path], short_folder: Path) -> None:
+    options = ["--mode=transit", "--check=sequence", "--ring-size=1024", "--rate=50000", "--frames=5000"]
+    measured = run(sockets, short_folder, "", "", *options)["measured"]
+    transit = measured["transit"]
+    # A frame is watched in each pass that sends; passes are shorter than the pause between two frames.
+    assert 500 < transit["watched"] <= 5000
+    assert 0 < transit["p50_us"] <= transit["p99_us"] <= transit["p999_us"] <= transit["max_us"]
+
+
 @pytest.mark.parametrize("order", ["qemu", "virtio-user"])
 def test_a_session_outlives_the_death_of_its_switch(ovs: OvsDpdk, order: str, short_folder: Path) -> None:
     ends = [f"socket={ovs.folder.parent / port},order={order}" for port in ("a", "b")]

@@ -132,6 +132,41 @@ def test_the_document_keeps_what_people_wrote_and_shows_failures(tmp_path: Path)
     assert len(bars) == 1 + len(ROW.contestants) - 1, "the page, and a bar for each that was measured"
 
 
+def test_times_and_transfers_have_tables_and_bars_of_their_own(tmp_path: Path) -> None:
+    half = rounds.Series("half-load", "abcdef, today")
+    times = {"p50_us": 2.0, "p99_us": 9.0, "p999_us": 40.0, "arrived_pps": 3e6}
+    half.windows = {
+        cases.OURS: [window(0) | times],
+        cases.TESTPMD: [window(0) | times | {"p50_us": 4.0, "p99_us": 8.0}],
+    }
+    tcp = rounds.Series("tcp", "abcdef, today")
+    tcp.windows = {
+        name: [{"bits_per_s": rate, "busy_share": 0.1, "cycles_per_packet": 9000.0, "wait_share": 0.0}]
+        for name, rate in ((cases.OURS, 8e8), (cases.OVS, 4e8), (cases.OVS_TSO, 9e8))
+    }
+    for series in (half, tcp):
+        for windows in series.windows.values():
+            windows[0].pop("pps", None)
+    found = put(half, tcp)
+    outcomes = [(verdict.title.rpartition(": ")[2], verdict.outcome) for verdict in report.verdicts(found)]
+    assert outcomes == [
+        ("median by that of testpmd", "aim"),
+        ("p99 by that of testpmd", "missed"),
+        ("p99.9 by that of testpmd", "aim"),
+        ("rate by that of ovs-dpdk with TSO", "missed"),
+        ("rate by that of ovs-dpdk", "aim"),
+    ]
+    assert picture.write(found, tmp_path / "all.svg")
+    drawn = ET.parse(tmp_path / "all.svg").getroot()  # noqa: S314 - our own file
+    bars = drawn.findall("{http://www.w3.org/2000/svg}rect")
+    assert len(bars) == 1 + 3 + 2 * 2, "the page, three rates, and two contestants with two times"
+    document = tmp_path / "performance.md"
+    report.write_document(found, document, None)
+    text = document.read_text()
+    assert f"| {cases.OVS_TSO} | 900 / 900 / 900 | 0.89 | 0.10 | 9000 |" in text
+    assert "| 2.0 (2.0 to 2.0) | 9.0 (9.0 to 9.0) | 40.0 (40.0 to 40.0) | 0.0% | 3.00 | 1.00 | 1.00 | 100 |" in text
+
+
 def test_nothing_is_drawn_without_rates(tmp_path: Path) -> None:
     assert not picture.write(results.Results(), tmp_path / "rates.svg")
     assert not (tmp_path / "rates.svg").exists()

@@ -76,6 +76,12 @@ impl Tracker {
         }
     }
 
+    /// One more than the highest number that arrived.
+    #[inline]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
     /// The account so far.
     pub fn account(&self) -> Account {
         Account {

@@ -136,6 +136,15 @@ impl Streams {
         self.received
     }
 
+    /// One more than the highest number of a stream of one flow that arrived; 0 when none did.
+    #[inline]
+    pub fn next(&self, stream: u16) -> u64 {
+        match self.trackers.get(usize::from(stream)).and_then(Option::as_deref) {
+            Some([flow]) => flow.tracker.next(),
+            _ => 0,
+        }
+    }
+
     /// Stream number and account of every stream that was seen.
     pub fn accounts(&self) -> impl Iterator<Item = (u16, Account)> {
         (0..STREAMS).zip(&self.trackers).filter_map(|(stream, trackers)| {

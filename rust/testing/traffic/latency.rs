@@ -78,7 +78,7 @@ fn round_trip(runner: &mut Runner) -> Option<Duration> {
     clippy::cast_precision_loss,
     reason = "a share of a length is a length"
 )]
-fn quantile(times: &[u64], share: f64) -> u64 {
+pub(super) fn quantile(times: &[u64], share: f64) -> u64 {
     let rank = (times.len() as f64 * share).ceil() as usize;
     times.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }

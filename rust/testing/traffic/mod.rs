@@ -27,6 +27,7 @@ mod rings;
 mod runner;
 mod sender;
 mod settings;
+mod transit;
 
 pub use control::Command;
 pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};

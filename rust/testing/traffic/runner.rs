@@ -16,6 +16,7 @@ use super::link::LinkState;
 use super::receiver::Check;
 use super::report::{self, Json, Snapshot, ratio};
 use super::settings::{EndSettings, Mode, Role, RunSettings};
+use super::transit::Transit;
 use crate::testing::{Error, Result, sys};
 
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(10);
@@ -47,13 +48,17 @@ impl Runner {
             return Err(Error::Config("a run has one end or two: give --end once or twice".into()));
         }
         let fallbacks = match settings.mode {
-            Mode::Traffic => [Role::Send, Role::Receive],
+            Mode::Traffic | Mode::Transit => [Role::Send, Role::Receive],
             Mode::Latency => [Role::Receive, Role::Echo],
         };
         let mut made = Vec::new();
         for ((index, mut end), fallback) in (0..).zip(ends).zip(fallbacks) {
             end.role.get_or_insert(fallback);
             made.push(End::new(index, end)?);
+        }
+        if settings.mode == Mode::Transit && !(made.len() == 2 && made.iter().all(can_be_watched)) {
+            let what = "two ends of one queue pair and one flow, and a check other than count";
+            return Err(Error::Config(format!("frames on their way are watched between {what}")));
         }
         for index in 0..made.len() {
             let partner = made.len() - 1 - index;
@@ -86,7 +91,7 @@ impl Runner {
         self.event("ready", &[]);
         let announced = self.announce();
         let measured = match self.settings.mode {
-            Mode::Traffic => self.measure(),
+            Mode::Traffic | Mode::Transit => self.measure(),
             Mode::Latency => latency::measure(self),
         };
         self.drain();
@@ -162,8 +167,12 @@ impl Runner {
         let start = Instant::now();
         self.silences.fill_with(|| Silence::new(start));
         let end = self.settings.duration.map(|duration| start + duration);
+        let mut transit = (self.settings.mode == Mode::Transit).then(|| Transit::new(&self.ends));
         while !self.stopping && !self.frames_done() {
             let now = self.step(true);
+            if let Some(transit) = &mut transit {
+                transit.note(&self.ends, now);
+            }
             if end.is_some_and(|end| now >= end) {
                 break;
             }
@@ -182,6 +191,7 @@ impl Runner {
             ("seconds", Json::Number(seconds)),
             ("wait_share", Json::Number(ratio(waited, ran + waited))),
             ("ends", Json::List(ends)),
+            ("transit", transit.map_or(Json::Null, Transit::report)),
         ])
     }
 
@@ -347,6 +357,12 @@ impl Runner {
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping
     }
+}
+
+/// Whether the numbers of arriving frames say which one it was.
+fn can_be_watched(end: &End) -> bool {
+    let settings = end.settings();
+    settings.frontend.pairs == 1 && settings.flows == 1 && settings.check != Check::Count
 }
 
 /// One JSON object on a line of its own; a reader that went away is not our concern.

@@ -260,6 +260,8 @@ pub enum Mode {
     Traffic,
     /// One frame there and back at a time; round-trip times.
     Latency,
+    /// As traffic, with the time frames of the first end are on their way to the second.
+    Transit,
 }
 
 /// Settings of a run.
@@ -319,7 +321,7 @@ impl Default for RunSettings {
 impl RunSettings {
     /// The names [`set`](Self::set) knows, with their values, for the help text.
     pub const NAMES: &[(&str, &str)] = &[
-        ("mode", "traffic | latency (one frame there and back at a time)"),
+        ("mode", "traffic | latency (one frame there and back at a time) | transit (traffic, with the time it takes)"),
         ("duration", "length of the measurement, seconds; default: until frames are sent or stop"),
         ("warmup", "traffic before the measurement, seconds"),
         ("frames", "frames each sender sends at most"),
@@ -344,7 +346,7 @@ impl RunSettings {
         let number = || value.parse::<u64>().map_err(|_| wrong());
         match name {
             "mode" => {
-                let modes = [("traffic", Mode::Traffic), ("latency", Mode::Latency)];
+                let modes = [("traffic", Mode::Traffic), ("latency", Mode::Latency), ("transit", Mode::Transit)];
                 self.mode = pick(name, value, &modes)?;
             }
             "duration" => self.duration = Some(seconds(name, value)?),
