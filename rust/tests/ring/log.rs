@@ -17,7 +17,7 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::dice::Dice;
 use super::driver::{Driver, LAYOUTS, Layout, Shape, WRITE, room_for};
-use super::guest::{Guest, RINGS};
+use super::guest::{Guest, Image, RINGS};
 
 /// A log for all of a test guest's memory.
 const SIZE: usize = (RINGS as usize / 4096 + 4096) / 8;
@@ -65,10 +65,16 @@ impl Log {
     }
 
     /// # Panics
-    /// When a byte of `changed` is in no page that was marked since the last time, or a page was marked that has none of
+    /// When a byte that changed is in no page that was marked since the last time, or a page was marked that has none of
     /// `writable`.
     #[track_caller]
-    pub fn assert_has(&self, changed: &[Range<u64>], writable: impl IntoIterator<Item = Range<u64>>) {
+    pub fn assert_covers(&self, before: &Image, after: &Image, writable: impl IntoIterator<Item = Range<u64>>) {
+        let changed = if self.is_on { before.differences(after) } else { Vec::new() };
+        self.assert_has(&changed, writable);
+    }
+
+    #[track_caller]
+    fn assert_has(&self, changed: &[Range<u64>], writable: impl IntoIterator<Item = Range<u64>>) {
         let marked = self.take();
         if !self.is_on {
             assert!(marked.is_empty(), "marked while logging is off: {marked:x?}");
