@@ -13,14 +13,14 @@ fn gather_and_commit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("transmitq: gather and commit");
     group.throughput(Throughput::Elements(1));
     for kind in LAYOUTS.into_iter().chain(OTHERS) {
-        let mut guest = SendingGuest::new(kind, 64);
+        let (mut guest, mut queue) = SendingGuest::new(kind, 64);
         group.bench_function(kind.name, |bencher| {
             bencher.iter_custom(|frames| {
                 each::scaled(frames, FRAMES.into(), || {
                     guest.fill();
                     let begin = Instant::now();
-                    while let Ok(1..) = guest.queue.gather() {
-                        guest.queue.commit();
+                    while let Ok(1..) = queue.gather() {
+                        queue.commit();
                     }
                     begin.elapsed()
                 })
@@ -35,17 +35,17 @@ fn deliver(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("receiveq: deliver");
     group.throughput(Throughput::Elements(1));
     for size in [64, 512, 1518, 9000] {
-        let mut from = SendingGuest::new(PLAIN, size);
-        let mut to = ReceivingGuest::new(PLAIN);
+        let (mut from, mut sends) = SendingGuest::new(PLAIN, size);
+        let (mut to, mut receives) = ReceivingGuest::new(PLAIN);
         from.fill();
-        assert!(matches!(from.queue.gather(), Ok(MAX_BURST)), "the transmitq gave less than a burst");
+        assert!(matches!(sends.gather(), Ok(MAX_BURST)), "the transmitq gave less than a burst");
         group.bench_function(BenchmarkId::from_parameter(format!("{size} B")), |bencher| {
             bencher.iter_custom(|frames| {
                 each::scaled(frames, MAX_BURST as u64, || {
                     to.empty();
                     let begin = Instant::now();
-                    let delivery = to.queue.deliver(from.queue.burst(), &list);
-                    to.queue.flush();
+                    let delivery = receives.deliver(sends.burst(), &list);
+                    receives.flush();
                     let spent = begin.elapsed();
                     assert_eq!(delivery.settled, MAX_BURST, "the receiveq had no room");
                     spent

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use ovsvhost::memory::Gpa;
+use ovsvhost::memory::{Gpa, Hint};
 
 const REGION_SIZE: usize = 1 << 21;
 const ADDRESSES: usize = 256;
@@ -30,7 +30,7 @@ fn translate(criterion: &mut Criterion) {
         ];
         for (name, addresses) in orders {
             group.bench_function(BenchmarkId::new(name, format!("{count} regions")), |bencher| {
-                let mut hint = 0;
+                let mut hint = Hint::NONE;
                 bencher.iter_custom(|translations| {
                     each::scaled(translations, ADDRESSES as u64, || {
                         let begin = Instant::now();

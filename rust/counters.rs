@@ -96,6 +96,27 @@ pub struct QueueCounters {
     pub contentions: Counter,
 }
 
+/// What up to 64 frames to single addresses count for: little enough to lie beside each list of a burst.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    bytes: u32,
+    sizes: [u8; SIZE_CLASSES],
+}
+
+impl Share {
+    /// No frame.
+    pub const NONE: Self = Self { bytes: 0, sizes: [0; SIZE_CLASSES] };
+
+    /// Counts one frame.
+    #[inline]
+    pub fn count(&mut self, len: u32) {
+        self.bytes += len;
+        if let Some(class) = self.sizes.get_mut(size_class(len)) {
+            *class += 1;
+        }
+    }
+}
+
 /// One burst's worth of counts, kept in registers and cache before it is added.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -122,6 +143,16 @@ impl Tally {
         self.multicast += u64::from(group && !broadcast);
         if let Some(class) = self.sizes.get_mut(size_class(len)) {
             *class += 1;
+        }
+    }
+
+    /// Counts a share of the burst.
+    #[inline]
+    pub fn add(&mut self, share: &Share) {
+        self.bytes += u64::from(share.bytes);
+        for (size, &n) in self.sizes.iter_mut().zip(&share.sizes) {
+            self.packets += u64::from(n);
+            *size += u64::from(n);
         }
     }
 

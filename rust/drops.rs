@@ -42,10 +42,12 @@ pub enum DropReason {
     BufferTooSmall,
     /// The receiver's ring is broken.
     RingBroken,
+    /// A migration has not brought the receiver's buffers yet.
+    PostcopyWait,
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 16;
+pub const COUNT: usize = 17;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -65,6 +67,7 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::Contended, "contended", false),
     (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
     (DropReason::RingBroken, "ring_broken", false),
+    (DropReason::PostcopyWait, "postcopy_wait", false),
 ];
 
 #[cfg(test)]

@@ -62,13 +62,11 @@ pub(crate) const OTHERS: [Kind; 5] = [
 pub(crate) struct SendingGuest {
     sender: Sender,
     _ram: GuestRam,
-    /// The switch's side of its transmitq.
-    pub(crate) queue: Transmitq,
 }
 
 impl SendingGuest {
-    /// With frames of `size` bytes.
-    pub(crate) fn new(kind: Kind, size: usize) -> Self {
+    /// With frames of `size` bytes; and the switch's side of its transmitq.
+    pub(crate) fn new(kind: Kind, size: usize) -> (Self, Transmitq) {
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (size + 256));
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
@@ -94,7 +92,7 @@ impl SendingGuest {
         queue.gather().unwrap();
         queue.commit();
         sender.take_back();
-        Self { sender, _ram: ram, queue }
+        (Self { sender, _ram: ram }, queue)
     }
 
     /// Makes [`FRAMES`] frames available.
@@ -113,13 +111,11 @@ impl SendingGuest {
 pub(crate) struct ReceivingGuest {
     driver: SlotRing,
     _ram: GuestRam,
-    /// The switch's side of its receiveq.
-    pub(crate) queue: Receiveq,
 }
 
 impl ReceivingGuest {
-    /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them.
-    pub(crate) fn new(kind: Kind) -> Self {
+    /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them; and the switch's side of its receiveq.
+    pub(crate) fn new(kind: Kind) -> (Self, Receiveq) {
         let kind = Kind { layout: Layout::One, ..kind };
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
         let mut driver = slots(&mut ram, place, kind, ROOM, true);
@@ -129,7 +125,7 @@ impl ReceivingGuest {
         }
         driver.publish();
         let queue = Receiveq::new(device.activate(&map(&ram), None, None).unwrap());
-        Self { driver, _ram: ram, queue }
+        (Self { driver, _ram: ram }, queue)
     }
 
     /// Gives every buffer back that the switch filled; gives how many those were.

@@ -1,69 +1,82 @@
-//! The way of a burst from driver to driver, as a poll thread walks it: gather, classify, deliver, commit.
+//! The way of a burst from driver to driver, as a poll thread walks it: all it does for a frame but look at other queues.
 
-use ovsvhost::burst::MAX_BURST;
-use ovsvhost::switch::classify::{Cache, Output};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use ovsvhost::counters::QueueCounters;
+use ovsvhost::frame::ethernet::Mac;
+use ovsvhost::frame::flow::FlowKey;
+use ovsvhost::pmd::{BridgeView, Forwarder, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
+use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
 use super::{FRAMES, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
 
-const FROM: u16 = 1;
-const TO: u16 = 2;
-const NOW_S: u32 = 1;
+const FROM: u16 = 0;
+const TO: u16 = 1;
+/// The thread's clock stands still.
+const NOW_S: u32 = 0;
 
 /// Two guests on a bridge that knows both.
 pub(crate) struct Way {
-    /// The one that sends.
-    pub(crate) from: SendingGuest,
-    /// The one that receives.
-    pub(crate) to: ReceivingGuest,
-    fdb: Fdb,
-    cache: Cache,
+    from: SendingGuest,
+    to: ReceivingGuest,
+    queue: TransmitQueue,
+    forwarder: Forwarder,
+    delivered: Arc<QueueCounters>,
+    expected: u64,
 }
 
 impl Way {
     /// Between these two.
-    pub(crate) fn new(from: SendingGuest, to: ReceivingGuest) -> Self {
+    pub(crate) fn new((from, sends): (SendingGuest, Transmitq), (to, receives): (ReceivingGuest, Receiveq)) -> Self {
         let fdb = Fdb::new(8192, 300);
         for (address, port) in [(SENDER, FROM), (RECEIVER, TO)] {
-            let mac = ovsvhost::frame::ethernet::Mac::from_bytes(address);
-            fdb.learn(Key::new(0, mac), port, NOW_S);
+            fdb.learn(Key::new(0, Mac::from_bytes(address)), port, NOW_S);
         }
-        Self { from, to, fdb, cache: Cache::default() }
+        let delivered = Arc::<QueueCounters>::default();
+        let slot = Arc::new(ReceiveSlot::new(receives, TO, 0, Arc::clone(&delivered), 0));
+        let port = |receiveqs| PortView {
+            bridge: 0,
+            mtu: 9_000,
+            admin_up: true,
+            retries: 8,
+            backpressure_us: 0,
+            steering: Steering::Hash,
+            counters: Arc::default(),
+            receiveqs,
+        };
+        let mut forwarder = Forwarder::new(0, channel().0, Arc::default());
+        forwarder.adopt(Arc::new(Topology {
+            ports: vec![Some(port(Vec::new())), Some(port(vec![slot]))],
+            bridges: vec![Some(BridgeView { fdb: Arc::new(fdb), members: vec![FROM, TO], forward_bpdu: false })],
+            flow_key: FlowKey::default(),
+        }));
+        let queue = TransmitQueue::new(sends, FROM, 1, Arc::default(), 0);
+        Self { from, to, queue, forwarder, delivered, expected: 0 }
     }
 
-    /// Moves what the sender made available; gives the number of frames that went to the receiver.
+    /// Moves what the sender made available; gives the number of frames taken from it.
     #[inline(never)]
     pub(crate) fn walk(&mut self) -> usize {
         let mut moved = 0;
-        let mut list = [0_u8; MAX_BURST];
-        while let Ok(1..) = self.from.queue.gather() {
-            self.cache.refresh(&self.fdb, NOW_S);
-            let burst = self.from.queue.burst();
-            self.cache.look_ahead(&self.fdb, burst.heads(), NOW_S);
-            let mut count = 0;
-            for ((index, head), place) in (0_u8..).zip(burst.heads()).zip(&mut list) {
-                if self.cache.classify(&self.fdb, FROM, &head.0, false, NOW_S).0 == Output::Port(TO) {
-                    *place = index;
-                    count += 1;
-                }
-            }
-            moved += self.to.queue.deliver(burst, list.get(..count).unwrap_or_default()).settled;
-            self.to.queue.flush();
-            self.from.queue.commit();
+        while let Ok(count @ 1..) = self.forwarder.poll(&mut self.queue) {
+            moved += count;
         }
         moved
     }
 
     /// Prepares a walk and checks what the one before did.
     pub(crate) fn prepare(&mut self) {
+        assert_eq!(self.delivered.packets.read(), self.expected, "frames were lost on the way");
         self.to.empty();
         self.from.fill();
+        self.expected += u64::from(FRAMES);
     }
 
-    /// Walks once, and makes sure that every frame arrived.
+    /// Walks once, and makes sure that every frame was taken.
     pub(crate) fn check(&mut self) {
         self.prepare();
-        let moved = self.walk();
-        assert_eq!(moved, usize::from(FRAMES), "frames were lost on the way");
+        assert_eq!(self.walk(), usize::from(FRAMES), "the switch left frames");
     }
 }

@@ -194,6 +194,12 @@ class Datapath:
         rundir: str | os.PathLike[str] | None = None,
         restart_hold_ms: int = 1000,
     ) -> Self: ...
+    def offer_postcopy(self) -> None:
+        """Offers post-copy migration on client ports that are added from now on.
+
+        Raises:
+            KernelError: this process may not use userfaultfd; the text says what to set. Nothing is offered then.
+        """
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.
 

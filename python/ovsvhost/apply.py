@@ -61,6 +61,11 @@ def open_datapath(rundir: Path | None = None, restart_hold_ms: int = RESTART_HOL
     return Datapath(rundir=rundir, restart_hold_ms=restart_hold_ms)
 
 
+def offer_postcopy(datapath: Datapath) -> None:
+    """Client ports added from now on offer post-copy migration; KernelError says what to set where that cannot be."""
+    datapath.offer_postcopy()
+
+
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
     """Carries out ``actions`` in order and records in ``ledger`` what was accepted.
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Burst ── heads[i]    the first 64 bytes of frame i, copied once: everything that is judged is judged here
-//!         ├─ packets[i]  length, offload, and where the bytes after the head are
+//!         ├─ packets[i]  length, and where the bytes after the head are
+//!         ├─ offloads[i] of frames that ask for something
 //!         ├─ spans       pieces of frames that lie in more than one
 //!         └─ large       of frames to be segmented: the first 256 bytes, copied once, and how to cut them
 //! ```
@@ -17,8 +18,8 @@ use std::sync::Arc;
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::frame::gso;
-use crate::frame::vnet_hdr::Offload;
-use crate::memory::{Gpa, GuestMap, Span, copy};
+use crate::frame::vnet_hdr::{Offload, OffloadSet};
+use crate::memory::{GuestMap, Hint, Span, copy};
 
 /// Most frames in a burst. 64 measured 6 % better than 32; more does not fit the first-level cache.
 pub const MAX_BURST: usize = 64;
@@ -37,23 +38,35 @@ pub struct Head(pub [u8; HEAD_SIZE]);
 /// One frame of a burst.
 #[derive(Debug, Clone, Copy)]
 pub struct Packet {
-    /// The frame's bytes from its first, if they lie in one piece.
-    data: Span,
-    /// Index and count of its pieces in `spans`; a count of 0 means `data` has it all.
+    /// The frame's first byte, if all lie in one piece.
+    data: *mut u8,
+    /// Bytes, without the virtio header.
+    pub len: u32,
+    /// Index and count of its pieces in `spans`; a count of 0 means that `data` has it all.
     pieces: (u16, u16),
     /// Its place in `large`, if its offload has segmentation; it has pieces then.
     large: u8,
-    /// Bytes, without the virtio header.
-    pub len: u32,
     /// Why it goes no further, if so.
     pub drop: Option<DropReason>,
-    /// What is left to do to it.
-    pub offload: Offload,
+    /// What its receiver must have negotiated to get it as it is.
+    pub needs: OffloadSet,
+    /// In one piece, not to be dropped, and asks for nothing: nearly every frame.
+    pub is_plain: bool,
 }
 
+// SAFETY: as for a span: an address into a mapping that the burst's map keeps and any thread may use.
+unsafe impl Send for Packet {}
+
 impl Packet {
-    const EMPTY: Self =
-        Self { data: Span::EMPTY, pieces: (0, 0), large: 0, len: 0, drop: None, offload: Offload::NONE };
+    const EMPTY: Self = Self {
+        data: std::ptr::null_mut(),
+        len: 0,
+        pieces: (0, 0),
+        large: 0,
+        drop: None,
+        needs: OffloadSet::NONE,
+        is_plain: false,
+    };
 }
 
 /// What is kept of a frame that asks for segmentation.
@@ -71,12 +84,16 @@ struct Large {
 pub struct Burst {
     heads: Box<[Head; MAX_BURST]>,
     packets: Box<[Packet; MAX_BURST]>,
+    /// Of frames that need something; of others it says nothing.
+    offloads: Box<[Offload; MAX_BURST]>,
     spans: Vec<Span>,
     large: Vec<Large>,
     len: usize,
+    /// Bytes of the longest frame.
+    longest: u32,
     memory: Arc<GuestMap>,
     /// The region that held the last buffer.
-    hint: usize,
+    hint: Hint,
 }
 
 impl Burst {
@@ -85,12 +102,14 @@ impl Burst {
         Self {
             heads: Box::new([Head([0; HEAD_SIZE]); MAX_BURST]),
             packets: Box::new([Packet::EMPTY; MAX_BURST]),
+            offloads: Box::new([Offload::NONE; MAX_BURST]),
             // A large frame in one piece takes a span that `span_room` does not count.
             spans: Vec::with_capacity(MAX_SPANS + MAX_BURST),
             large: Vec::with_capacity(MAX_BURST),
             len: 0,
+            longest: 0,
             memory,
-            hint: 0,
+            hint: Hint::NONE,
         }
     }
 
@@ -124,6 +143,19 @@ impl Burst {
         self.packets().get(usize::from(index)).zip(self.heads().get(usize::from(index)))
     }
 
+    /// What frame `index` asks of its receiver.
+    #[inline]
+    pub fn offload(&self, index: usize) -> Offload {
+        let needed = self.packets().get(index).filter(|packet| !packet.needs.is_empty());
+        needed.and_then(|_| self.offloads.get(index)).copied().unwrap_or(Offload::NONE)
+    }
+
+    /// Bytes of the longest frame.
+    #[inline]
+    pub fn longest(&self) -> u32 {
+        self.longest
+    }
+
     /// The memory the frames lie in.
     #[inline]
     pub fn memory(&self) -> &Arc<GuestMap> {
@@ -133,15 +165,21 @@ impl Burst {
     /// Forgets every frame.
     #[inline]
     pub fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.longest) = (0, 0);
         self.spans.clear();
         self.large.clear();
     }
 
-    /// Translates through the burst's own map.
+    /// The region that held the last buffer of this burst's memory.
     #[inline]
-    pub(crate) fn translate(&mut self, gpa: Gpa, len: u32) -> Option<Span> {
-        self.memory.translate(gpa, len, &mut self.hint)
+    pub(crate) fn hint(&self) -> Hint {
+        self.hint
+    }
+
+    /// Remembers the region that held the last buffer. `hint` comes from this burst's memory.
+    #[inline]
+    pub(crate) fn set_hint(&mut self, hint: Hint) {
+        self.hint = hint;
     }
 
     /// Room for pieces that is left.
@@ -150,34 +188,60 @@ impl Burst {
         MAX_SPANS.saturating_sub(self.spans.len())
     }
 
-    /// Adds a frame that lies in one piece and copies its head. `data` comes from [`Self::translate`].
+    /// Adds frames that lie in one piece each and ask for nothing, and copies their heads; up to the first None. Gives how
+    /// many. They were translated by this burst's memory.
     #[inline]
+    pub(crate) fn push_plain(&mut self, frames: impl Iterator<Item = Option<Span>>) -> usize {
+        let (from, mut count, mut longest) = (self.len, 0, self.longest);
+        let room = self.heads.iter_mut().zip(self.packets.iter_mut()).skip(from);
+        for (frame, (head, packet)) in frames.zip(room) {
+            let Some(data) = frame else { break };
+            if data.len as usize >= HEAD_SIZE {
+                // SAFETY: `data` has 64 bytes in a mapping that `self.memory` keeps; the head is ours.
+                unsafe { copy::copy64(head.0.as_mut_ptr(), data.start) };
+            } else {
+                head.0 = [0; HEAD_SIZE];
+                // SAFETY: `data` has `len` bytes in a mapping that `self.memory` keeps; the head has more.
+                unsafe { copy::copy(head.0.as_mut_ptr(), data.start, data.len as usize) };
+            }
+            *packet = Packet { data: data.start, len: data.len, is_plain: true, ..Packet::EMPTY };
+            longest = longest.max(data.len);
+            count += 1;
+        }
+        (self.len, self.longest) = (from + count, longest);
+        count
+    }
+
+    /// Adds a frame that lies in one piece and copies its head. `data` was translated by this burst's memory.
     pub(crate) fn push(&mut self, data: Span, drop: Option<DropReason>, offload: Offload) {
-        if offload.needs().has_segmentation() {
+        let needs = offload.needs();
+        if needs.has_segmentation() {
             return self.push_large(&[data], data.len, offload);
         }
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
-        if data.len as usize >= HEAD_SIZE {
-            // SAFETY: `data` has 64 bytes in a mapping that `self.memory` keeps; the head is ours.
-            unsafe { copy::copy64(head.0.as_mut_ptr(), data.start) };
-        } else {
-            head.0 = [0; HEAD_SIZE];
-            // SAFETY: `data` has `len` bytes in a mapping that `self.memory` keeps; the head has more.
-            unsafe { copy::copy(head.0.as_mut_ptr(), data.start, data.len as usize) };
-        }
-        *packet = Packet { data, pieces: (0, 0), large: 0, len: data.len, drop, offload };
-        self.len += 1;
+        head.0 = [0; HEAD_SIZE];
+        snapshot(&[data], &mut head.0);
+        *packet = Packet { data: data.start, len: data.len, drop, needs, ..Packet::EMPTY };
+        self.count(data.len, offload);
     }
 
-    /// Adds a frame of several pieces and copies its head. The pieces come from [`Self::translate`] or a prefix
-    /// translation of the same map. The caller left room ([`Self::span_room`]).
+    /// Another frame is in its place.
+    fn count(&mut self, len: u32, offload: Offload) {
+        if let Some(place) = self.offloads.get_mut(self.len) {
+            *place = offload;
+        }
+        (self.len, self.longest) = (self.len + 1, self.longest.max(len));
+    }
+
+    /// Adds a frame of several pieces and copies its head. The pieces were translated by this burst's memory. The caller
+    /// left room ([`Self::span_room`]).
     pub(crate) fn push_pieces(&mut self, pieces: &[Span], len: u32, drop: Option<DropReason>, offload: Offload) {
         if offload.needs().has_segmentation() {
             return self.push_large(pieces, len, offload);
         }
         let mut head = [0; HEAD_SIZE];
         snapshot(pieces, &mut head);
-        self.add(pieces, len, head, Packet { drop, offload, ..Packet::EMPTY });
+        self.add(pieces, head, offload, Packet { len, drop, ..Packet::EMPTY });
     }
 
     /// Adds a frame to be segmented: its headers are copied once, judged, and used for every receiver from then on.
@@ -188,17 +252,17 @@ impl Burst {
         let plan = offload.gso().zip(head.get(..head_size));
         let plan = plan.and_then(|(request, head)| gso::Plan::new(head, len, request));
         let first = head.first_chunk().copied().unwrap_or([0; HEAD_SIZE]);
-        let mut packet = Packet { drop: Some(DropReason::BadOffload), ..Packet::EMPTY };
-        if let (Some(plan), Ok(large)) = (plan, u8::try_from(self.large.len())) {
-            self.large.push(Large { head, head_size, plan });
-            let offload = offload.with_headers(plan.header_len(), plan.is_v6());
-            packet = Packet { large, offload, ..Packet::EMPTY };
-        }
-        self.add(pieces, len, first, packet);
+        let Some((plan, large)) = plan.zip(u8::try_from(self.large.len()).ok()) else {
+            let drop = Some(DropReason::BadOffload);
+            return self.add(pieces, first, Offload::NONE, Packet { len, drop, ..Packet::EMPTY });
+        };
+        self.large.push(Large { head, head_size, plan });
+        let offload = offload.with_headers(plan.header_len(), plan.is_v6());
+        self.add(pieces, first, offload, Packet { len, large, ..Packet::EMPTY });
     }
 
     /// The rest of [`Self::push_pieces`].
-    fn add(&mut self, pieces: &[Span], len: u32, bytes: [u8; HEAD_SIZE], of: Packet) {
+    fn add(&mut self, pieces: &[Span], bytes: [u8; HEAD_SIZE], offload: Offload, of: Packet) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         let (Ok(from), Ok(count)) = (u16::try_from(self.spans.len()), u16::try_from(pieces.len())) else { return };
         if pieces.len() > self.spans.capacity() - self.spans.len() {
@@ -206,8 +270,8 @@ impl Burst {
         }
         head.0 = bytes;
         self.spans.extend_from_slice(pieces);
-        *packet = Packet { pieces: (from, count), len, ..of };
-        self.len += 1;
+        *packet = Packet { pieces: (from, count), needs: offload.needs(), ..of };
+        self.count(of.len, offload);
     }
 
     /// Adds a frame of our own making, at most 64 bytes.
@@ -221,12 +285,12 @@ impl Burst {
         #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
         let len = n as u32;
         *packet = Packet { len, ..Packet::EMPTY };
-        self.len += 1;
+        self.count(len, Offload::NONE);
     }
 
     /// How frame `index` is cut for a receiver that does not do it, and the first bytes that this was judged by.
     pub(crate) fn large(&self, index: usize) -> Option<(&gso::Plan, &[u8])> {
-        let packet = self.packets().get(index).filter(|packet| packet.offload.needs().has_segmentation())?;
+        let packet = self.packets().get(index).filter(|packet| packet.needs.has_segmentation())?;
         let large = self.large.get(usize::from(packet.large))?;
         Some((&large.plan, large.head.get(..large.head_size)?))
     }
@@ -238,6 +302,28 @@ impl Burst {
         self.large(index).map_or(whole, |(plan, _)| plan.longest())
     }
 
+    /// Copies a plain frame of this burst: `head` and `packet` are its own.
+    ///
+    /// # Safety
+    /// `to` has `packet.len` writable bytes in a live mapping.
+    #[inline]
+    #[allow(clippy::unused_self, reason = "keeps the packet's memory mapped")]
+    pub(crate) unsafe fn copy_plain(&self, packet: &Packet, head: &Head, to: *mut u8) {
+        debug_assert!(packet.is_plain);
+        let len = packet.len as usize;
+        if len < HEAD_SIZE {
+            // SAFETY: `len` bytes are inside the head and inside `to`.
+            return unsafe { copy_some(to, head.0.as_ptr(), len) };
+        }
+        // SAFETY: the head has 64 bytes, `to` no fewer.
+        unsafe { copy::copy64(to, head.0.as_ptr()) };
+        if len > HEAD_SIZE {
+            let (to, from) = (to.wrapping_add(HEAD_SIZE), packet.data.wrapping_add(HEAD_SIZE));
+            // SAFETY: both have the bytes past the head, `data` kept mapped by `self.memory`.
+            unsafe { copy_some(to, from, len - HEAD_SIZE) };
+        }
+    }
+
     /// Copies bytes `[from, from + to.len)` of frame `index` to `to`: the head from the snapshot, the rest from the
     /// sender. The caller asks for no more than the frame has.
     ///
@@ -247,25 +333,12 @@ impl Burst {
     pub(crate) unsafe fn copy_out(&self, index: usize, from: u32, to: Span) {
         let Some((head, packet)) = self.heads.get(index).zip(self.packets.get(index)) else { return };
         debug_assert!(from + to.len <= packet.len);
-        if from == 0 && packet.pieces.1 == 0 && to.len as usize >= HEAD_SIZE {
-            // SAFETY: `to` has at least 64 bytes.
-            unsafe { copy::copy64(to.start, head.0.as_ptr()) };
-            let tail = to.len as usize - HEAD_SIZE;
-            if tail > 0 {
-                // SAFETY: both have `tail` bytes past the head: `to` by its length, `data` since the frame has
-                // `to.len` bytes in this one piece, kept mapped by `self.memory`.
-                unsafe {
-                    copy::copy(to.start.wrapping_add(HEAD_SIZE), packet.data.start.wrapping_add(HEAD_SIZE), tail);
-                }
-            }
-            return;
-        }
         let head = self.large(index).map_or(&head.0[..], |(_, head)| head);
         // SAFETY: passed on.
         unsafe { self.copy_out_pieces(packet, head, from, to) };
     }
 
-    /// The general case of [`Self::copy_out`].
+    /// The rest of [`Self::copy_out`].
     unsafe fn copy_out_pieces(&self, packet: &Packet, head: &[u8], from: u32, to: Span) {
         let (mut skip, mut dst, mut left) = (from as usize, to.start, to.len as usize);
         if skip < head.len() {
@@ -275,7 +348,7 @@ impl Burst {
             (skip, dst, left) = (skip + n, dst.wrapping_add(n), left - n);
         }
         let (first, count) = (usize::from(packet.pieces.0), usize::from(packet.pieces.1));
-        let one = [packet.data];
+        let one = [Span { start: packet.data, len: packet.len }];
         let pieces = if count == 0 { &one[..] } else { self.spans.get(first..first + count).unwrap_or_default() };
         for piece in pieces {
             if left == 0 {
@@ -292,6 +365,16 @@ impl Burst {
             (skip, dst, left) = (0, dst.wrapping_add(n), left - n);
         }
     }
+}
+
+/// [`copy::copy`] apart from the loop over frames, whose registers it would take.
+///
+/// # Safety
+/// The same.
+#[inline(never)]
+unsafe fn copy_some(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: passed on.
+    unsafe { copy::copy(to, from, len) };
 }
 
 /// Copies the first bytes of a frame that lies in `pieces`; gives how many there are.

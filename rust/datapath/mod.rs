@@ -19,7 +19,7 @@ mod threads;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
@@ -35,7 +35,7 @@ use crate::pmd::load::{INTERVAL, INTERVALS};
 use crate::pmd::{Message, Sleep};
 use crate::recovery::Recovery;
 use crate::switch::fdb::Learned;
-use crate::vhost::{Endpoint, Level};
+use crate::vhost::{self, Endpoint, Level};
 use events::Events;
 use link::Link;
 use state::State;
@@ -49,6 +49,8 @@ struct Shared {
     recovery: Arc<Recovery>,
     started: Instant,
     runs: AtomicU64,
+    /// Ports added from now on offer post-copy migration.
+    postcopy: AtomicBool,
 }
 
 impl Shared {
@@ -121,7 +123,8 @@ impl Datapath {
         let threads = Threads::new(started, faults);
         let recovery = Arc::new(recovery);
         let runs = AtomicU64::new(0);
-        let shared = Arc::new(Shared { state: Lock::default(), threads, events, recovery, started, runs });
+        let postcopy = AtomicBool::new(false);
+        let shared = Arc::new(Shared { state: Lock::default(), threads, events, recovery, started, runs, postcopy });
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -132,6 +135,16 @@ impl Datapath {
         let datapath = Self { shared, owner: std::process::id() };
         datapath.set_pmds(cpus)?;
         Ok(datapath)
+    }
+
+    /// Client ports added from now on offer post-copy migration (`other_config:vhost-postcopy-support`).
+    ///
+    /// # Errors
+    /// `Kernel` if this process may not use userfaultfd: the text says what to set. Nothing is offered then.
+    pub fn offer_postcopy(&self) -> Result<()> {
+        vhost::check_postcopy()?;
+        self.shared.postcopy.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Changes which cores have poll threads, live: new threads start, queues move, threads without a place end. No
@@ -266,7 +279,7 @@ impl Datapath {
     /// `Config` for a value out of range or in use; `Kernel` if a server's socket cannot be made.
     pub fn add_port(&self, bridge: &str, config: PortConfig) -> Result<()> {
         config.check()?;
-        let endpoint_config = config.endpoint(&self.shared.recovery);
+        let endpoint_config = config.endpoint(&self.shared.recovery, self.shared.postcopy.load(Ordering::Relaxed));
         let name = config.name.clone();
         let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));

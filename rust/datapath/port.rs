@@ -86,7 +86,7 @@ impl PortConfig {
         Ok(())
     }
 
-    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>) -> EndpointConfig {
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, postcopy: bool) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -95,6 +95,7 @@ impl PortConfig {
             socket_owner: self.socket_owner,
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
+            postcopy,
             recovery: Arc::clone(recovery),
         }
     }
@@ -252,7 +253,8 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
             | DropReason::Backpressure
             | DropReason::Contended
             | DropReason::BufferTooSmall
-            | DropReason::RingBroken => add("ovs_tx_failure_drops".into(), n),
+            | DropReason::RingBroken
+            | DropReason::PostcopyWait => add("ovs_tx_failure_drops".into(), n),
         }
     }
 }

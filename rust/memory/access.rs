@@ -36,6 +36,16 @@ pub unsafe fn load_acquire_u64(at: *const u8) -> u64 {
     unsafe { AtomicU64::from_ptr(at.cast_mut().cast()) }.load(Ordering::Acquire)
 }
 
+/// Stores a word that another publishes.
+///
+/// # Safety
+/// As [`load_acquire_u64`].
+#[inline]
+pub unsafe fn store_u64(at: *mut u8, value: u64) {
+    // SAFETY: as in `load_acquire_u64`.
+    unsafe { AtomicU64::from_ptr(at.cast()) }.store(value, Ordering::Relaxed);
+}
+
 /// Publishes a word after everything written before it.
 ///
 /// # Safety
@@ -68,6 +78,23 @@ pub unsafe fn load<T: Copy>(at: *const u8) -> T {
 pub unsafe fn store<T: Copy>(at: *mut u8, value: T) {
     // SAFETY: live by the caller; a packed type needs no alignment.
     unsafe { at.cast::<Anywhere<T>>().write_volatile(Anywhere(value)) };
+}
+
+/// Stores twelve bytes, the first eight and the last four each at once: a header of which nothing is known when the
+/// compiler runs would go by way of the stack.
+///
+/// # Safety
+/// `at` has room for them inside a live guest mapping.
+#[inline]
+pub unsafe fn store_12(at: *mut u8, low: u64, high: u32) {
+    // SAFETY: two moves inside the caller's twelve bytes.
+    unsafe {
+        core::arch::asm!(
+            "mov qword ptr [{at}], {low}", "mov dword ptr [{at} + 8], {high:e}",
+            at = in(reg) at, low = in(reg) low, high = in(reg) high,
+            options(nostack, preserves_flags)
+        );
+    }
 }
 
 /// Stores a value only if the memory holds another one: an unchanged cache line stays shared with the other core.

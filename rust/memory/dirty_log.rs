@@ -44,7 +44,7 @@ impl DirtyLog {
     /// # Errors
     /// `Peer`: a descriptor that is no memory file, a file shorter than announced, a size and offset that wrap.
     pub fn map(file: File, offset: u64, size: u64, allow_file_memory: bool) -> Result<Self> {
-        let region = Region::map("dirty log", file, offset, size, allow_file_memory)?;
+        let region = Region::map("dirty log", file, offset, size, allow_file_memory, None)?;
         let size = usize::try_from(size).map_err(|_| Error::Bug("a mapped log is past the address space".into()))?;
         Ok(Self { region, size, has_news: AtomicBool::new(false) })
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::incoming::Incoming;
 use super::region::Region;
 use super::sigbus;
 use super::{Gpa, Uva};
@@ -43,6 +44,36 @@ impl Span {
     pub const EMPTY: Self = Self { start: std::ptr::null_mut(), len: 0 };
 }
 
+/// The region that held the last address, by value: a loop over many keeps it in registers.
+///
+/// Belongs to the [`GuestMap`] that filled it in, as the spans it makes do.
+#[derive(Debug, Clone, Copy)]
+pub struct Hint {
+    gpa: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+// SAFETY: as for a span, which it makes.
+unsafe impl Send for Hint {}
+
+impl Hint {
+    /// No region: the first address is looked up.
+    pub const NONE: Self = Self { gpa: 0, size: 0, host: std::ptr::null_mut() };
+
+    #[inline]
+    fn span(&self, gpa: u64, len: u32) -> Option<Span> {
+        let into = gpa.wrapping_sub(self.gpa);
+        // Two compares decide: `into` below the size, and what is left covers `len`. Neither can wrap.
+        if into < self.size && self.size - into >= u64::from(len) {
+            #[allow(clippy::cast_possible_truncation, reason = "x86-64: usize holds every u64")]
+            Some(Span { start: self.host.wrapping_add(into as usize), len })
+        } else {
+            None
+        }
+    }
+}
+
 /// Which byte of which file, whoever maps it and where: what tells guest memory from other guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -59,6 +90,9 @@ struct Entry {
     gpa: u64,
     uva: u64,
     size: u64,
+    /// Bytes that a translation may give without a look at which pages are here: all, or none while a migration brings
+    /// them.
+    reach: u64,
     host: *mut u8,
     mmap_offset: u64,
     /// How often it was announced.
@@ -73,6 +107,17 @@ pub struct GuestMap {
     entries: Box<[Entry]>,
     /// `sigbus::losses` when all regions were last found whole.
     losses: AtomicUsize,
+    /// The migration that brings its pages.
+    incoming: Option<Arc<Incoming>>,
+}
+
+/// Why a translation gives no bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreachable {
+    /// No region holds them.
+    Outside,
+    /// A migration has not brought them yet. They were asked for: try again when [`GuestMap::arrived`] has moved.
+    Absent,
 }
 
 // SAFETY: the raw pointers are into mappings owned by the `Arc<Region>` beside them; mappings may be used by any thread.
@@ -86,11 +131,31 @@ impl GuestMap {
     /// # Errors
     /// `Peer`: a descriptor that is no memory file, a file shorter than announced, regions that wrap or overlap.
     pub fn map(specs: Vec<RegionSpec>, allow_file_memory: bool) -> Result<Self> {
+        Self::map_incoming(specs, allow_file_memory, None)
+    }
+
+    /// As [`Self::map`]; with `incoming` the pages come one by one.
+    ///
+    /// # Errors
+    /// As [`Self::map`]; `Kernel` for memory that userfaultfd does not take.
+    pub fn map_incoming(
+        specs: Vec<RegionSpec>,
+        allow_file_memory: bool,
+        incoming: Option<&Arc<Incoming>>,
+    ) -> Result<Self> {
         let mut entries = Vec::with_capacity(specs.len());
         for spec in specs {
-            entries.push(entry(spec, allow_file_memory)?);
+            entries.push(entry(spec, allow_file_memory, incoming)?);
         }
-        Self::from_entries(entries)
+        Self::from_entries(entries, incoming.cloned())
+    }
+
+    /// The same memory with every page here: the migration is over.
+    #[must_use]
+    pub fn arrived_whole(&self) -> Self {
+        let whole = |e: &Entry| Entry { reach: e.size, ..e.clone() };
+        let losses = AtomicUsize::new(self.losses.load(Ordering::Relaxed));
+        Self { entries: self.entries.iter().map(whole).collect(), losses, incoming: None }
     }
 
     /// This map and one region more (`vhost-user: ADD_MEM_REG`).
@@ -102,9 +167,9 @@ impl GuestMap {
         if let Some(known) = entries.iter_mut().find(|e| e.is(&spec)) {
             known.times = known.times.saturating_add(1);
         } else {
-            entries.push(entry(spec, allow_file_memory)?);
+            entries.push(entry(spec, allow_file_memory, self.incoming.as_ref())?);
         }
-        Self::from_entries(entries)
+        Self::from_entries(entries, self.incoming.clone())
     }
 
     /// This map without the region at these addresses (`vhost-user: REM_MEM_REG`), once it was removed as often as added.
@@ -117,10 +182,10 @@ impl GuestMap {
             Some(e) if e.times > 1 => e.times -= 1,
             _ => drop(entries.remove(at)),
         }
-        Self::from_entries(entries)
+        Self::from_entries(entries, self.incoming.clone())
     }
 
-    fn from_entries(mut entries: Vec<Entry>) -> Result<Self> {
+    fn from_entries(mut entries: Vec<Entry>, incoming: Option<Arc<Incoming>>) -> Result<Self> {
         entries.sort_by_key(|e| e.gpa);
         for pair in entries.windows(2) {
             if let [a, b] = pair
@@ -129,7 +194,7 @@ impl GuestMap {
                 return Err(Error::Peer(format!("guest memory: regions at {:#x} and {:#x} overlap", a.gpa, b.gpa)));
             }
         }
-        Ok(Self { entries: entries.into(), losses: AtomicUsize::new(0) })
+        Ok(Self { entries: entries.into(), losses: AtomicUsize::new(0), incoming })
     }
 
     /// True if `specs` describes exactly what is mapped, same files included: then nothing needs remapping.
@@ -169,37 +234,96 @@ impl GuestMap {
         broken
     }
 
-    /// `len` bytes at `gpa`, if one region holds them all. `hint` is the region that held the last answer.
+    /// `len` bytes at `gpa`, if one region holds them all. `hint` is the region that held the last answer of this map.
     #[inline]
-    pub fn translate(&self, gpa: Gpa, len: u32, hint: &mut usize) -> Option<Span> {
-        if let Some(e) = self.entries.get(*hint)
-            && let Some(span) = e.span(gpa.0, len)
-        {
+    pub fn translate(&self, gpa: Gpa, len: u32, hint: &mut Hint) -> Option<Span> {
+        if let Some(span) = hint.span(gpa.0, len) {
             return Some(span);
         }
-        self.translate_cold(gpa, len, hint)
-    }
-
-    #[cold]
-    fn translate_cold(&self, gpa: Gpa, len: u32, hint: &mut usize) -> Option<Span> {
-        let at = self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?;
-        let span = self.entries.get(at)?.span(gpa.0, len)?;
-        *hint = at;
+        // By value: the address of a hint that is handed out keeps it from the registers.
+        let (span, found) = self.look_up(gpa, len)?;
+        *hint = found;
         Some(span)
     }
 
+    #[cold]
+    fn look_up(&self, gpa: Gpa, len: u32) -> Option<(Span, Hint)> {
+        let at = self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?;
+        let e = self.entries.get(at)?;
+        let span = e.span(gpa.0, len, e.size)?;
+        e.is_here(span).then(|| (span, e.hint()))
+    }
+
+    /// `len` bytes at `gpa`, or why they cannot be had.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    pub fn translate_whole(&self, gpa: Gpa, len: u32) -> std::result::Result<Span, Unreachable> {
+        let span = self.translate_prefix(gpa, len)?;
+        if span.len == len { Ok(span) } else { Err(Unreachable::Outside) }
+    }
+
     /// As many of `len` bytes at `gpa` as the region that holds the first one has: for buffers across regions.
-    pub fn translate_prefix(&self, gpa: Gpa, len: u32) -> Option<Span> {
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    pub fn translate_prefix(&self, gpa: Gpa, len: u32) -> std::result::Result<Span, Unreachable> {
+        let (e, span) = self.prefix(gpa, len).ok_or(Unreachable::Outside)?;
+        if e.is_here(span) { Ok(span) } else { Err(Unreachable::Absent) }
+    }
+
+    fn prefix(&self, gpa: Gpa, len: u32) -> Option<(&Entry, Span)> {
         let e = self.entries.get(self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?)?;
         let left = e.size.checked_sub(gpa.0.checked_sub(e.gpa)?).filter(|&left| left > 0)?;
-        e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)))
+        Some((e, e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)), e.size)?))
+    }
+
+    /// True while a migration brings its pages.
+    pub fn is_incoming(&self) -> bool {
+        self.incoming.is_some()
+    }
+
+    /// Pages that a migration has brought so far.
+    pub fn arrived(&self) -> u64 {
+        self.incoming.as_ref().map_or(0, |incoming| incoming.arrived())
+    }
+
+    /// False if `len` bytes at the front-end's address `uva` are mapped and not all here; they are asked for then.
+    pub fn is_here_at(&self, uva: Uva, len: u32) -> bool {
+        self.at_uva(uva, len).is_none_or(|(e, span)| e.is_here(span))
+    }
+
+    /// Where a region begins in this process; 0 if it is not mapped.
+    pub fn base_of(&self, gpa: u64, uva: u64, size: u64) -> u64 {
+        let found = self.entries.iter().find(|e| (e.gpa, e.uva, e.size) == (gpa, uva, size));
+        found.map_or(0, |e| e.host.addr() as u64)
+    }
+
+    /// The guest's address of a byte that is mapped at `host`.
+    pub fn gpa_of_host(&self, host: usize) -> Option<Gpa> {
+        self.entries.iter().find_map(|e| {
+            let into = (host as u64).checked_sub(e.host.addr() as u64).filter(|&into| into < e.size)?;
+            Some(Gpa(e.gpa + into))
+        })
+    }
+
+    /// Tells the migration that memory that is not in `map` is nobody's any more.
+    pub fn replaced_by(&self, map: Option<&Self>) {
+        if let Some(incoming) = &self.incoming {
+            let kept: Vec<_> = map.iter().flat_map(|map| &map.entries).map(|e| Arc::clone(&e.region)).collect();
+            incoming.keep_only(&kept);
+        }
     }
 
     /// `len` bytes at the front-end's own address `uva`: where rings are.
     pub fn translate_uva(&self, uva: Uva, len: u32) -> Option<Span> {
+        self.at_uva(uva, len).map(|(_, span)| span)
+    }
+
+    fn at_uva(&self, uva: Uva, len: u32) -> Option<(&Entry, Span)> {
         self.entries.iter().find_map(|e| {
             let into = uva.0.checked_sub(e.uva)?;
-            e.span(e.gpa + into.min(e.size), len)
+            Some((e, e.span(e.gpa + into.min(e.size), len, e.size)?))
         })
     }
 
@@ -248,6 +372,11 @@ impl GuestMap {
 }
 
 impl Entry {
+    /// True if nothing of the span is still to come.
+    fn is_here(&self, span: Span) -> bool {
+        self.reach == self.size || self.region.residency().is_none_or(|r| r.has(span.start.addr(), span.len))
+    }
+
     fn is(&self, spec: &RegionSpec) -> bool {
         use std::os::unix::fs::MetadataExt;
         (self.gpa, self.uva, self.size, self.mmap_offset) == (spec.gpa, spec.uva, spec.size, spec.mmap_offset)
@@ -260,24 +389,28 @@ impl Entry {
         (into < self.size).then(|| Gpa(self.gpa + into))
     }
 
-    #[inline]
-    fn span(&self, gpa: u64, len: u32) -> Option<Span> {
-        let into = gpa.wrapping_sub(self.gpa);
-        // Two compares decide: `into` below the size, and what is left covers `len`. Neither can wrap.
-        if into < self.size && self.size - into >= u64::from(len) {
-            #[allow(clippy::cast_possible_truncation, reason = "x86-64: usize holds every u64")]
-            Some(Span { start: self.host.wrapping_add(into as usize), len })
-        } else {
-            None
-        }
+    /// What is translated without a look at which pages are here.
+    fn hint(&self) -> Hint {
+        Hint { gpa: self.gpa, size: self.reach, host: self.host }
+    }
+
+    /// `len` bytes at `gpa`, if they lie in the first `size` of the region.
+    fn span(&self, gpa: u64, len: u32, size: u64) -> Option<Span> {
+        Hint { size, ..self.hint() }.span(gpa, len)
     }
 }
 
-fn entry(spec: RegionSpec, allow_file_memory: bool) -> Result<Entry> {
+fn entry(spec: RegionSpec, allow_file_memory: bool, incoming: Option<&Arc<Incoming>>) -> Result<Entry> {
     let RegionSpec { gpa, uva, size, mmap_offset, file } = spec;
     if gpa.checked_add(size).is_none() || uva.checked_add(size).is_none() {
         return Err(Error::Peer(format!("guest memory: region at {gpa:#x} with {size:#x} bytes wraps around")));
     }
-    let region = Arc::new(Region::map("guest memory", file, mmap_offset, size, allow_file_memory)?);
-    Ok(Entry { gpa, uva, size, host: region.host(), mmap_offset, times: 1, region })
+    let region = Arc::new(Region::map("guest memory", file, mmap_offset, size, allow_file_memory, incoming)?);
+    let reach = if let Some(incoming) = incoming {
+        incoming.add(&region);
+        0
+    } else {
+        size
+    };
+    Ok(Entry { gpa, uva, size, reach, host: region.host(), mmap_offset, times: 1, region })
 }

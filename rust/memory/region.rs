@@ -1,10 +1,13 @@
 //! One region: one mapping of one file that a front-end sent.
+#![allow(unsafe_code, reason = "a mapping is replaced under its address")]
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use vm_memory::{FileOffset, MmapRegion};
 
+use super::incoming::{Incoming, Residency};
 use super::sigbus;
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Backing};
@@ -19,12 +22,21 @@ pub(super) struct Region {
     offset: usize,
     /// Device and inode: two descriptors of one file are one memory.
     pub(super) identity: (u64, u64),
+    /// Which of its pages are here, if a migration brings them.
+    residency: Option<Residency>,
 }
 
 impl Region {
-    /// Maps `offset + size` bytes of `file`, after checking that this cannot hang or crash us. `subject` is what they are
-    /// to people.
-    pub(super) fn map(subject: &str, file: File, offset: u64, size: u64, allow_file_memory: bool) -> Result<Self> {
+    /// Maps `offset + size` bytes of `file`, after checking that this cannot hang or crash us. With `incoming` none of
+    /// its pages is here yet. `subject` is what they are to people.
+    pub(super) fn map(
+        subject: &str,
+        file: File,
+        offset: u64,
+        size: u64,
+        allow_file_memory: bool,
+        incoming: Option<&Arc<Incoming>>,
+    ) -> Result<Self> {
         let kernel = |what: &str, e| Error::kernel(format!("{subject}: {what}"), e);
         let kind = file::backing(&file).map_err(|e| kernel("cannot tell what its file is (fstatfs)", e))?;
         let meta = file.metadata().map_err(|e| kernel("cannot stat its file", e))?;
@@ -50,8 +62,11 @@ impl Region {
         let page = if kind == Backing::Hugetlb { page } else { 4096 };
         let length = usize::try_from(end.next_multiple_of(page))
             .map_err(|_| Error::Peer(format!("{subject}: {end} bytes do not fit this address space")))?;
-        let offset = usize::try_from(offset)
-            .map_err(|_| Error::Bug(format!("{subject}: an offset inside a mapping is past the address space")))?;
+        let inside = |n| {
+            usize::try_from(n)
+                .map_err(|_| Error::Bug(format!("{subject}: an offset inside a mapping is past the address space")))
+        };
+        let (offset, size, page) = (inside(offset)?, inside(size)?, inside(page)?);
         let mapping = MmapRegion::build(
             Some(FileOffset::new(file, 0)),
             length,
@@ -64,7 +79,20 @@ impl Region {
         file::keep_private(mapping.as_ptr(), length);
         let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length)
             .map_err(|e| kernel("cannot guard its mapping", e))?;
-        Ok(Self { guard, mapping, offset, identity: (meta.dev(), meta.ino()) })
+        let start = mapping.as_ptr() as usize + offset;
+        let residency = incoming.map(|incoming| Residency::new(incoming, start, size, page)).transpose()?;
+        Ok(Self { guard, mapping, offset, identity: (meta.dev(), meta.ino()), residency })
+    }
+
+    /// Which of its pages are here; None if all are, as in memory that no migration brings.
+    pub(super) fn residency(&self) -> Option<&Residency> {
+        self.residency.as_ref()
+    }
+
+    /// Takes the file away from under its addresses: they hold zeroes from now on.
+    pub(super) fn blank(&self) {
+        // SAFETY: the whole mapping, which lives as long as `self`. A refusal leaves the file there.
+        let _ = unsafe { sigbus::blank(self.mapping.as_ptr() as usize, self.mapping.size()) };
     }
 
     /// Where the region's first byte is mapped here.

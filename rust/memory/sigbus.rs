@@ -115,23 +115,32 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
         }
         // SAFETY: [start, end) is one whole mapping that is registered, hence ours and live: a guard is dropped before
         // its mapping is, and the faulting thread is in the middle of using it.
-        let mapped = unsafe {
-            libc::mmap(
-                start as *mut libc::c_void,
-                end - start,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if mapped != libc::MAP_FAILED {
+        if unsafe { blank(start, end - start) } {
             slot.broken.store(true, Ordering::Release);
             LOSSES.fetch_add(1, Ordering::Release);
             return;
         }
     }
     pass_on(signal, info, context);
+}
+
+/// Maps zeroed memory of our own over a mapping; false if the kernel refuses.
+///
+/// # Safety
+/// `[start, start + size)` is one whole mapping of guest memory that this process has.
+pub(super) unsafe fn blank(start: usize, size: usize) -> bool {
+    // SAFETY: the caller's; every access to guest memory lives with any bytes there.
+    let mapped = unsafe {
+        libc::mmap(
+            start as *mut libc::c_void,
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    mapped != libc::MAP_FAILED
 }
 
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {

@@ -17,11 +17,11 @@ use super::output::List;
 use super::wait::{Group, Waiting, mask};
 use super::{Fault, FaultCause, PortView, ReceiveSlot, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
-use crate::counters::Tally;
+use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
-use crate::ring::Receiveq;
+use crate::ring::{Delivery, Receiveq, RingFault};
 use crate::switch::PortId;
 use crate::sys::tsc;
 
@@ -30,6 +30,8 @@ const MAX_QUEUES: usize = 128;
 /// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
 /// as a group takes to copy.
 const ASK_US: u64 = 100;
+/// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
+const HOLD_US: u32 = 5000;
 
 /// Room to sort the frames for one port by receiveq; empty between two ports.
 #[derive(Debug)]
@@ -72,6 +74,27 @@ impl Spread {
     }
 }
 
+/// How long frames wait for a guest, and what becomes of them.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// 0 = not at all.
+    us: u32,
+    at_once: DropReason,
+    in_the_end: DropReason,
+}
+
+impl Patience {
+    /// With a guest that posted too few buffers (`backpressure-us`).
+    fn for_buffers(port: &PortView) -> Self {
+        Self { us: port.backpressure_us, at_once: DropReason::NoBuffer, in_the_end: DropReason::Backpressure }
+    }
+
+    /// With a guest whose buffers a migration has not brought yet.
+    fn for_pages() -> Self {
+        Self { us: HOLD_US, at_once: DropReason::PostcopyWait, in_the_end: DropReason::PostcopyWait }
+    }
+}
+
 /// Where a burst comes from, and what its delivery needs to know.
 pub(super) struct Source<'a> {
     pub burst: &'a Burst,
@@ -88,17 +111,17 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Delivers a list to one port, or drops it by name.
+    /// Delivers a list to one port, or drops it by name. `share` is what it counts for, if that is known.
     #[inline]
-    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8]) {
+    pub(super) fn deliver(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
         if !port.admin_up {
             return port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64);
         }
         let limit = port.mtu + ethernet::HEADER_SIZE;
-        if list.iter().any(|&i| self.len_of(i) > limit) {
+        if self.burst.longest() > limit && list.iter().any(|&i| self.len_of(i) > limit) {
             return self.deliver_within(port, list, limit);
         }
-        self.steer(port, list);
+        self.steer(port, list, share);
     }
 
     /// Some frames may be longer than the receiver's MTU, by themselves or in the segments they become: drops those.
@@ -113,7 +136,7 @@ impl Source<'_> {
         }
         let fitting = fitting.as_slice();
         port.counters.lost(DropReason::MtuExceeded, (list.len() - fitting.len()) as u64);
-        self.steer(port, fitting);
+        self.steer(port, fitting, None);
     }
 
     #[inline]
@@ -123,13 +146,13 @@ impl Source<'_> {
 
     /// Chooses the receiveq.
     #[inline]
-    fn steer(&mut self, port: &PortView, list: &[u8]) {
+    fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
-            ([only], _) => self.deliver_to(port, only, list, 0),
+            ([only], _) => self.deliver_to(port, only, list, share, 0),
             (several, Steering::Thread) => {
                 if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
-                    self.deliver_to(port, slot, list, 0);
+                    self.deliver_to(port, slot, list, share, 0);
                 }
             }
             (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
@@ -154,7 +177,7 @@ impl Source<'_> {
             touched &= touched - 1;
             if let (Some(frames), Some(slot)) = (self.spread.frames.get_mut(queue), slots.get(queue)) {
                 let list = super::wait::indices(std::mem::take(frames), &mut room);
-                self.deliver_to(port, slot, list, 0);
+                self.deliver_to(port, slot, list, None, 0);
             }
         }
     }
@@ -167,14 +190,14 @@ impl Source<'_> {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
             Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
-                self.deliver_to(port, &group.slot, list, group.since);
+                self.deliver_to(port, &group.slot, list, None, group.since);
             }
-            Some(port) => self.steer(port, list),
+            Some(port) => self.steer(port, list, None),
         }
     }
 
     /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], since: u64) {
+    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], share: Option<&Share>, since: u64) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
@@ -183,23 +206,25 @@ impl Source<'_> {
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
-        let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
+        let (mut rest, mut retries, mut tally, mut is_absent) = (list, 0, Tally::default(), false);
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
-            let special = delivery.too_small | delivery.in_pieces;
-            for (position, &index) in settled.iter().enumerate() {
-                if special >> position & 1 == 0 {
-                    self.count(&mut tally, index);
-                } else if delivery.in_pieces >> position & 1 != 0 {
-                    self.count_pieces(&mut tally, index);
+            match share {
+                Some(share) if settled.len() == list.len() && (delivery.too_small | delivery.in_pieces) == 0 => {
+                    tally.add(share);
                 }
+                _ => self.count(&mut tally, settled, &delivery),
             }
             if delivery.too_small != 0 {
                 slot.counters.lost(DropReason::BufferTooSmall, u64::from(delivery.too_small.count_ones()));
             }
             rest = left;
             if let Some(fault) = delivery.fault {
+                if fault == RingFault::Absent {
+                    is_absent = true;
+                    break;
+                }
                 slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
                 rest = &[];
                 if slot.mark_broken() {
@@ -224,12 +249,13 @@ impl Source<'_> {
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
         }
-        if port.backpressure_us > 0 && rest.len() < list.len() {
+        if rest.len() < list.len() && slot.is_silent() {
             slot.set_silent(false);
         }
         drop(guard);
         if !rest.is_empty() {
-            self.hold_back(port, slot, rest, since);
+            let patience = if is_absent { Patience::for_pages() } else { Patience::for_buffers(port) };
+            self.hold_back(patience, port, slot, rest, since);
         }
     }
 
@@ -262,21 +288,21 @@ impl Source<'_> {
         None
     }
 
-    /// The guest has no buffers for these. With `backpressure-us` they wait that long from the first refusal, unless it
+    /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from the first refusal, unless it
     /// took nothing since others waited that long in vain: nobody waits twice for a guest that does not move.
     #[cold]
-    fn hold_back(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
+    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
         let count = rest.len() as u64;
-        let may_wait = port.backpressure_us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
+        let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
         if !may_wait {
-            return slot.counters.lost(DropReason::NoBuffer, count);
+            return slot.counters.lost(patience.at_once, count);
         }
         let now = tsc::now();
-        if since != 0 && now.wrapping_sub(since) > u64::from(port.backpressure_us) * tsc::cycles_per_us() {
+        if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
             slot.set_silent(true);
         }
         if slot.is_silent() {
-            return slot.counters.lost(DropReason::Backpressure, count);
+            return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {
             slot.counters.waits.add_shared(1);
@@ -290,11 +316,17 @@ impl Source<'_> {
         self.waiting.push(Group { slot, port, frames: mask(list), since });
     }
 
-    #[inline]
-    fn count(&self, tally: &mut Tally, index: u8) {
-        if let Some((packet, head)) = self.burst.frame(index) {
-            let dst = Mac::destination(&head.0);
-            tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+    /// Counts the frames of a list that were settled, but for those that were lost.
+    fn count(&self, tally: &mut Tally, settled: &[u8], delivery: &Delivery) {
+        for (position, &index) in settled.iter().enumerate() {
+            if delivery.in_pieces >> position & 1 != 0 {
+                self.count_pieces(tally, index);
+            } else if delivery.too_small >> position & 1 == 0
+                && let Some((packet, head)) = self.burst.frame(index)
+            {
+                let dst = Mac::destination(&head.0);
+                tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+            }
         }
     }
 

@@ -27,7 +27,7 @@ mod topology;
 mod wait;
 
 pub use mailbox::Message;
-pub use poll::TransmitQueue;
+pub use poll::{Forwarder, TransmitQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
 pub use topology::{BridgeView, PortView, ReceiveSlot, Steering, Topology};

@@ -3,18 +3,21 @@
 use super::deliver::Source;
 use super::{PortView, Topology};
 use crate::burst::MAX_BURST;
+use crate::counters::{Share, Tally};
 use crate::switch::PortId;
 
 /// Packets of a burst that go the same way, in order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct List {
     port: PortId,
+    /// What those count for that go to this port alone.
+    share: Share,
     len: usize,
     indices: [u8; MAX_BURST],
 }
 
 impl List {
-    pub(super) const EMPTY: Self = Self { port: 0, len: 0, indices: [0; MAX_BURST] };
+    pub(super) const EMPTY: Self = Self { port: 0, share: Share::NONE, len: 0, indices: [0; MAX_BURST] };
 
     #[inline]
     pub(super) fn push(&mut self, index: u8) {
@@ -22,6 +25,13 @@ impl List {
             *place = index;
             self.len += 1;
         }
+    }
+
+    /// Adds a packet of `len` bytes to a single address.
+    #[inline]
+    pub(super) fn push_counted(&mut self, index: u8, len: u32) {
+        self.push(index);
+        self.share.count(len);
     }
 
     #[inline]
@@ -52,27 +62,33 @@ impl Groups {
         self.list_of.resize(count, NO_LIST);
     }
 
-    /// Sends packet `index` to `port`. False if there is no such port on `bridge`: whatever the verdict, no frame leaves
+    /// The packets for `port`, to add to. None if there is no such port on `bridge`: whatever the verdict, no frame leaves
     /// its bridge.
     #[inline]
-    pub(super) fn unicast(&mut self, index: u8, port: PortId, bridge: usize, topology: &Topology) -> bool {
-        let Some(place) = self.list_of.get_mut(usize::from(port)) else { return false };
+    pub(super) fn list(&mut self, port: PortId, bridge: usize, topology: &Topology) -> Option<&mut List> {
+        let place = self.list_of.get_mut(usize::from(port))?;
         if *place == NO_LIST {
             if topology.port(port).is_none_or(|view| view.bridge != bridge) {
-                return false;
+                return None;
             }
             #[allow(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
             let next = self.count as u8;
             *place = next;
             if let Some(list) = self.lists.get_mut(self.count) {
-                (list.port, list.len) = (port, 0);
+                (list.port, list.share, list.len) = (port, Share::NONE, 0);
                 self.count += 1;
             }
         }
-        if let Some(list) = self.lists.get_mut(usize::from(*place)) {
-            list.push(index);
+        self.lists.get_mut(usize::from(*place))
+    }
+
+    /// What the packets count for that go to one port each.
+    pub(super) fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for list in self.lists.iter().take(self.count) {
+            tally.add(&list.share);
         }
-        true
+        tally
     }
 
     /// Sends packet `index` to every other port of the bridge.
@@ -95,7 +111,7 @@ impl Groups {
         let topology = source.topology;
         for list in self.lists.iter().take(self.count) {
             if let Some(port) = topology.port(list.port) {
-                source.deliver(port, list.as_slice());
+                source.deliver(port, list.as_slice(), Some(&list.share));
             }
         }
         0
@@ -121,7 +137,7 @@ impl Groups {
             let own = self.list_of.get(usize::from(to)).and_then(|&place| self.lists.get(usize::from(place)));
             let own = own.map(List::as_slice).unwrap_or_default();
             if !is_up(port) {
-                source.deliver(port, own);
+                source.deliver(port, own, None);
                 continue;
             }
             let mut both = List::EMPTY;
@@ -134,7 +150,7 @@ impl Groups {
                 both.push(next);
             }
             receivers += 1;
-            source.deliver(port, both.as_slice());
+            source.deliver(port, both.as_slice(), None);
         }
         receivers
     }

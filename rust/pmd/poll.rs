@@ -9,7 +9,7 @@ use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
 use super::{Fault, Topology};
 use crate::burst::{Burst, MAX_BURST};
-use crate::counters::{QueueCounters, Tally};
+use crate::counters::QueueCounters;
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::ring::{RingFault, Transmitq};
@@ -79,6 +79,11 @@ impl TransmitQueue {
     pub(super) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
+
+    /// True while its next frame waits for a page: nothing is to be done before that comes.
+    pub(super) fn is_parked(&self) -> bool {
+        self.queue.is_parked()
+    }
 }
 
 /// Empty looks in a row after which a queue is quiet.
@@ -93,26 +98,27 @@ const SETTLE_US: u64 = 1000;
 
 /// What polling needs beside the queue itself; one per thread.
 #[derive(Debug)]
-pub(super) struct Forwarder {
-    pub topology: Arc<Topology>,
+pub struct Forwarder {
+    pub(super) topology: Arc<Topology>,
     /// Which of the poll threads this is.
-    pub thread: usize,
+    pub(super) thread: usize,
     groups: Groups,
     spread: Spread,
     faults: Sender<Fault>,
     stats: Arc<PmdStats>,
     /// Seconds since the datapath started, for ageing.
-    pub now_s: u32,
+    pub(super) now_s: u32,
 }
 
 impl Forwarder {
-    pub(super) fn new(thread: usize, faults: Sender<Fault>, stats: Arc<PmdStats>) -> Self {
+    /// Of poll thread number `thread`, in no topology yet. What breaks is told to `faults`, what it does to `stats`.
+    pub fn new(thread: usize, faults: Sender<Fault>, stats: Arc<PmdStats>) -> Self {
         let (groups, spread) = (Groups::new(), Spread::new());
         Self { topology: Arc::default(), thread, groups, spread, faults, stats, now_s: 0 }
     }
 
     /// Swaps the topology.
-    pub(super) fn adopt(&mut self, topology: Arc<Topology>) {
+    pub fn adopt(&mut self, topology: Arc<Topology>) {
         self.groups.fit(topology.ports.len());
         self.topology = topology;
     }
@@ -122,7 +128,7 @@ impl Forwarder {
     /// # Errors
     /// The queue's ring is broken: stop polling it.
     #[inline]
-    pub(super) fn poll(&mut self, q: &mut TransmitQueue) -> Result<usize, RingFault> {
+    pub fn poll(&mut self, q: &mut TransmitQueue) -> Result<usize, RingFault> {
         if q.is_waiting() {
             self.resume(q, None);
             if q.is_waiting() {
@@ -191,18 +197,30 @@ impl Forwarder {
         }
         cache.refresh(&bridge.fdb, self.now_s);
         cache.look_ahead(&bridge.fdb, burst.heads(), self.now_s);
-        let mut tally = Tally::default();
-        for (index, (packet, head)) in (0_u8..).zip(burst.packets().iter().zip(burst.heads())) {
+        let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
+        while let Some((index, (packet, head))) = frames.next() {
             if let Some(reason) = packet.drop {
                 counters.dropped(reason, 1);
                 continue;
             }
-            let (output, dst) = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
+            let output = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
             match output {
-                Output::Port(to) if self.groups.unicast(index, to, view.bridge, &self.topology) => {
-                    tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+                Output::Port(to) => {
+                    let Some(list) = self.groups.list(to, view.bridge, &self.topology) else {
+                        counters.dropped(DropReason::NoReceiver, 1);
+                        continue;
+                    };
+                    list.push_counted(index, packet.len);
+                    let last = cache.last();
+                    if last.output == output {
+                        // The next ones mostly go the same way.
+                        while let Some((index, (packet, _))) =
+                            frames.next_if(|(_, (packet, head))| packet.drop.is_none() && last.is_like(&head.0))
+                        {
+                            list.push_counted(index, packet.len);
+                        }
+                    }
                 }
-                Output::Port(_) => counters.dropped(DropReason::NoReceiver, 1),
                 // Whether it passes turns out when it is delivered.
                 Output::Flood => self.groups.flood(index),
                 Output::Drop(reason) => counters.dropped(reason, 1),
@@ -220,7 +238,7 @@ impl Forwarder {
             settle_by,
         };
         let receivers = self.groups.deliver(&mut source, &bridge.members);
-        let flooded = self.groups.flooded();
+        let (flooded, mut tally) = (self.groups.flooded(), self.groups.tally());
         if receivers > 0 {
             for (packet, head) in flooded.iter().filter_map(|&index| burst.frame(index)) {
                 let dst = Mac::destination(&head.0);

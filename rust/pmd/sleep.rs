@@ -20,7 +20,7 @@ const SPELL_MIN_US: u64 = 50;
 const SPELL_MAX_US: u64 = 1000;
 /// A sleep shorter than this was not worth it, µs.
 const TOO_SHORT_US: u64 = 100;
-/// Longest sleep when some ring has no kick descriptor, ms.
+/// Longest sleep when some ring has no kick descriptor, or waits for a page that nobody announces, ms.
 const BLIND_MS: i32 = 1;
 
 /// The epoll set of one thread and its patience.
@@ -74,14 +74,15 @@ impl Sleeper {
         self.max_us != Some(0) && now.wrapping_sub(self.idle_since) > self.spell_us * tsc::cycles_per_us()
     }
 
-    /// Sleeps until a kick, a message, or the longest sleep is over. Gives the cycles it took.
-    pub(super) fn sleep(&mut self) -> u64 {
+    /// Sleeps until a kick, a message, or the longest sleep is over; `briefly` if there is something that nobody kicks
+    /// for. Gives the cycles it took.
+    pub(super) fn sleep(&mut self, briefly: bool) -> u64 {
         let before = tsc::now();
         match self.max_us {
             // Shorter than epoll can count: a plain nap.
             Some(us) if us < 1000 => std::thread::sleep(Duration::from_micros(us)),
-            Some(us) => self.wait(i32::try_from(us / 1000).unwrap_or(i32::MAX)),
-            None => self.wait(-1),
+            Some(us) => self.wait(i32::try_from(us / 1000).unwrap_or(i32::MAX), briefly),
+            None => self.wait(-1, briefly),
         }
         let now = tsc::now();
         let slept = now.wrapping_sub(before);
@@ -95,8 +96,8 @@ impl Sleeper {
         slept
     }
 
-    fn wait(&self, timeout_ms: i32) {
-        let timeout_ms = match (self.blind, timeout_ms) {
+    fn wait(&self, timeout_ms: i32, briefly: bool) {
+        let timeout_ms = match (self.blind + usize::from(briefly), timeout_ms) {
             (0, ms) => ms,
             (_, -1) => BLIND_MS,
             (_, ms) => ms.min(BLIND_MS),

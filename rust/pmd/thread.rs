@@ -362,15 +362,17 @@ impl Body {
             // Its receiver does not wake us: look again.
             return self.sleeper.busy(tsc::now());
         }
-        let mut work = false;
+        let (mut work, mut parked) = (false, false);
         for queue in &mut self.queues {
-            work |= queue.queue.enable_kicks();
+            let is_parked = queue.is_parked();
+            parked |= is_parked;
+            work |= queue.queue.enable_kicks() && !is_parked;
         }
         // After the last look at the rings: what that found gone is said now, not when the guest kicks again.
         self.check_queues();
         if !work && self.mailbox.about_to_sleep() {
             self.stats.sleeps.add(1);
-            self.stats.sleep_cycles.add(self.sleeper.sleep());
+            self.stats.sleep_cycles.add(self.sleeper.sleep(parked));
         }
         self.mailbox.awake();
         for queue in &mut self.queues {

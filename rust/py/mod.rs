@@ -63,6 +63,10 @@ impl Datapath {
         Ok(Self { inner: RwLock::new(Some(inner)) })
     }
 
+    fn offer_postcopy(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, datapath::Datapath::offer_postcopy)
+    }
+
     fn event_fd(&self, py: Python<'_>) -> PyResult<i32> {
         self.with(py, |d| Ok(d.event_fd()))
     }

@@ -105,7 +105,7 @@ impl Scratch {
         {
             return Err(RingFault::BadIndirect);
         }
-        let entries = memory.translate(Gpa(desc.addr), desc.len, &mut 0).ok_or(RingFault::Address)?;
+        let entries = memory.translate_whole(Gpa(desc.addr), desc.len)?;
         Ok((entries, count))
     }
 
@@ -130,7 +130,7 @@ impl Scratch {
             if self.spans.len() >= self.spans.capacity() {
                 return Err(RingFault::LongChain);
             }
-            let span = memory.translate_prefix(Gpa(at), left).ok_or(RingFault::Address)?;
+            let span = memory.translate_prefix(Gpa(at), left)?;
             self.spans.push(span);
             left -= span.len;
             at = at.checked_add(u64::from(span.len)).ok_or(RingFault::Address)?;

@@ -151,19 +151,39 @@ impl Journal {
         word.is_some()
     }
 
+    /// Puts elements into the shadow from its begin on, as many as there is room for; gives how many.
+    #[inline]
+    pub fn put_all(&self, elements: impl Iterator<Item = Element>) -> usize {
+        let mut count = 0;
+        for (word, element) in self.shadow().iter().zip(elements) {
+            word.store(element.to_word(), Ordering::Relaxed);
+            count += 1;
+        }
+        count
+    }
+
     /// An element of the shadow.
     #[inline]
     pub fn element(&self, at: usize) -> Option<Element> {
         self.word(at).map(|word| Element::from_word(word.load(Ordering::Relaxed)))
     }
 
+    /// The first `count` elements of the shadow, or as many as there are.
+    #[inline]
+    pub fn elements(&self, count: usize) -> impl Iterator<Item = Element> {
+        let shadow = self.shadow();
+        shadow.get(..count).unwrap_or(shadow).iter().map(|word| Element::from_word(word.load(Ordering::Relaxed)))
+    }
+
     #[inline]
     fn word(&self, at: usize) -> Option<&AtomicU64> {
-        if at >= self.room {
-            return None;
-        }
-        // SAFETY: one of the `room` words from `shadow`, which `words` keeps.
-        Some(unsafe { &*self.shadow.as_ptr().wrapping_add(at) })
+        self.shadow().get(at)
+    }
+
+    #[inline]
+    fn shadow(&self) -> &[AtomicU64] {
+        // SAFETY: the `room` words from `shadow`, which `words` keeps.
+        unsafe { std::slice::from_raw_parts(self.shadow.as_ptr(), self.room) }
     }
 
     #[inline]

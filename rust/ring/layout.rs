@@ -87,7 +87,10 @@ pub(super) trait Layout {
     /// [`Self::publish`], and not at all if that stops before it.
     fn put_used(&mut self, place: u16, chain: Chain, written: u32);
 
-    /// Forgets what was noted from `place` on, for a frame that is given up while the round goes on.
+    /// Notes that these chains are used, the first at place 0, each read and not written. Gives their places.
+    fn put_all_used(&mut self, chains: impl Iterator<Item = Chain>) -> u16;
+
+    /// Forgets what was noted from `place` on, for a frame that is given up. What is not published has to be forgotten.
     fn forget(&mut self, place: u16);
 
     /// Gives the chains of the next `places` places back, and moves the cursor past them: everything written before is

@@ -34,7 +34,7 @@ pub use receiveq::{Delivery, Receiveq};
 pub use transmitq::Transmitq;
 
 use crate::error::{Error, Result};
-use crate::memory::{GuestMap, Span, Uva};
+use crate::memory::{GuestMap, Span, Unreachable, Uva};
 use doorbell::Doorbell;
 use kind::Kind;
 use packed::PackedRing;
@@ -101,6 +101,16 @@ pub struct RingConfig {
 }
 
 impl RingConfig {
+    /// False while a migration still has to bring pages of the ring; they are asked for then.
+    pub fn is_here(&self, memory: &GuestMap) -> bool {
+        let is_packed = self.features & feature::RING_PACKED != 0;
+        let areas = if is_packed { packed::sizes(self.size) } else { split::sizes(self.size) };
+        let uvas = [self.desc_uva, self.avail_uva, self.used_uva];
+        // Every area is asked for, not only the first that is missing.
+        !memory.is_incoming()
+            || uvas.into_iter().zip(areas).fold(true, |all, (uva, size)| memory.is_here_at(Uva(uva), size) && all)
+    }
+
     /// Checks everything and makes the ring usable.
     ///
     /// # Errors
@@ -198,6 +208,17 @@ pub enum RingFault {
     LogLost,
     /// The owner of its call descriptor made a call hang.
     CallJammed,
+    /// Nobody's mistake: a page is still on its way here and was asked for. Try again when it came; nothing stops.
+    Absent,
+}
+
+impl From<Unreachable> for RingFault {
+    fn from(why: Unreachable) -> Self {
+        match why {
+            Unreachable::Outside => Self::Address,
+            Unreachable::Absent => Self::Absent,
+        }
+    }
 }
 
 impl std::fmt::Display for RingFault {
@@ -212,6 +233,7 @@ impl std::fmt::Display for RingFault {
             Self::ShortChain => "a buffer is too small for the virtio header",
             Self::LongChain => "a descriptor chain is longer than any frame",
             Self::Changed => "a descriptor was changed after it was made available",
+            Self::Absent => "a page of guest memory is still on its way",
             Self::CallJammed => "its call eventfd was made to block by whoever shares it",
             Self::LogLost => {
                 "a page of its dirty log was taken away (its file was truncated or punched): a migration would lose \

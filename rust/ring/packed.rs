@@ -44,6 +44,11 @@ const EVENT_ENABLE: u32 = 0;
 const EVENT_DISABLE: u32 = 1;
 const EVENT_DESC: u32 = 2;
 
+/// Bytes of the descriptor ring, the driver's and the device's event area.
+pub(super) fn sizes(size: u32) -> [u32; 3] {
+    [DESC_SIZE * size.min(32_768), 4, 4]
+}
+
 /// A descriptor of the ring or of an indirect table.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
@@ -79,9 +84,10 @@ impl PackedRing {
     /// `RingConfig::activate`, once the size is known to be good. Starts at the base: nothing in memory says where.
     pub(super) fn new(config: &RingConfig, memory: &Arc<GuestMap>, doorbell: Doorbell) -> Result<Self> {
         let size = config.size;
-        let desc = area(memory, "descriptor ring", config.desc_uva, DESC_SIZE * size, 16)?;
-        let driver = area(memory, "driver event area", config.avail_uva, 4, 4)?;
-        let device = area(memory, "device event area", config.used_uva, 4, 4)?;
+        let [desc, driver, device] = sizes(size);
+        let desc = area(memory, "descriptor ring", config.desc_uva, desc, 16)?;
+        let driver = area(memory, "driver event area", config.avail_uva, driver, 4)?;
+        let device = area(memory, "device event area", config.used_uva, device, 4)?;
         let next = Cursor { index: config.base & !WRAP, wrap: config.base & WRAP != 0 };
         let size = u16::try_from(size).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
         if next.index >= size {
@@ -134,11 +140,14 @@ impl PackedRing {
     /// The descriptor at `place`, less than a lap ahead, if it is available.
     #[inline]
     fn available(&self, place: u16) -> Option<Desc> {
-        let Cursor { index, wrap } = self.next.after(place, self.size);
-        let at = self.at(index);
+        let Cursor { index, wrap } = self.next;
+        // Both laps first: that is the same for every descriptor of a burst.
+        let (here, [flags, next_flags]) = (self.at(index), if wrap { [AVAIL, USED] } else { [USED, AVAIL] });
+        let next = here.wrapping_sub(usize::from(self.size) * DESC_SIZE as usize);
+        let (start, is_available) = if place < self.size - index { (here, flags) } else { (next, next_flags) };
+        let at = start.wrapping_add(usize::from(place) * DESC_SIZE as usize);
         // SAFETY: the second half of a descriptor of the ring, which is 16-aligned and which `memory` keeps mapped.
         let rest = unsafe { access::load_acquire_u64(at.wrapping_add(8)) };
-        let is_available = if wrap { AVAIL } else { USED };
         #[allow(clippy::cast_possible_truncation, reason = "takes the flags out")]
         if (rest >> 48) as u16 & (AVAIL | USED) != is_available {
             return None;
@@ -175,14 +184,17 @@ impl PackedRing {
     /// not seen the first.
     #[inline]
     fn write_used(&self, count: usize) {
-        let Some(first) = self.journal.element(0).filter(|_| count > 0) else { return };
+        let mut elements = self.journal.elements(count);
+        let Some(first) = elements.next() else { return };
         let laps = Laps::new(self, first.written > 0);
-        for n in 1..count {
+        for element in elements {
             // The journal may be another process's: whatever it says stays in the ring.
-            let Some(element) = self.journal.element(n).filter(|element| element.place < self.size) else { break };
+            if element.place >= self.size {
+                break;
+            }
             let (at, word) = laps.used(element);
-            // SAFETY: the second half of a descriptor of the ring, which `memory` keeps mapped.
-            unsafe { access::store::<u64>(at, word) };
+            // SAFETY: the second half of a descriptor of the ring, which is 16-aligned and which `memory` keeps mapped.
+            unsafe { access::store_u64(at, word) };
         }
         let (at, word) = laps.used(Element { place: 0, ..first });
         // SAFETY: as above; the ring is 16-aligned.
@@ -361,13 +373,21 @@ impl Layout for PackedRing {
 
     #[inline]
     fn put_used(&mut self, place: u16, chain: Chain, written: u32) {
-        if place == 0 {
-            self.noted = 0;
-        }
         // There is room for as many as the ring has places.
         if self.journal.put(self.noted, Element { written, id: chain.id, place }) {
             self.noted += 1;
         }
+    }
+
+    #[inline]
+    fn put_all_used(&mut self, chains: impl Iterator<Item = Chain>) -> u16 {
+        let mut place = 0;
+        self.noted = self.journal.put_all(chains.map(|chain| {
+            let element = Element { written: 0, id: chain.id, place };
+            place += chain.count;
+            element
+        }));
+        place
     }
 
     fn forget(&mut self, place: u16) {

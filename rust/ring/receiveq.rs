@@ -8,9 +8,9 @@ use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::transmitq::header_size;
 use super::{Ring, RingFault, feature, offload};
-use crate::burst::{Burst, MAX_BURST, Packet};
+use crate::burst::{Burst, Head, MAX_BURST, Packet};
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, GuestMap, Marks, Span, access, copy};
+use crate::memory::{Gpa, GuestMap, Hint, Marks, Span, access, copy};
 
 mod segment;
 mod written;
@@ -27,19 +27,34 @@ pub struct Delivery {
     pub too_small: u64,
     /// Bit i set: the i-th of the list was delivered in the pieces of its [`Plan`](crate::frame::gso::Plan).
     pub in_pieces: u64,
-    /// The ring broke at the first one not settled.
+    /// The ring broke at the first one not settled; or, if `Absent`, its buffer is on its way.
     pub fault: Option<RingFault>,
 }
 
 /// Bytes of each buffer that are asked for as soon as it is known: two lines, all of a small frame.
-const LINES_AHEAD: u32 = 128;
+const LINES_AHEAD: u32 = 2 * LINE;
+const LINE: u32 = 64;
+
+/// Posted buffers that are asked for when one turns out to be on its way still.
+const ASKED_AHEAD: u16 = 64;
 
 /// A posted buffer, looked at ahead of need.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
+    start: *mut u8,
+    /// 0 when the chain has more than one buffer, or crosses regions: walk it then.
+    len: u32,
     chain: Chain,
-    /// Empty when the chain has more than one buffer, or crosses regions: walk it then.
-    span: Span,
+}
+
+// SAFETY: as for a span: an address in the memory that the ring keeps mapped, usable from any thread.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    /// One that has to be walked.
+    const fn other(chain: Chain) -> Self {
+        Self { start: std::ptr::null_mut(), len: 0, chain }
+    }
 }
 
 /// The queue. Belongs to one thread at a time.
@@ -47,6 +62,7 @@ struct Slot {
 pub struct Receiveq {
     ring: Ring,
     writer: Writer,
+    slots: Box<[Slot; MAX_BURST]>,
     /// Places published since the last notification decision.
     pending: u16,
 }
@@ -55,7 +71,8 @@ impl Receiveq {
     /// Takes a ring over. Its kicks stay off: nobody waits for buffers.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        Self { writer: Writer::new(&ring), pending: 0, ring }
+        let slots = Box::new([Slot::other(Chain::UNKNOWN); MAX_BURST]);
+        Self { writer: Writer::new(&ring), slots, pending: 0, ring }
     }
 
     /// Gives the ring back.
@@ -71,7 +88,9 @@ impl Receiveq {
     /// Copies the packets `list` of `burst` into posted buffers, in order, and publishes them together. Stops at the
     /// first that finds no room. `list` has at most 64 indices.
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
-        let (delivery, taken) = with_layout!(&mut self.ring.0, ring => self.writer.deliver(ring, burst, list));
+        let (delivery, taken) = with_layout!(&mut self.ring.0, ring => {
+            self.writer.deliver(ring, &mut self.slots, burst, list)
+        });
         self.pending = self.pending.saturating_add(taken);
         delivery
     }
@@ -90,8 +109,7 @@ struct Writer {
     mergeable: bool,
     /// What the guest takes as it is.
     takes: OffloadSet,
-    slots: Box<[Slot; MAX_BURST]>,
-    hint: usize,
+    hint: Hint,
     scratch: Scratch,
     /// The most buffers there can be.
     ring_size: u32,
@@ -107,8 +125,7 @@ impl Writer {
             header_size: header_size(features),
             mergeable: features & feature::MRG_RXBUF != 0,
             takes: offload::taken_by(features),
-            slots: Box::new([Slot { chain: Chain::UNKNOWN, span: Span::EMPTY }; MAX_BURST]),
-            hint: 0,
+            hint: Hint::NONE,
             scratch: Scratch::new(),
             ring_size: ring.size(),
             idents: Idents::new(),
@@ -118,39 +135,57 @@ impl Writer {
 
     /// [`Receiveq::deliver`]; gives the places published too.
     #[inline]
-    fn deliver<L: Layout>(&mut self, ring: &mut L, burst: &Burst, list: &[u8]) -> (Delivery, u16) {
+    fn deliver<L: Layout>(
+        &mut self,
+        ring: &mut L,
+        slots: &mut [Slot; MAX_BURST],
+        burst: &Burst,
+        list: &[u8],
+    ) -> (Delivery, u16) {
         let mut delivery = Delivery::default();
         let ready = match ring.check().and_then(|()| ring.ready(list.len())) {
             Ok(ready) => ready,
             Err(fault) => return (Delivery { fault: Some(fault), ..delivery }, 0),
         };
         let logging = self.marks.are_wanted();
-        let looked = self.look_ahead(ring, usize::from(ready).min(list.len()), &mut delivery.fault);
+        let wanted = slots.get_mut(..usize::from(ready).min(list.len())).unwrap_or_default();
+        let looked = self.look_ahead(ring, wanted, &mut delivery.fault);
+        let slots = slots.get(..looked).unwrap_or_default();
         // Every chain that was looked at takes one place, so a place is a slot's index too.
         let mut taken: u16 = 0;
         for (position, &index) in list.iter().enumerate() {
-            let Some(packet) = burst.packets().get(usize::from(index)) else { break };
+            let Some((packet, head)) = burst.frame(index) else { break };
             let need = self.header_size + packet.len;
-            let lacking = packet.offload.needs().without(self.takes);
-            match self.slots.get(usize::from(taken)) {
-                Some(slot) if usize::from(taken) < looked && slot.span.len >= need && !lacking.has_segmentation() => {
-                    let slot = *slot;
-                    self.prefetch_next(taken, looked, need);
-                    self.write_one(burst, usize::from(index), packet, lacking, slot.span);
+            match slots.get(usize::from(taken)) {
+                Some(slot) if slot.len >= need && self.is_simple(packet) => {
+                    if need > LINES_AHEAD {
+                        Self::prefetch_next(slots.get(usize::from(taken) + 1), need);
+                    }
+                    if packet.is_plain {
+                        self.write_plain(burst, packet, head, slot.start);
+                    } else {
+                        self.write_one(burst, usize::from(index), packet, Span { start: slot.start, len: slot.len });
+                    }
                     if logging {
-                        self.marks.note(ring.memory(), slot.span.start, need);
+                        self.marks.note(ring.memory(), slot.start, need);
                     }
                     ring.put_used(taken, slot.chain, need);
                     taken += 1;
                 }
-                _ => match self.place(ring, burst, usize::from(index), packet, lacking, taken) {
+                _ => match self.place(ring, burst, usize::from(index), packet, taken) {
                     Ok(Some(places)) => {
                         taken += places;
-                        delivery.in_pieces |= u64::from(lacking.has_segmentation()) << position;
+                        delivery.in_pieces |= u64::from(!self.is_simple(packet)) << position;
                     }
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
-                        delivery.fault = delivery.fault.or(stop);
+                        delivery.fault = match stop {
+                            Some(RingFault::Absent) => {
+                                ask_ahead(ring, ready);
+                                stop
+                            }
+                            _ => delivery.fault.or(stop),
+                        };
                         break;
                     }
                 },
@@ -170,72 +205,94 @@ impl Writer {
         }
         if taken > 0 {
             ring.publish(taken);
+        } else {
+            ring.forget(0);
         }
         (delivery, taken)
     }
 
-    /// Reads up to `count` posted buffers and asks for their lines. Gives how many are good, each in a chain of one place.
+    /// Reads as many posted buffers as there are slots and asks for their lines. Gives how many are good, each in a chain
+    /// of one place.
     #[inline]
-    fn look_ahead<L: Layout>(&mut self, ring: &L, count: usize, fault: &mut Option<RingFault>) -> usize {
-        for (i, slot) in self.slots.iter_mut().take(count).enumerate() {
-            #[allow(clippy::cast_possible_truncation, reason = "below MAX_BURST")]
-            let (chain, desc) = match ring.head(i as u16) {
+    fn look_ahead<L: Layout>(&mut self, ring: &L, slots: &mut [Slot], fault: &mut Option<RingFault>) -> usize {
+        let (memory, mut hint, mut looked) = (ring.memory(), self.hint, 0);
+        for (place, slot) in (0_u16..).zip(slots) {
+            let (chain, desc) = match ring.head(place) {
                 Ok(Some((chain, desc))) if L::ends_at(desc) => (chain, desc),
-                Ok(_) => return i,
+                Ok(_) => break,
                 Err(broken) => {
                     *fault = Some(broken);
-                    return i;
+                    break;
                 }
             };
-            let mut span = Span::EMPTY;
+            let mut ahead = Slot::other(chain);
             if desc.flags == WRITE
-                && let Some(buffer) = ring.memory().translate(Gpa(desc.addr), desc.len, &mut self.hint)
+                && let Some(Span { start, len }) = memory.translate(Gpa(desc.addr), desc.len, &mut hint)
             {
-                span = buffer;
-                access::prefetch_write_all(span.start, LINES_AHEAD as usize);
+                access::prefetch_write(start);
+                access::prefetch_write(start.wrapping_add(LINE as usize));
+                ahead = Slot { start, len, chain };
             }
-            *slot = Slot { chain, span };
+            *slot = ahead;
+            looked = usize::from(place) + 1;
         }
-        count
+        self.hint = hint;
+        looked
     }
 
     /// While one frame is copied the lines that the next is copied to become ours: 1518 B take a fifth less so. The first
     /// two were asked for when the buffers were looked at.
     #[inline]
-    fn prefetch_next(&self, place: u16, looked: usize, need: u32) {
-        let next = usize::from(place) + 1;
-        if need > LINES_AHEAD
-            && next < looked
-            && let Some(slot) = self.slots.get(next)
-        {
-            let rest = need.min(slot.span.len).saturating_sub(LINES_AHEAD);
-            access::prefetch_write_all(slot.span.start.wrapping_add(LINES_AHEAD as usize), rest as usize);
+    fn prefetch_next(next: Option<&Slot>, need: u32) {
+        if let Some(slot) = next {
+            let rest = need.min(slot.len).saturating_sub(LINES_AHEAD);
+            access::prefetch_write_all(slot.start.wrapping_add(LINES_AHEAD as usize), rest as usize);
         }
     }
 
-    /// The fast shape: one buffer that holds header and frame.
+    /// True if a frame goes out as it came, but for its checksum.
     #[inline]
-    fn write_one(&self, burst: &Burst, index: usize, packet: &Packet, lacking: OffloadSet, span: Span) {
+    fn is_simple(&self, packet: &Packet) -> bool {
+        packet.is_plain || !packet.needs.without(self.takes).has_segmentation()
+    }
+
+    /// The fast shape: one buffer that holds the header and a plain frame.
+    #[allow(clippy::inline_always, reason = "a call costs a frame of 64 bytes as much as its copy")]
+    #[inline(always)]
+    fn write_plain(&self, burst: &Burst, packet: &Packet, head: &Head, start: *mut u8) {
+        self.write_header(start, vnet_hdr::encode(Offload::NONE));
+        // SAFETY: the buffer has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
+        unsafe { burst.copy_plain(packet, head, start.wrapping_add(self.header_size as usize)) };
+    }
+
+    /// The same for any frame in one piece or many.
+    #[inline(never)]
+    fn write_one(&self, burst: &Burst, index: usize, packet: &Packet, span: Span) {
         let frame = Span { start: span.start.wrapping_add(self.header_size as usize), len: packet.len };
-        let header = vnet_hdr::encode(if lacking.is_empty() { packet.offload } else { Offload::NONE });
-        #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
-        let (low, high, buffers) = (header as u64, (header >> 64) as u16, (header >> 64) as u32);
-        // SAFETY: the span has the header's bytes and the frame's (checked by the caller), kept mapped by the ring.
-        unsafe { access::store::<u64>(span.start, low) };
-        if self.header_size == 12 {
-            // SAFETY: bytes 8..12 of the same span.
-            unsafe { access::store::<u32>(span.start.wrapping_add(8), buffers) };
-        } else {
-            // SAFETY: bytes 8..10 of the same span.
-            unsafe { access::store::<u16>(span.start.wrapping_add(8), high) };
-        }
+        let (offload, lacking) = (burst.offload(index), packet.needs.without(self.takes));
+        self.write_header(span.start, vnet_hdr::encode(if lacking.is_empty() { offload } else { Offload::NONE }));
         // SAFETY: `frame` is the rest of the span, `packet.len` bytes.
         unsafe { burst.copy_out(index, 0, frame) };
         if !lacking.is_empty()
-            && let Some(partial) = packet.offload.checksum()
+            && let Some(partial) = offload.checksum()
         {
             finish_checksum(&[frame], 0, packet.len, partial);
         }
+    }
+
+    /// Writes a virtio header at `start`, which has its bytes in one buffer.
+    #[inline]
+    fn write_header(&self, start: *mut u8, header: u128) {
+        #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+        let (low, high, buffers) = (header as u64, (header >> 64) as u16, (header >> 64) as u32);
+        if self.header_size == 12 {
+            // SAFETY: the buffer has the header's bytes (checked by the caller), kept mapped by the ring.
+            return unsafe { access::store_12(start, low, buffers) };
+        }
+        // SAFETY: bytes 0..8 of the same.
+        unsafe { access::store::<u64>(start, low) };
+        // SAFETY: bytes 8..10 of the same.
+        unsafe { access::store::<u16>(start.wrapping_add(8), high) };
     }
 
     /// Any other shape: chains of buffers, several of them if the guest merges, and what must be segmented. Gives the
@@ -247,21 +304,22 @@ impl Writer {
         burst: &Burst,
         index: usize,
         packet: &Packet,
-        lacking: OffloadSet,
         taken: u16,
     ) -> Result<Option<u16>, Option<RingFault>> {
         self.scratch.clear();
+        let lacking = packet.needs.without(self.takes);
         if lacking.has_segmentation() {
             return self.segment(ring, burst, index, taken);
         }
         let Some((places, chains)) = self.reserve(ring, taken, self.header_size + packet.len)? else {
             return Ok(None);
         };
-        let offload = if lacking.is_empty() { packet.offload } else { Offload::NONE };
-        let header = vnet_hdr::with_buffers(vnet_hdr::encode(offload), chains);
+        let offload = burst.offload(index);
+        let header = vnet_hdr::encode(if lacking.is_empty() { offload } else { Offload::NONE });
+        let header = vnet_hdr::with_buffers(header, chains);
         self.write_many(burst, index, header, &[], 0, packet.len);
         if !lacking.is_empty()
-            && let Some(partial) = packet.offload.checksum()
+            && let Some(partial) = offload.checksum()
         {
             finish_checksum(&self.scratch.spans, self.header_size, packet.len, partial);
         }
@@ -348,6 +406,17 @@ impl Writer {
                 unsafe { burst.copy_out(index, from + skip, to) };
                 at += left;
             }
+        }
+    }
+}
+
+/// A posted buffer is still on its way here: asks for those after it too, so that they come together.
+#[cold]
+fn ask_ahead<L: Layout>(ring: &L, ready: u16) {
+    for place in 0..ready.min(ASKED_AHEAD) {
+        if let Ok(Some((_, desc))) = ring.head(place) {
+            // A buffer or an indirect table; either is touched next.
+            let _ = ring.memory().translate_prefix(Gpa(desc.addr), desc.len);
         }
     }
 }

@@ -23,6 +23,12 @@ use crate::memory::{GuestMap, Logging, Span, access};
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
+/// Bytes of the descriptor table, the available and the used ring.
+pub(super) fn sizes(size: u32) -> [u32; 3] {
+    let size = size.min(32_768);
+    [DESC_SIZE * size, 6 + 2 * size, 6 + 8 * size]
+}
+
 /// The fields of a descriptor (virtio 1.2 §2.7.5).
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]
@@ -59,11 +65,17 @@ impl SplitRing {
     /// reconnect, and a crash leaves buffers between the two), else at the base.
     pub(super) fn new(config: &RingConfig, memory: &Arc<GuestMap>, doorbell: Doorbell) -> Result<Self> {
         let size = config.size;
-        let desc = area(memory, "descriptor table", config.desc_uva, DESC_SIZE * size, 16)?;
-        let avail = area(memory, "available ring", config.avail_uva, 6 + 2 * size, 2)?;
-        let used = area(memory, "used ring", config.used_uva, 6 + 8 * size, 4)?;
-        // SAFETY: the index is two bytes into the used ring translated above.
-        let used_idx = unsafe { access::load_acquire(used.start.wrapping_add(2)) };
+        let [desc, avail, used] = sizes(size);
+        let desc = area(memory, "descriptor table", config.desc_uva, desc, 16)?;
+        let avail = area(memory, "available ring", config.avail_uva, avail, 2)?;
+        let used = area(memory, "used ring", config.used_uva, used, 4)?;
+        let used_idx = if memory.is_incoming() {
+            // The ring moved here whole, and the front-end says where it stands.
+            config.base
+        } else {
+            // SAFETY: the index is two bytes into the used ring translated above.
+            unsafe { access::load_acquire(used.start.wrapping_add(2)) }
+        };
         let mask = u16::try_from(size - 1).map_err(|_| Error::Bug(format!("ring size {size} passed the check")))?;
         Ok(Self {
             desc: desc.start,
@@ -327,6 +339,16 @@ impl Layout for SplitRing {
             let element = u64::from(chain.id) | u64::from(written) << 32;
             access::store_if_changed(self.used.wrapping_add(4 + 8 * slot), element);
         }
+    }
+
+    #[inline]
+    fn put_all_used(&mut self, chains: impl Iterator<Item = Chain>) -> u16 {
+        let mut places = 0;
+        for chain in chains {
+            self.put_used(places, chain, 0);
+            places += 1;
+        }
+        places
     }
 
     fn forget(&mut self, _place: u16) {

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 
-use super::chain::{Chain, Direction, INDIRECT, NEXT, Scratch};
+use super::chain::{Chain, Desc, Direction, INDIRECT, NEXT, Scratch};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::{Ring, RingFault, feature, offload};
@@ -15,28 +15,27 @@ use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
 use crate::drops::DropReason;
 use crate::frame::ethernet;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, Span, access};
+use crate::memory::{Gpa, GuestMap, Hint, Span, access};
 
-/// What the first pass found out about one chain.
+/// What the first passes found out about one chain.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
-    chain: Chain,
-    shape: Shape,
-    /// Header, or header and data in one, or the indirect table.
-    first: Span,
+    /// Where the virtio header is, all of it in one place; null if the chain has to be walked. Of an indirect table of two
+    /// that was not read yet, where that is.
+    header: *mut u8,
+    /// The frame, likewise in one place.
     data: Span,
+    chain: Chain,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    /// Header and data in one buffer.
-    One,
-    /// Header in the first buffer, data in the second.
-    Two,
-    /// An indirect table of two, not read yet.
-    Table,
-    /// Anything else: walk it.
-    Other,
+// SAFETY: as for a span: addresses in the memory that the burst beside it keeps mapped, usable from any thread.
+unsafe impl Send for Ahead {}
+
+impl Ahead {
+    /// A chain that has to be walked.
+    const fn other(chain: Chain) -> Self {
+        Self { header: std::ptr::null_mut(), data: Span::EMPTY, chain }
+    }
 }
 
 /// The queue and its one burst. Belongs to one thread.
@@ -44,13 +43,15 @@ enum Shape {
 pub struct Transmitq {
     ring: Ring,
     gatherer: Gatherer,
+    /// The next frame waits for a page: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
+    parked: Option<u64>,
 }
 
 impl Transmitq {
     /// Takes a ring over.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        Self { gatherer: Gatherer::new(&ring), ring }
+        Self { gatherer: Gatherer::new(&ring), ring, parked: None }
     }
 
     /// Gives the ring back, every burst settled.
@@ -97,8 +98,35 @@ impl Transmitq {
     ///
     /// # Errors
     /// The ring is broken at its next entry. What came before it was gathered by earlier calls.
+    #[inline]
     pub fn gather(&mut self) -> Result<usize, RingFault> {
-        with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring))
+        if self.is_parked() {
+            return Ok(0);
+        }
+        match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
+            Err(RingFault::Absent) => self.park(),
+            gathered => gathered,
+        }
+    }
+
+    /// True while the next frame waits for a page that is on its way.
+    #[inline]
+    pub fn is_parked(&self) -> bool {
+        self.parked.is_some_and(|seen| seen == self.gatherer.burst.memory().arrived())
+    }
+
+    /// Nothing more is gathered before a page comes.
+    #[cold]
+    fn park(&mut self) -> Result<usize, RingFault> {
+        // One that came between the look and this word would be missed for ever: look again after it.
+        self.parked = Some(self.gatherer.burst.memory().arrived());
+        match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
+            Err(RingFault::Absent) => Ok(0),
+            gathered => {
+                self.parked = None;
+                gathered
+            }
+        }
     }
 
     /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
@@ -136,14 +164,13 @@ struct Gatherer {
 impl Gatherer {
     fn new(ring: &Ring) -> Self {
         let features = ring.features();
-        let empty = Ahead { chain: Chain::UNKNOWN, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
         Self {
             burst: Burst::new(std::sync::Arc::clone(ring.memory())),
             header_size: header_size(features),
             sender: offload::sent_by(features),
             indirect: features & feature::INDIRECT_DESC != 0,
             in_order: features & feature::IN_ORDER != 0,
-            ahead: Box::new([empty; MAX_BURST]),
+            ahead: Box::new([Ahead::other(Chain::UNKNOWN); MAX_BURST]),
             scratch: Scratch::new(),
         }
     }
@@ -173,15 +200,22 @@ impl Gatherer {
     #[inline]
     fn gather_known<L: Layout>(&mut self, ring: &L, place: u16, most: usize) -> End {
         let from = self.burst.len();
-        let (count, indirect, end) = self.look_ahead(ring, place, from, most);
-        if indirect {
-            self.open_tables::<L>(from, count);
+        let mut hint = self.burst.hint();
+        let (count, tables, end) = self.look_ahead(ring, place, from, most, &mut hint);
+        if tables != 0 {
+            self.open_tables::<L>(tables, &mut hint);
         }
-        for i in from..count {
-            match self.take(ring, i) {
-                Ok(()) => {}
-                Err(Some(fault)) => return End::Fault(fault),
-                Err(None) => return End::Done,
+        self.burst.set_hint(hint);
+        let (mut i, mut header) = (from, 0);
+        while i < count {
+            let ahead = self.ahead.get(i..count).unwrap_or_default();
+            i += self.burst.push_plain(ahead.iter().map(|ahead| Self::plain_frame(ahead, &mut header)));
+            if i < count {
+                match self.take(ring, i, header) {
+                    Ok(()) => i += 1,
+                    Err(Some(fault)) => return End::Fault(fault),
+                    Err(None) => return End::Done,
+                }
             }
         }
         end
@@ -204,85 +238,98 @@ impl Gatherer {
     }
 
     /// First pass: heads and descriptors, from slot `from` of the burst up to `most`. Gives the slot after the last that is
-    /// good, whether any has an indirect table, and what ended it.
+    /// good, which of them are indirect tables (bit i for slot i), and what ended it.
     #[inline]
-    fn look_ahead<L: Layout>(&mut self, ring: &L, mut place: u16, from: usize, most: usize) -> (usize, bool, End) {
-        let mut indirect = false;
+    fn look_ahead<L: Layout>(
+        &mut self,
+        ring: &L,
+        mut place: u16,
+        from: usize,
+        most: usize,
+        hint: &mut Hint,
+    ) -> (usize, u64, End) {
+        let (memory, mut tables) = (self.burst.memory(), 0_u64);
         let slots = self.ahead.get_mut(from..most).unwrap_or_default();
         for (i, slot) in slots.iter_mut().enumerate() {
             let (chain, desc) = match ring.head(place) {
                 Ok(Some(found)) => found,
-                Ok(None) => return (from + i, indirect, End::Done),
-                Err(fault) => return (from + i, indirect, End::Fault(fault)),
+                Ok(None) => return (from + i, tables, End::Done),
+                Err(fault) => return (from + i, tables, End::Fault(fault)),
             };
-            let mut ahead = Ahead { chain, shape: Shape::Other, first: Span::EMPTY, data: Span::EMPTY };
-            match desc.flags {
-                0 => {
-                    if let Some(span) = self.burst.translate(Gpa(desc.addr), desc.len) {
-                        access::prefetch(span.start);
-                        access::prefetch(span.start.wrapping_add(64));
-                        (ahead.shape, ahead.first) = (Shape::One, span);
-                    }
-                }
-                NEXT if desc.len == self.header_size => {
-                    if let Some((chain, second)) = ring.second(place, chain, desc)
-                        && let Some(first) = self.burst.translate(Gpa(desc.addr), desc.len)
-                        && let Some(data) = self.burst.translate(Gpa(second.addr), second.len)
-                    {
-                        access::prefetch(first.start);
-                        access::prefetch(data.start);
-                        ahead = Ahead { chain, shape: Shape::Two, first, data };
-                    }
-                }
+            let known = match desc.flags {
+                0 if desc.len >= self.header_size => memory.translate(Gpa(desc.addr), desc.len, hint).map(|span| {
+                    access::prefetch(span.start);
+                    access::prefetch(span.start.wrapping_add(64));
+                    let start = span.start.wrapping_add(self.header_size as usize);
+                    Ahead { header: span.start, data: Span { start, len: span.len - self.header_size }, chain }
+                }),
+                NEXT if desc.len == self.header_size => ring
+                    .second(place, chain, desc)
+                    .and_then(|(chain, second)| Self::header_and_data(memory, desc, second, chain, hint)),
                 INDIRECT if desc.len == 32 && self.indirect => {
-                    if let Some(table) = self.burst.translate(Gpa(desc.addr), 32) {
+                    memory.translate(Gpa(desc.addr), 32, hint).map(|table| {
                         access::prefetch(table.start);
-                        (ahead.shape, ahead.first) = (Shape::Table, table);
-                        indirect = true;
-                    }
+                        tables |= 1 << ((from + i) % MAX_BURST);
+                        Ahead { header: table.start, data: Span::EMPTY, chain }
+                    })
                 }
-                _ => {}
-            }
+                _ => None,
+            };
+            let ahead = known.unwrap_or(Ahead::other(chain));
             *slot = ahead;
-            if ahead.shape == Shape::Other && !L::ends_at(desc) {
-                return (from + i, indirect, End::Unknown);
+            if ahead.header.is_null() && !L::ends_at(desc) {
+                return (from + i, tables, End::Unknown);
             }
             place += L::places(ahead.chain);
         }
-        (most, indirect, End::Done)
+        (most, tables, End::Done)
+    }
+
+    /// A chain whose header and frame are each in one place.
+    #[inline]
+    fn header_and_data(memory: &GuestMap, first: Desc, second: Desc, chain: Chain, hint: &mut Hint) -> Option<Ahead> {
+        let header = memory.translate(Gpa(first.addr), first.len, hint)?.start;
+        let data = memory.translate(Gpa(second.addr), second.len, hint)?;
+        access::prefetch(header);
+        access::prefetch(data.start);
+        Some(Ahead { header, data, chain })
     }
 
     /// Second pass: indirect tables of header and data become the same two buffers.
-    fn open_tables<L: Layout>(&mut self, from: usize, to: usize) {
-        let slots = self.ahead.get_mut(from..to).unwrap_or_default();
-        for ahead in slots.iter_mut().filter(|a| a.shape == Shape::Table) {
-            ahead.shape = Shape::Other;
-            if let Some((head, tail)) = L::in_table(ahead.first, 0).zip(L::in_table(ahead.first, 1))
-                && L::is_pair(head, tail)
-                && head.len == self.header_size
-                && let Some(first) = self.burst.translate(Gpa(head.addr), head.len)
-                && let Some(data) = self.burst.translate(Gpa(tail.addr), tail.len)
-            {
-                access::prefetch(first.start);
-                access::prefetch(data.start);
-                (ahead.shape, ahead.first, ahead.data) = (Shape::Two, first, data);
-            }
+    fn open_tables<L: Layout>(&mut self, mut tables: u64, hint: &mut Hint) {
+        let memory = self.burst.memory();
+        while tables != 0 {
+            let place = tables.trailing_zeros() as usize;
+            tables &= tables - 1;
+            let Some(ahead) = self.ahead.get_mut(place) else { return };
+            let table = Span { start: ahead.header, len: 32 };
+            let pair = L::in_table(table, 0).zip(L::in_table(table, 1));
+            let known = pair
+                .filter(|&(first, second)| L::is_pair(first, second) && first.len == self.header_size)
+                .and_then(|(first, second)| Self::header_and_data(memory, first, second, ahead.chain, hint));
+            *ahead = known.unwrap_or(Ahead::other(ahead.chain));
         }
     }
 
-    /// Third pass, one chain: header judged, head copied. `Ok` when the chain is in the burst, `Err(None)` when the
-    /// burst has no room for its pieces.
+    /// Third pass, most chains: the header, read once, asks for nothing. None if it does, or the chain has to be walked, or
+    /// its frame is to be dropped for its length: then [`Self::take`] judges.
     #[inline]
-    fn take<L: Layout>(&mut self, ring: &L, i: usize) -> Result<(), Option<RingFault>> {
-        let Some(&Ahead { shape, first, data, .. }) = self.ahead.get(i) else { return Err(None) };
-        let data = match shape {
-            Shape::Two => data,
-            Shape::One if first.len >= self.header_size => {
-                Span { start: first.start.wrapping_add(self.header_size as usize), len: first.len - self.header_size }
-            }
-            _ => return self.take_chain(ring, i, self.place_of::<L>(i)),
-        };
-        let raw = Self::header_at(first.start);
+    fn plain_frame(ahead: &Ahead, header: &mut u128) -> Option<Span> {
+        if ahead.header.is_null() {
+            return None;
+        }
+        *header = Self::header_at(ahead.header);
+        let is_sound = ahead.data.len.wrapping_sub(ethernet::HEADER_SIZE) <= MAX_FRAME - ethernet::HEADER_SIZE;
+        (is_sound && *header == 0).then_some(ahead.data)
+    }
+
+    /// Third pass, any chain: its header, if it is in one place, was read and is judged. `Ok` when the chain is in the burst, `Err(None)` when the burst has
+    /// no room for its pieces.
+    fn take<L: Layout>(&mut self, ring: &L, i: usize, raw: u128) -> Result<(), Option<RingFault>> {
+        let Some(&Ahead { header, data, .. }) = self.ahead.get(i) else { return Err(None) };
+        if header.is_null() {
+            return self.take_chain(ring, i, self.place_of::<L>(i));
+        }
         let (drop, offload) = judge(raw, data.len, self.sender);
         self.burst.push(data, drop, offload);
         Ok(())
@@ -344,17 +391,13 @@ impl Gatherer {
     fn commit<L: Layout>(&mut self, ring: &mut L) -> bool {
         let chains = self.ahead.get(..self.burst.len()).unwrap_or_default();
         let Some(last) = chains.last() else { return false };
-        let mut places = 0;
-        if self.in_order {
+        let places = if self.in_order {
             // virtio 1.2 §2.7.9, §2.8.9: one entry in the place of the batch's first says that all up to its id are used.
             ring.put_used(0, last.chain, 0);
-            places = chains.iter().map(|ahead| L::places(ahead.chain)).sum();
+            chains.iter().map(|ahead| L::places(ahead.chain)).sum()
         } else {
-            for ahead in chains {
-                ring.put_used(places, ahead.chain, 0);
-                places += L::places(ahead.chain);
-            }
-        }
+            ring.put_all_used(chains.iter().map(|ahead| ahead.chain))
+        };
         self.burst.clear();
         ring.publish(places);
         ring.notify(places)

@@ -22,9 +22,38 @@ const CACHE: usize = 2 * MAX_BURST;
 /// Lookups that the table answered in one burst, from which on those of the next are asked for together.
 const MANY_MISSES: u32 = 8;
 
+/// The first 16 bytes of a frame that went to a port, and where it went: those that follow it mostly go there too.
+#[derive(Debug, Clone, Copy)]
+pub struct Last {
+    head: u128,
+    /// Which bits count: a tag belongs to the address, what follows any other type does not.
+    mask: u128,
+    /// Where it went.
+    pub output: Output,
+}
+
+impl Last {
+    /// True for a frame of all ones, whose source is none.
+    const NONE: Self = Self { head: u128::MAX, mask: u128::MAX, output: Output::Drop(DropReason::BadSource) };
+    /// The addresses and the type.
+    const UNTAGGED: u128 = (1 << 112) - 1;
+
+    #[inline]
+    fn head(head: &[u8; HEAD_SIZE]) -> u128 {
+        head.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes))
+    }
+
+    /// True for a frame that goes the same way.
+    #[inline]
+    pub fn is_like(&self, head: &[u8; HEAD_SIZE]) -> bool {
+        (Self::head(head) ^ self.head) & self.mask == 0
+    }
+}
+
 /// What one transmitq saw last: spares the table most of its lookups. Valid for one generation of the FDB.
 #[derive(Debug)]
 pub struct Cache {
+    last: Last,
     generation: u32,
     /// The last source, and the second in which it was learned.
     source: (Key, u32),
@@ -39,6 +68,7 @@ pub struct Cache {
 impl Default for Cache {
     fn default() -> Self {
         Self {
+            last: Last::NONE,
             generation: 0,
             source: (Key::NONE, 0),
             destinations: [(Key::NONE, 0); CACHE],
@@ -85,7 +115,13 @@ impl Cache {
         }
     }
 
-    /// Learns the source of a frame that came in on `port` and says where the frame goes.
+    /// What [`Self::classify`] says of every frame like it, until [`Self::refresh`].
+    #[inline]
+    pub fn last(&self) -> Last {
+        self.last
+    }
+
+    /// Learns the source of a frame that came in on `port` and says where the frame goes. A cache is of one port.
     #[inline]
     pub fn classify(
         &mut self,
@@ -94,18 +130,27 @@ impl Cache {
         head: &[u8; HEAD_SIZE],
         forward_bpdu: bool,
         now_s: u32,
-    ) -> (Output, Mac) {
+    ) -> Output {
+        if self.last.is_like(head) {
+            return self.last.output;
+        }
         let header = ethernet::parse(head);
         let source = Key::new(header.vlan, header.src);
         if self.source != (source, now_s) {
             if header.src.is_group() || header.src.0 == 0 {
-                return (Output::Drop(DropReason::BadSource), header.dst);
+                return Output::Drop(DropReason::BadSource);
             }
             if fdb.learn(source, port, now_s) {
                 self.source = (source, now_s);
             }
         }
-        (self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s), header.dst)
+        let output = self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s);
+        // What the table may learn, or has to be taught, is asked for again.
+        if matches!(output, Output::Port(_)) && self.source == (source, now_s) {
+            let mask = if header.tagged { u128::MAX } else { Last::UNTAGGED };
+            self.last = Last { head: Last::head(head), mask, output };
+        }
+        output
     }
 
     #[inline]
@@ -147,7 +192,7 @@ mod tests {
 
     fn ask(cache: &mut Cache, fdb: &Fdb, port: PortId, dst: u64, src: u64) -> Output {
         cache.refresh(fdb, 1);
-        cache.classify(fdb, port, &head(dst, src), false, 1).0
+        cache.classify(fdb, port, &head(dst, src), false, 1)
     }
 
     #[test]
@@ -175,6 +220,47 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_like_the_last_gets_the_answer_it_would_have_got_alone() {
+        let (fdb, mut cache) = (Fdb::new(1024, 300), Cache::default());
+        for (vlan, mac, port) in [(0, 0x0202, 2), (5, 0x0202, 3), (5, 0x0302, 1)] {
+            fdb.learn(Key::new(vlan, Mac(mac)), port, 1);
+        }
+        // Priority bits, a tag's presence, the type and each half of an address.
+        let tails: [&[u8]; 6] = [
+            &[0x08, 0x00, 0x45, 0x00],
+            &[0x08, 0x06, 0x00, 0x01],
+            &[0x81, 0x00, 0x00, 0x05],
+            &[0x81, 0x00, 0xe0, 0x05],
+            &[0x81, 0x00, 0x00, 0x06],
+            &[0xff, 0xff, 0xff, 0xff],
+        ];
+        let addresses = [0x0202, 0x0302, 0x0001_0000_0202, 0x0100_0000_0202, 0xffff_ffff_ffff, 0];
+        let mut heads = Vec::new();
+        for (&dst, &src) in addresses.iter().flat_map(|dst| addresses.iter().map(move |src| (dst, src))) {
+            for tail in tails {
+                let mut head = head(dst, src);
+                head[12..16].copy_from_slice(tail);
+                heads.push(head);
+            }
+        }
+        cache.refresh(&fdb, 1);
+        for (first, second) in heads.iter().flat_map(|first| heads.iter().map(move |second| (first, second))) {
+            cache.classify(&fdb, 1, first, false, 1);
+            cache.refresh(&fdb, 1);
+            let alone = Cache::default().classify(&fdb, 1, second, false, 1);
+            let last = cache.last();
+            assert!(!last.is_like(second) || last.output == alone, "{:x?} after {:x?}", &second[..16], &first[..16]);
+            assert_eq!(
+                cache.classify(&fdb, 1, second, false, 1),
+                alone,
+                "{:x?} after {:x?}",
+                &second[..16],
+                &first[..16]
+            );
+        }
+    }
+
+    #[test]
     fn lookups_asked_for_together_give_what_they_gave_one_by_one() {
         let (fdb, mut a) = (Fdb::new(1024, 300), Cache::default());
         let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n, 0x0201))).collect();
@@ -189,7 +275,7 @@ mod tests {
             assert_eq!(a.misses, if round == 0 { 0 } else { 32 }, "the known ones, from the second burst on");
             for (n, head) in heads.iter().enumerate() {
                 let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
-                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1).0, expected, "{n}, round {round}");
+                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1), expected, "{n}, round {round}");
             }
             assert!(a.misses >= MANY_MISSES, "the next burst is asked for together");
         }
@@ -207,6 +293,6 @@ mod tests {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
         assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(DropReason::Reserved));
         assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(DropReason::BadSource));
-        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1).0, Output::Flood);
+        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1), Output::Flood);
     }
 }

@@ -9,3 +9,4 @@ pub mod process;
 pub mod socket;
 pub mod table;
 pub mod tsc;
+pub mod userfault;

@@ -107,11 +107,31 @@ pub fn peer(stream: &UnixStream) -> io::Result<Credentials> {
     Ok(Credentials { pid: cred.pid, uid: cred.uid, gid: cred.gid })
 }
 
-/// Sends what fits now, without waiting and without SIGPIPE.
-pub fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: `bytes` is live and its length is given.
-    let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+/// Sends what fits now, without waiting and without SIGPIPE; a copy of `file` goes with the first byte.
+pub fn send_with(stream: &UnixStream, bytes: &[u8], file: Option<&File>) -> io::Result<usize> {
+    // As u64s, so that it is aligned for a cmsghdr: one header and one descriptor, padded, are 24 bytes.
+    let mut control = [0_u64; 3];
+    const { assert!(size_of::<RawFd>() == 4) };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero is a valid msghdr.
+    let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+    msg.msg_iov = &raw mut iov;
+    msg.msg_iovlen = 1;
+    if let Some(file) = file {
+        msg.msg_control = control.as_mut_ptr().cast();
+        msg.msg_controllen = size_of_val(&control);
+        // SAFETY: CMSG_LEN computes a length.
+        let len = unsafe { libc::CMSG_LEN(4) } as usize;
+        let head = libc::cmsghdr { cmsg_len: len, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS };
+        // SAFETY: the control buffer is live, aligned and longer than a header.
+        unsafe { control.as_mut_ptr().cast::<libc::cmsghdr>().write(head) };
+        // SAFETY: the buffer holds the header just written; it only computes where the data starts.
+        let data = unsafe { libc::CMSG_DATA(control.as_ptr().cast()) };
+        // SAFETY: the buffer has room for one descriptor behind the header.
+        unsafe { data.cast::<[u8; size_of::<RawFd>()]>().write(file.as_raw_fd().to_ne_bytes()) };
+    }
+    // SAFETY: `msg` points at `bytes` and `control`, both live, with their sizes; the kernel only reads them.
+    let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const msg, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 

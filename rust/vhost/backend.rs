@@ -5,10 +5,10 @@
 
 use std::fs::File;
 
-use vhost::vhost_user::message::{VhostUserLog, VhostUserVringAddrFlags, VhostUserVringState};
+use vhost::vhost_user::message::{VhostUserVringAddrFlags, VhostUserVringState};
 use vhost::vhost_user::{Error as VhostError, Result as VhostResult, VhostUserBackendReqHandlerMut};
 
-use super::wire::{Header, Request, name};
+use super::wire::{self, Header, Request, name};
 use crate::error::Error;
 
 /// The requests of vhost-user that the trait of the `vhost` crate leaves out.
@@ -23,6 +23,16 @@ pub(super) trait NetExt {
     fn set_status(&mut self, status: u64) -> VhostResult<()>;
     /// `vhost-user: GET_STATUS`.
     fn status(&self) -> u64;
+    /// `vhost-user: POSTCOPY_ADVISE`: the userfaultfd that the front-end reads.
+    fn postcopy_advise(&mut self) -> VhostResult<File>;
+    /// `vhost-user: POSTCOPY_LISTEN`.
+    fn postcopy_listen(&mut self) -> VhostResult<()>;
+    /// `vhost-user: POSTCOPY_END`.
+    fn postcopy_end(&mut self) -> VhostResult<()>;
+    /// True if the front-end has to be told where its regions are mapped here, and says when it knows.
+    fn is_listening(&self) -> bool;
+    /// The front-end knows.
+    fn bases_are_known(&mut self);
 }
 
 /// What to tell the front-end.
@@ -33,8 +43,12 @@ pub(super) enum Answer {
     Number(u64),
     /// A vring's index and a number.
     Vring(VhostUserVringState),
-    /// A log's size and offset.
-    Log(VhostUserLog),
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// A descriptor and nothing else.
+    File(File),
+    /// Nothing, whatever it asked for.
+    Silence,
 }
 
 /// Carries one of our errors through the trait of the `vhost` crate.
@@ -52,9 +66,20 @@ where
         Request::SetFeatures(features) => handler.set_features(features)?,
         Request::SetOwner => handler.set_owner()?,
         Request::ResetOwner => handler.reset_owner()?,
-        Request::SetMemTable { regions, files } => drop(handler.set_mem_table(&regions, files, None)?),
+        // An empty table is what the one with our addresses in it is acknowledged with.
+        Request::SetMemTable { regions, .. } if regions.is_empty() && handler.is_listening() => {
+            handler.bases_are_known();
+            return Ok(Answer::Silence);
+        }
+        Request::SetMemTable { regions, files } => {
+            let bases = handler.set_mem_table(&regions, files, None)?;
+            if let Some(bases) = bases {
+                return Ok(Answer::Bytes(wire::reply_table(header.code, &regions, &bases)));
+            }
+        }
         Request::SetLogBase { log, file } => {
-            return handler.set_log_base(&log, file).map(|()| Answer::Log(log));
+            handler.set_log_base(&log, file)?;
+            return Ok(Answer::Bytes(wire::reply_log(header.code, log)));
         }
         Request::SetLogFd(file) => handler.set_log_fd(file)?,
         Request::SetVringNum { index, num } => handler.set_vring_num(index, num)?,
@@ -81,7 +106,25 @@ where
         Request::NetSetMtu(mtu) => handler.set_mtu(mtu)?,
         Request::ResetDevice => handler.reset_device()?,
         Request::GetMaxMemSlots => return handler.get_max_mem_slots().map(Answer::Number),
-        Request::AddMemReg { region, file } => drop(handler.add_mem_region(&region, file, None)?),
+        Request::AddMemReg { region, file } => {
+            if let Some(base) = handler.add_mem_region(&region, file, None)? {
+                return Ok(Answer::Bytes(wire::reply_region(header.code, &region, base)));
+            }
+        }
+        Request::RegionsDone if handler.is_listening() => {
+            handler.bases_are_known();
+            return Ok(Answer::Silence);
+        }
+        Request::RegionsDone => {
+            let text = format!("{} without a region, which only a post-copy migration has", name(header.code));
+            return Err(wrap(Error::Peer(text)));
+        }
+        Request::PostcopyAdvise => return handler.postcopy_advise().map(Answer::File),
+        Request::PostcopyListen => handler.postcopy_listen()?,
+        Request::PostcopyEnd => {
+            handler.postcopy_end()?;
+            return Ok(Answer::Number(0));
+        }
         Request::RemMemReg(region) => handler.remove_mem_region(&region)?,
         Request::SetStatus(status) => handler.set_status(status)?,
         Request::GetStatus => return Ok(Answer::Number(handler.status())),

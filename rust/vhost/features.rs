@@ -93,7 +93,7 @@ pub const VIRTIO: u64 = 1 << 0   // CSUM
     | 1 << 55                    // GUEST_USO6
     | 1 << 56; // HOST_USO
 
-/// The protocol bits on offer.
+/// The protocol bits on every port's offer.
 pub const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::LOG_SHMFD)
     .union(Protocol::RARP)
@@ -102,6 +102,11 @@ pub const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::STATUS);
+
+/// The protocol bits on offer: with [`Protocol::PAGEFAULT`] where post-copy migration is served.
+pub fn protocol(postcopy: bool) -> Protocol {
+    if postcopy { PROTOCOL | Protocol::PAGEFAULT } else { PROTOCOL }
+}
 
 /// Names the virtio bits in `bits`, lowest first: `MRG_RXBUF, EVENT_IDX`; a bit without a name by its number.
 pub fn names(bits: u64) -> String {

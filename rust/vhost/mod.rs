@@ -31,8 +31,19 @@ use std::sync::Arc;
 
 pub use endpoint::{Endpoint, EndpointHandle};
 
+use crate::error::Result;
+use crate::memory::Incoming;
 use crate::recovery::Recovery;
 use crate::ring::Ring;
+
+/// Whether post-copy migration can be offered.
+///
+/// # Errors
+/// `Kernel` if this process may not use userfaultfd; the text says what to set.
+pub fn check_postcopy() -> Result<()> {
+    // One that is made and thrown away shows that they can be had.
+    Incoming::new().map(drop)
+}
 
 /// Who makes the socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +71,8 @@ pub struct EndpointConfig {
     pub socket_group: Option<u32>,
     /// Accept guest memory on disk files.
     pub allow_file_memory: bool,
+    /// Offer post-copy migration; a server's socket never does.
+    pub postcopy: bool,
     /// Where each vring's place is written down.
     pub recovery: Arc<Recovery>,
 }

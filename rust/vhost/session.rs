@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::Error as VhostError;
-use vhost::vhost_user::message::VhostUserLog;
+use vhost::vhost_user::message::{FrontendReq, VhostUserLog};
 
 use super::Level;
 use super::backend::{Answer, dispatch};
@@ -44,6 +44,9 @@ const REST: Duration = Duration::from_millis(100);
 
 /// How long a process that dies may keep its pid after its socket closed.
 const LAST_BREATH: Duration = Duration::from_millis(100);
+
+/// How often a post-copy migration is looked at, besides whenever pages came.
+const ARRIVALS: Duration = Duration::from_millis(200);
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -156,7 +159,11 @@ impl<'a> Session<'a> {
     /// Takes a connected stream.
     pub(super) fn new(port: &'a Arc<Port>, control: &'a Control, stream: UnixStream) -> Result<Self> {
         let peer = Peer::of(&stream)?;
-        let handler = Handler::new(Arc::clone(port), peer.clone());
+        let mut handler = Handler::new(Arc::clone(port), peer.clone());
+        if port.postcopy {
+            let waker = control.wake_fd().try_clone();
+            handler.set_waker(waker.map_err(|e| Error::kernel("no descriptor to be had; raise RLIMIT_NOFILE", e))?);
+        }
         let began = Instant::now();
         let reader = Reader::new();
         Ok(Self {
@@ -256,7 +263,8 @@ impl<'a> Session<'a> {
         let ours = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let hold = self.handler.is_held().then(|| self.port.recovery.hold_left().unwrap_or_default());
         let log = self.handler.has_log_fd().then_some(LOG_NEWS);
-        ours.into_iter().chain(hold).chain(log).min()
+        let arrivals = self.handler.is_migrating_in().then_some(ARRIVALS);
+        ours.into_iter().chain(hold).chain(arrivals).chain(log).min()
     }
 
     /// Lets go what waited for other ports, when they are there or their time is over.
@@ -294,6 +302,10 @@ impl<'a> Session<'a> {
     fn look_at_the_clock(&mut self) -> Option<End> {
         self.look_at_the_hold();
         self.handler.tell_log_news();
+        if self.handler.is_migrating_in() {
+            self.handler.look_at_arrivals();
+            self.publish();
+        }
         if self.reader.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
             let place = self.reader.place();
             return Some(End::Broken(format!("it stopped {place} and said no more for {} s", PATIENCE.as_secs())));
@@ -330,7 +342,6 @@ impl<'a> Session<'a> {
     fn handle(&mut self, header: Header, body: &[u8], files: Vec<File>) -> std::result::Result<(), String> {
         let request = wire::request(header, body, files).map_err(|e| e.to_string())?;
         let unserved = matches!(request, Request::Unserved(_));
-        let is_log = matches!(request, Request::SetLogBase { .. });
         let code = header.code;
         let answered = dispatch(&mut self.handler, header, request).map_err(refusal);
         if !unserved {
@@ -338,23 +349,30 @@ impl<'a> Session<'a> {
         }
         // Before the answer: what the front-end knows is true, everybody can see.
         self.publish();
-        let wants_answer = header.need_reply && self.handler.acknowledges();
+        let is_postcopy = [FrontendReq::POSTCOPY_LISTEN as u32, FrontendReq::POSTCOPY_END as u32].contains(&code);
+        // QEMU waits for an answer to those two whatever was negotiated.
+        let wants_answer = header.need_reply && (self.handler.acknowledges() || is_postcopy);
         match answered {
+            Ok(Answer::Bytes(bytes)) => self.answer(&bytes),
+            Ok(Answer::File(file)) => self.answer_with(&wire::reply(code, &[]), Some(&file)),
             Ok(Answer::Number(value)) => self.answer(&wire::reply_number(code, value)),
             Ok(Answer::Vring(state)) => self.answer(&wire::reply_vring(code, state)),
-            Ok(Answer::Log(log)) => self.answer(&wire::reply_log(code, log)),
             Ok(Answer::Done) if wants_answer => self.answer(&wire::reply_number(code, 0)),
-            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Done | Answer::Silence) => Ok(()),
             Err(text) => {
                 if unserved && !wants_answer {
                     // It may wait for an answer of a shape we do not know.
                     return Err(text);
                 }
                 self.log_refusal(&wire::name(code), &text);
-                if is_log {
+                if code == FrontendReq::SET_LOG_BASE as u32 {
                     // Front-ends wait for a log in answer, whether they asked for one or not, and for no less. One of nothing
                     // is an error to `vhost`'s; QEMU looks at none.
                     return self.answer(&wire::reply_log(code, VhostUserLog::default()));
+                }
+                if code == FrontendReq::POSTCOPY_ADVISE as u32 {
+                    // It waits for a descriptor: one that is not there is the only way to say no.
+                    return self.answer(&wire::reply(code, &[]));
                 }
                 if wants_answer { self.answer(&wire::reply_number(code, 1)) } else { Ok(()) }
             }
@@ -376,11 +394,16 @@ impl<'a> Session<'a> {
     }
 
     fn answer(&self, bytes: &[u8]) -> std::result::Result<(), String> {
+        self.answer_with(bytes, None)
+    }
+
+    fn answer_with(&self, bytes: &[u8], mut file: Option<&File>) -> std::result::Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         let mut rest = bytes;
         while !rest.is_empty() {
-            match socket::send(&self.stream, rest) {
-                Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+            match socket::send_with(&self.stream, rest, file) {
+                // It went with the first byte.
+                Ok(sent) => (rest, file) = (rest.get(sent..).unwrap_or_default(), None),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                     let left = deadline.saturating_duration_since(Instant::now());

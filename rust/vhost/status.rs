@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::peer::Peer;
+use crate::memory::Progress;
 
 /// One moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,6 +38,16 @@ pub(super) struct SessionState {
     pub(super) link_up: bool,
     pub(super) waiting_for: Option<String>,
     pub(super) problem: Option<String>,
+    /// A post-copy migration that brings the guest here, or brought it.
+    pub(super) postcopy: Option<PostcopyState>,
+}
+
+/// A post-copy migration at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PostcopyState {
+    /// Not over yet.
+    pub(super) is_on: bool,
+    pub(super) progress: Progress,
 }
 
 impl Snapshot {
@@ -73,6 +84,14 @@ impl Snapshot {
         put("peer-pid", session.peer.pid.to_string());
         put("peer-uid", session.peer.uid.to_string());
         put("peer-program", session.peer.program.clone());
+        if let Some(PostcopyState { is_on, progress }) = session.postcopy {
+            put("postcopy", if is_on { "on" } else { "over" }.to_owned());
+            if is_on {
+                put("postcopy-pages-missing", progress.missing.to_string());
+            }
+            put("postcopy-faults-served", progress.faults.to_string());
+            put("postcopy-stall-ms", (progress.stalled_us / 1000).to_string());
+        }
         if let Some(guest) = session.guest_mtu.filter(|&guest| guest != mtu) {
             put(
                 "mtu-mismatch",
@@ -100,6 +119,7 @@ mod tests {
             link_up: true,
             waiting_for: None,
             problem: None,
+            postcopy: None,
         }
     }
 
@@ -125,6 +145,19 @@ mod tests {
         ];
         let got: Vec<(&str, &str)> = map.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_post_copy_migration_is_shown_while_it_is_on_and_after() {
+        let progress = Progress { missing: 7, faults: 12, stalled_us: 34_567 };
+        let shown = |is_on| {
+            let session = SessionState { postcopy: Some(PostcopyState { is_on, progress }), ..session() };
+            let map = Snapshot { session: Some(session), ..Snapshot::default() }.to_map("client", "/run/s", 1500);
+            let keys = ["postcopy", "postcopy-pages-missing", "postcopy-faults-served", "postcopy-stall-ms"];
+            keys.map(|key| map.get(key).cloned().unwrap_or_default())
+        };
+        assert_eq!(shown(true), ["on", "7", "12", "34"]);
+        assert_eq!(shown(false), ["over", "", "12", "34"]);
     }
 
     #[test]

@@ -110,6 +110,19 @@ impl Vring {
         })
     }
 
+    /// What the ring is made of; None before it has addresses.
+    pub(super) fn config(&self, features: u64) -> Option<RingConfig> {
+        let addr = self.addr.as_ref()?;
+        Some(RingConfig {
+            size: self.size,
+            desc_uva: addr.descriptor,
+            avail_uva: addr.available,
+            used_uva: addr.used,
+            base: self.base,
+            features,
+        })
+    }
+
     /// Makes the ring, with descriptors of its own. It goes on where `past` knows it stood; what is wrong with that is
     /// told beside it.
     pub(super) fn activate(
@@ -119,15 +132,8 @@ impl Vring {
         past: Option<Past>,
         logging: &Arc<Logging>,
     ) -> Result<(Ring, Option<String>)> {
-        let addr = self.addr.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
-        let config = RingConfig {
-            size: self.size,
-            desc_uva: addr.descriptor,
-            avail_uva: addr.available,
-            used_uva: addr.used,
-            base: self.base,
-            features,
-        };
+        let config = self.config(features);
+        let config = config.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
         let kick = match &self.kick {
             Kick::Eventfd(file) => Some(duplicate(file)?),
             Kick::Timer | Kick::Stopped => None,
@@ -135,7 +141,7 @@ impl Vring {
         let call = self.call.as_ref().map(duplicate).transpose()?;
         let is_taken_over = past.as_ref().is_some_and(|past| past.is_known);
         let (mut ring, note) = config.resume(memory, kick, call, past)?;
-        ring.log_to(logging, log_address(&addr), is_taken_over);
+        ring.log_to(logging, self.addr.as_ref().and_then(log_address), is_taken_over);
         Ok((ring, note))
     }
 

@@ -5,10 +5,17 @@ import pytest
 from ovsvhost.daemon.settings import pending, startup, stats_interval_ms
 
 
-@pytest.mark.parametrize("feature", ["vhost-iommu-support", "vhost-postcopy-support"])
-def test_a_feature_that_is_not_served_yet_is_said_at_start(feature: str) -> None:
+def test_a_feature_that_is_not_served_yet_is_said_at_start() -> None:
+    feature = "vhost-iommu-support"
     assert f"other_config:{feature}=true is not in force" in startup({feature: "true"}).notices[0]
     assert startup({feature: "false"}).notices == ()
+
+
+@pytest.mark.rows("A15")
+def test_post_copy_is_off_unless_it_is_asked_for() -> None:
+    assert startup({"vhost-postcopy-support": "true"}).postcopy
+    assert not startup({"vhost-postcopy-support": "false"}).postcopy
+    assert not startup({}).postcopy
 
 
 def test_dpdk_options_are_accepted_with_a_notice() -> None:

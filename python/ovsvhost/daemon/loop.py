@@ -157,7 +157,14 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
     for notice in at_start.notices:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
-    return Control(apply.open_datapath(rundir, at_start.restart_hold_ms), replica, at_start, rundir, apply.VERSION)
+    datapath = apply.open_datapath(rundir, at_start.restart_hold_ms)
+    if at_start.postcopy:
+        try:
+            apply.offer_postcopy(datapath)
+            _log.info("POSTCOPY support for vhost-user-client enabled.")
+        except OvsvhostError as error:
+            _log.error("other_config:vhost-postcopy-support=true is not in force: %s", error)
+    return Control(datapath, replica, at_start, rundir, apply.VERSION)
 
 
 def _socket_directory(at_start: Startup, rundir: Path) -> None:

@@ -34,12 +34,14 @@ class Startup:
         read: the options of `READ_AT_START` that were set.
         sock_dir: ``vhost-sock-dir``, unchecked.
         restart_hold_ms: how long frames wait after a crash for the ports that were up.
+        postcopy: ``vhost-postcopy-support``.
         notices: what is not in force, one sentence each.
     """
 
     read: Mapping[str, str]
     sock_dir: str | None = None
     restart_hold_ms: int = RESTART_HOLD_MS
+    postcopy: bool = False
     notices: tuple[str, ...] = ()
 
 
@@ -58,13 +60,14 @@ def startup(other_config: Mapping[str, str]) -> Startup:
             )
     notices += [
         f"other_config:{feature}=true is not in force: it is not served yet; guests get the rest"
-        for feature in ("vhost-iommu-support", "vhost-postcopy-support")
+        for feature in ("vhost-iommu-support",)
         if read.get(feature) == "true"
     ]
     dpdk = sorted(key for key in other_config if key.startswith("dpdk-"))
     if dpdk:
         notices.append(f"other_config:{', '.join(dpdk)}: accepted without effect: there is no DPDK in this switch")
-    return Startup(read, read.get("vhost-sock-dir"), hold_ms, tuple(notices))
+    postcopy = read.get("vhost-postcopy-support") == "true"
+    return Startup(read, read.get("vhost-sock-dir"), hold_ms, postcopy, tuple(notices))
 
 
 def pending(at_start: Startup, other_config: Mapping[str, str]) -> tuple[str, ...]:

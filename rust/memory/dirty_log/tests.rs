@@ -96,7 +96,7 @@ proptest! {
         let memory = file(0x8_0000);
         let spec = RegionSpec { gpa: BASE, uva: 0, size: 0x8_0000, mmap_offset: 0, file: memory };
         let map = GuestMap::map(vec![spec], false).unwrap();
-        let host = map.translate(Gpa(BASE), 1, &mut 0).unwrap().start;
+        let host = map.translate_whole(Gpa(BASE), 1).unwrap().start;
         let file = file(64);
         let logging = Arc::new(Logging::default());
         logging.turn(Some(&Arc::new(log_of(&file, 0, 64).unwrap())));

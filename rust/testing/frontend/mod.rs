@@ -15,8 +15,10 @@
 
 mod config;
 mod negotiate;
+mod postcopy;
 mod start;
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -26,6 +28,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::{FrontendConfig, MemoryMessage, Order, Side};
+pub use postcopy::{Migration, Serve};
 pub use start::region_entries;
 
 use super::driver::RingPlace;
@@ -44,6 +47,10 @@ pub struct Session {
     queue_pairs: u64,
     acknowledged: bool,
     started: bool,
+    /// `POSTCOPY_LISTEN` was said: memory is made known in the post-copy forms.
+    listening: bool,
+    /// Where the back-end mapped each region, as it answered then.
+    bases: RefCell<Vec<u64>>,
 }
 
 impl Session {
@@ -70,6 +77,11 @@ impl Session {
     /// Queue pairs the back-end says it takes.
     pub fn queue_pairs(&self) -> u64 {
         self.queue_pairs
+    }
+
+    /// Where the back-end mapped each region; empty outside a post-copy migration.
+    pub fn bases(&self) -> Vec<u64> {
+        self.bases.borrow().clone()
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! QEMU asks for protocol features before it takes ownership, virtio-user the other way round.
 
+use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -18,8 +19,17 @@ pub(super) fn negotiate(
     calls: &[EventFd],
     channel: Channel,
 ) -> Result<Session> {
-    let mut session =
-        Session { channel, offered: 0, features: 0, protocol: 0, queue_pairs: 1, acknowledged: false, started: false };
+    let mut session = Session {
+        channel,
+        offered: 0,
+        features: 0,
+        protocol: 0,
+        queue_pairs: 1,
+        acknowledged: false,
+        started: false,
+        listening: false,
+        bases: RefCell::default(),
+    };
     if config.order == Order::VirtioUser {
         session.channel.send(&Message::new(Request::SET_OWNER), &[])?;
     }

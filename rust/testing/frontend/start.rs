@@ -100,6 +100,9 @@ pub fn region_entries(ram: &GuestRam) -> Vec<RegionEntry> {
 
 fn set_memory(config: &FrontendConfig, ram: &GuestRam, session: &Session) -> Result<()> {
     let entries = region_entries(ram);
+    if session.listening {
+        return super::postcopy::set_memory(config, ram, session, &entries);
+    }
     match config.memory_message {
         MemoryMessage::Table => {
             let fds: Vec<RawFd> = ram.regions().iter().map(AsRawFd::as_raw_fd).collect();

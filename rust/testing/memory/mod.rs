@@ -13,11 +13,13 @@
 //! back-end is told for rings is the front-end's own mapping, as QEMU does.
 
 mod backing;
+mod missing;
 mod window;
 
 use std::os::fd::{AsRawFd, RawFd};
 
 pub use backing::Backing;
+pub use missing::{MissingPages, Userfault};
 pub use window::Window;
 
 use super::{Error, Result};
@@ -63,6 +65,7 @@ pub struct Region {
     gpa: Gpa,
     file_offset: u64,
     file: std::fs::File,
+    page_size: usize,
     whole: Window,
     taken: usize,
 }
@@ -91,6 +94,11 @@ impl Region {
     /// The whole region as a window.
     pub fn window(&self) -> &Window {
         &self.whole
+    }
+
+    /// Bytes of a page of it.
+    pub fn page_size(&self) -> usize {
+        self.page_size
     }
 
     /// The file that backs the region.
@@ -134,6 +142,7 @@ impl GuestRam {
                 gpa: spec.gpa,
                 file_offset: spec.file_offset,
                 file,
+                page_size: page,
                 whole: Window::whole(mapping),
                 taken: 0,
             });

@@ -161,6 +161,7 @@ pub(crate) fn config(kind: EndpointKind, socket: &Path) -> EndpointConfig {
         socket_owner: None,
         socket_group: None,
         allow_file_memory: false,
+        postcopy: false,
         recovery: Arc::new(Recovery::in_process()),
     }
 }

@@ -90,12 +90,13 @@ fn the_head_that_was_judged_is_the_head_that_is_delivered() {
             while tx.gather().unwrap() > 0 {
                 let list: Vec<u8> = (0..tx.burst().len() as u8).collect();
                 assert_eq!(rx.deliver(tx.burst(), &list).settled, list.len());
-                for (packet, head) in tx.burst().packets().iter().zip(tx.burst().heads()) {
+                for index in list {
+                    let (packet, head) = tx.burst().frame(index).unwrap();
                     let (posted, len) = receiver.take_used().unwrap();
                     assert_eq!(len, 12 + packet.len);
                     let got = b.read(posted.buffers[0].0, 12 + 64);
                     assert_eq!(got[12..], head.0, "the first 64 bytes are those that were judged");
-                    let header = vnet_hdr::encode(packet.offload).to_le_bytes();
+                    let header = vnet_hdr::encode(tx.burst().offload(index.into())).to_le_bytes();
                     assert_eq!(got[..12], header[..12], "the header is the one that was judged");
                 }
                 tx.commit();

@@ -25,6 +25,7 @@ mod memory;
 mod offloads;
 mod pmds;
 mod poll;
+mod postcopy;
 mod pressure;
 mod published;
 mod queues;

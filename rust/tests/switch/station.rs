@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ovsvhost::testing::driver::{RingPlace, Segment, SplitDriver};
 use ovsvhost::testing::frames::vnet_header_size;
-use ovsvhost::testing::frontend::{Frontend, FrontendConfig, Side};
+use ovsvhost::testing::frontend::{Frontend, FrontendConfig, Migration, Serve, Side};
 use ovsvhost::testing::memory::{Backing, Gpa, RegionSpec};
 use ovsvhost::vhost::EndpointKind;
 
@@ -188,6 +188,30 @@ impl Station {
     /// Takes the buffers of the ring out of guest memory: the pages are gone for everybody.
     pub fn cut_buffers(&self) {
         self.frontend.ram().regions()[BUFFERS].file().set_len(0).unwrap();
+    }
+
+    /// Stops the rings and hangs up, as a virtual machine that is about to move does; gives where they stopped.
+    pub fn leave(&mut self) -> Vec<u32> {
+        self.frontend.stop().unwrap()
+    }
+
+    /// Comes back by post-copy: none of its memory is here, and each page comes as `policy` says of its region and place.
+    pub fn arrive(&mut self, bases: &[u32], policy: impl FnMut(usize, usize) -> Serve + Send + 'static) -> Migration {
+        let pages = self.frontend.ram().take_away().unwrap();
+        self.reconnect();
+        let backend = self.frontend.postcopy().unwrap();
+        self.frontend.start(&self.places, bases, 1).unwrap();
+        self.frontend.serve(pages, backend, policy).unwrap()
+    }
+
+    /// Waits for a session.
+    pub fn reconnect(&mut self) {
+        wait("the switch to connect", || self.frontend.try_connect().unwrap());
+    }
+
+    /// Sets memory and rings up in this session, to go on from `bases`.
+    pub fn resume(&mut self, bases: &[u32]) {
+        self.frontend.start(&self.places, bases, 1).unwrap();
     }
 
     /// Sets rings and memory up anew with the switch, as a driver that was reset does; the rings are those there are.

@@ -44,14 +44,17 @@ pub(super) struct Port {
     kind: EndpointKind,
     pub(super) socket: PathBuf,
     pub(super) allow_file_memory: bool,
+    /// Post-copy migration is offered.
+    pub(super) postcopy: bool,
     pub(super) recovery: Arc<Recovery>,
     pub(super) link: Arc<dyn PortLink>,
 }
 
 impl Port {
     pub(super) fn new(config: EndpointConfig, link: Arc<dyn PortLink>) -> Self {
-        let EndpointConfig { name, kind, socket, allow_file_memory, recovery, .. } = config;
-        Self { name, kind, socket, allow_file_memory, recovery, link }
+        let EndpointConfig { name, kind, socket, allow_file_memory, postcopy, recovery, .. } = config;
+        let postcopy = postcopy && kind == EndpointKind::Client;
+        Self { name, kind, socket, allow_file_memory, postcopy, recovery, link }
     }
 
     pub(super) fn path(&self) -> path::Display<'_> {
@@ -359,6 +362,7 @@ mod tests {
             socket_owner: None,
             socket_group: None,
             allow_file_memory: false,
+            postcopy: false,
             recovery: Arc::new(Recovery::in_process()),
         };
         let long = format!("/{}", "x".repeat(107));

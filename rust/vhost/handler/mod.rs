@@ -8,6 +8,7 @@
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
 mod logging;
+mod postcopy;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 
-use self::logging::Migration;
 use super::endpoint::Port;
 use super::features;
 use super::peer::Peer;
@@ -29,6 +29,8 @@ use super::{Level, PortLink};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, RegionSpec, Uva};
 use crate::ring::Past;
+use logging::Migration;
+use postcopy::Postcopy;
 
 /// What a refusal was about; doing it right clears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +62,7 @@ pub(super) struct Handler {
     /// Node of the memory that holds the last ring started.
     numa: u32,
     migration: Migration,
+    postcopy: Postcopy,
 }
 
 impl Handler {
@@ -80,6 +83,7 @@ impl Handler {
             is_held: false,
             numa: 0,
             migration: Migration::default(),
+            postcopy: Postcopy::default(),
         }
     }
 
@@ -109,6 +113,7 @@ impl Handler {
         for first in [1, 0] {
             (first..self.vrings.len()).step_by(2).for_each(|at| self.stop(at));
         }
+        self.abandon_postcopy();
         self.report();
     }
 
@@ -130,6 +135,7 @@ impl Handler {
             link_up: self.link_up,
             waiting_for: self.waiting_for(),
             problem: self.problem(),
+            postcopy: self.postcopy.state(),
         }
     }
 
@@ -150,7 +156,7 @@ impl Handler {
     fn problem(&self) -> Option<String> {
         let faults = self.vrings.iter().find_map(|vring| vring.fault.as_ref());
         let told = self.refusals.values().next().or(faults).cloned();
-        told.or_else(|| {
+        told.or_else(|| self.overdue_page()).or_else(|| {
             let started = self.vrings.iter().take(2).any(|vring| vring.missing().is_none());
             (started && self.memory.is_none()).then(|| {
                 format!(
@@ -184,6 +190,9 @@ impl Handler {
                 None if vring.fault.is_some() => Some(format!("{name} to be set up anew")),
                 None if !vring.is_enabled(features) => Some(format!("{name} to be enabled (SET_VRING_ENABLE)")),
                 None if let Some(obstacle) = self.log_obstacle_of(at) => Some(obstacle),
+                None if !self.is_ring_here(at) => {
+                    Some(format!("the pages of {name} to come from the source of the migration"))
+                }
                 None if self.is_held => Some("the other ports that were up before the switch died".into()),
                 None => None,
             }
@@ -259,6 +268,7 @@ impl Handler {
         let (Some(vring), Some(features)) = (self.vrings.get(at), self.features) else { return false };
         let is_ready =
             self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features);
+        let is_ready = is_ready && self.is_ring_here(at);
         let is_ready = is_ready && self.log_obstacle().is_none() && self.log_obstacle_of(at).is_none();
         // Frames wait in the guest's ring for those who were there to receive them.
         is_ready && (vring::is_receiveq(at) || vring.live || !self.is_held)
@@ -357,7 +367,11 @@ impl Handler {
         })?;
         self.refusals.remove(&Subject::Memory);
         self.stop_all();
-        self.memory = (!map.is_empty()).then(|| Arc::new(map));
+        let before = std::mem::replace(&mut self.memory, (!map.is_empty()).then(|| Arc::new(map)));
+        if let Some(before) = before {
+            before.replaced_by(self.memory.as_deref());
+        }
+        self.ask_for_acknowledgement();
         for vring in &mut self.vrings {
             vring.fault = None;
         }
@@ -389,7 +403,7 @@ impl Handler {
             if self.memory.as_ref().is_some_and(|memory| memory.same_table(&specs)) {
                 return Ok(None);
             }
-            GuestMap::map(specs, self.port.allow_file_memory).map(Some)
+            GuestMap::map_incoming(specs, self.port.allow_file_memory, self.incoming()).map(Some)
         });
         match map {
             Ok(None) => Ok(()),
@@ -397,7 +411,9 @@ impl Handler {
             Err(e) => {
                 // The table that was is no more, whatever becomes of the new one.
                 self.stop_all();
-                self.memory = None;
+                if let Some(before) = self.memory.take() {
+                    before.replaced_by(None);
+                }
                 self.report();
                 self.remap(Err(e))
             }

@@ -60,6 +60,26 @@ impl NetExt for Handler {
     fn status(&self) -> u64 {
         u64::from(self.device_status)
     }
+
+    fn postcopy_advise(&mut self) -> VhostResult<File> {
+        self.advise().map_err(wrap)
+    }
+
+    fn postcopy_listen(&mut self) -> VhostResult<()> {
+        self.listen().map_err(wrap)
+    }
+
+    fn postcopy_end(&mut self) -> VhostResult<()> {
+        self.end_postcopy().map_err(wrap)
+    }
+
+    fn is_listening(&self) -> bool {
+        self.incoming().is_some()
+    }
+
+    fn bases_are_known(&mut self) {
+        self.serve_faults();
+    }
 }
 
 impl VhostUserBackendReqHandlerMut for Handler {
@@ -106,7 +126,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         _postcopy_listening: Option<bool>,
     ) -> VhostResult<Option<Vec<VhostUserMemoryRegionBase>>> {
         self.map_table(regions, files).map_err(wrap)?;
-        Ok(None)
+        Ok(self.bases(regions))
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> VhostResult<()> {
@@ -201,11 +221,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(features::PROTOCOL)
+        Ok(features::protocol(self.port.postcopy))
     }
 
     fn set_protocol_features(&mut self, protocol: u64) -> VhostResult<()> {
-        let unknown = protocol & !features::PROTOCOL.bits();
+        let unknown = protocol & !features::protocol(self.port.postcopy).bits();
         if unknown != 0 {
             let names = features::protocol_names(unknown);
             return Err(wrap(Error::Peer(format!("protocol features that were not offered: {names}"))));
@@ -245,10 +265,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
                 )))
             }
             Some(memory) => memory.with_region(spec, allow_file_memory),
-            None => GuestMap::map(vec![spec], allow_file_memory),
+            None => GuestMap::map_incoming(vec![spec], allow_file_memory, self.incoming()),
         });
         self.remap(map).map_err(wrap)?;
-        Ok(None)
+        Ok(self.bases(&[**region]).and_then(|bases| bases.first().copied()))
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {

@@ -78,6 +78,7 @@ fn handler(link: Arc<Shelf>, stream: &UnixStream) -> Handler {
         socket_owner: None,
         socket_group: None,
         allow_file_memory: false,
+        postcopy: false,
         recovery: Arc::clone(&link.recovery),
     };
     Handler::new(Arc::new(Port::new(config, link)), Peer::of(stream).unwrap())

@@ -105,6 +105,11 @@ pub enum Request {
     RemMemReg(VhostUserSingleMemoryRegion),
     SetStatus(u64),
     GetStatus,
+    PostcopyAdvise,
+    PostcopyListen,
+    PostcopyEnd,
+    /// After the last region of a post-copy memory table: the front-end has our addresses, and answers faults from now on.
+    RegionsDone,
     /// A request that this back-end never offered; its payload and descriptors are gone.
     Unserved(u32),
 }
@@ -202,6 +207,11 @@ pub fn header(bytes: [u8; HEADER_SIZE]) -> Result<Header, Malformed> {
 /// Reads the payload of `header` and takes the descriptors that came with it.
 pub fn request(header: Header, body: &[u8], files: Vec<File>) -> Result<Request, Malformed> {
     let code = header.code;
+    // QEMU's word that it has all base addresses has the number of its last region message, or none if there was none.
+    let is_region = [0, FrontendReq::ADD_MEM_REG as u32, FrontendReq::REM_MEM_REG as u32].contains(&code);
+    if is_region && body == [0; 8] && files.is_empty() {
+        return Ok(Request::RegionsDone);
+    }
     let Ok(kind) = FrontendReq::try_from(code) else { return Ok(Request::Unserved(code)) };
     let message = Message { code, body, files };
     match kind {
@@ -239,6 +249,9 @@ pub fn request(header: Header, body: &[u8], files: Vec<File>) -> Result<Request,
         FrontendReq::REM_MEM_REG => message.rem_mem_reg(),
         FrontendReq::SET_STATUS => message.number(Request::SetStatus),
         FrontendReq::GET_STATUS => message.empty(Request::GetStatus),
+        FrontendReq::POSTCOPY_ADVISE => message.empty(Request::PostcopyAdvise),
+        FrontendReq::POSTCOPY_LISTEN => message.empty(Request::PostcopyListen),
+        FrontendReq::POSTCOPY_END => message.empty(Request::PostcopyEnd),
         _ => Ok(Request::Unserved(code)),
     }
 }
@@ -252,6 +265,22 @@ pub fn reply(code: u32, body: &[u8]) -> Vec<u8> {
     }
     bytes.extend_from_slice(body);
     bytes
+}
+
+/// A reply that is the memory table as it was sent, with our addresses in place of the front-end's.
+pub fn reply_table(code: u32, regions: &[VhostUserMemoryRegion], bases: &[u64]) -> Vec<u8> {
+    let head = VhostUserMemory::new(u32::try_from(regions.len()).unwrap_or(u32::MAX));
+    let mut body = head.as_slice().to_vec();
+    for (region, &base) in regions.iter().zip(bases) {
+        body.extend_from_slice(VhostUserMemoryRegion { user_addr: base, ..*region }.as_slice());
+    }
+    reply(code, &body)
+}
+
+/// A reply that is one region as it was sent, with our address in place of the front-end's.
+pub fn reply_region(code: u32, region: &VhostUserSingleMemoryRegion, base: u64) -> Vec<u8> {
+    let ours = VhostUserSingleMemoryRegion::new(region.guest_phys_addr, region.memory_size, base, region.mmap_offset);
+    reply(code, ours.as_slice())
 }
 
 /// A reply that is one number.

@@ -59,6 +59,10 @@ fn encode(request: Request) -> (u32, Vec<u8>, Vec<File>) {
         Request::RemMemReg(region) => (FrontendReq::REM_MEM_REG, (region.as_slice().to_vec(), vec![])),
         Request::SetStatus(v) => (FrontendReq::SET_STATUS, (number(v), vec![])),
         Request::GetStatus => (FrontendReq::GET_STATUS, (vec![], vec![])),
+        Request::PostcopyAdvise => (FrontendReq::POSTCOPY_ADVISE, (vec![], vec![])),
+        Request::PostcopyListen => (FrontendReq::POSTCOPY_LISTEN, (vec![], vec![])),
+        Request::PostcopyEnd => (FrontendReq::POSTCOPY_END, (vec![], vec![])),
+        Request::RegionsDone => (FrontendReq::ADD_MEM_REG, (number(0), vec![])),
         Request::Unserved(code) => return (code, vec![], vec![]),
     };
     (kind.into(), body, files)
@@ -98,6 +102,10 @@ impl fmt::Debug for Request {
             Self::ResetDevice => f.write_str("reset"),
             Self::GetMaxMemSlots => f.write_str("slots?"),
             Self::GetStatus => f.write_str("status?"),
+            Self::PostcopyAdvise => f.write_str("advise"),
+            Self::PostcopyListen => f.write_str("listen"),
+            Self::PostcopyEnd => f.write_str("end"),
+            Self::RegionsDone => f.write_str("regions done"),
         }
     }
 }
@@ -114,6 +122,10 @@ fn well_formed() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(()).prop_map(|()| Request::GetFeatures),
         any::<u64>().prop_map(Request::SetFeatures),
+        Just(()).prop_map(|()| Request::PostcopyAdvise),
+        Just(()).prop_map(|()| Request::PostcopyListen),
+        Just(()).prop_map(|()| Request::PostcopyEnd),
+        Just(()).prop_map(|()| Request::RegionsDone),
         Just(()).prop_map(|()| Request::SetOwner),
         Just(()).prop_map(|()| Request::ResetOwner),
         proptest::collection::vec(region(), 0..=32).prop_map(|regions| {

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Guest memory whose pages are elsewhere: taken out of the files, and put back one by one.
+#![allow(unsafe_code, reason = "userfaultfd(2) and its ioctls have no safe wrapper in std")]
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::time::Duration;
+
+use super::{GuestRam, Window};
+use crate::testing::{Error, Result};
+
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+const API: u64 = 0xaa;
+const MISSING: u64 = 1;
+const PAGEFAULT: u8 = 0x12;
+
+/// A userfaultfd, ours or the back-end's.
+#[derive(Debug)]
+pub struct Userfault(File);
+
+impl From<File> for Userfault {
+    fn from(file: File) -> Self {
+        Self(file)
+    }
+}
+
+impl Userfault {
+    fn new() -> Result<Self> {
+        // SAFETY: userfaultfd(2) takes flags and gives a descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        let fd = RawFd::try_from(fd).ok().filter(|&fd| fd >= 0);
+        let fd =
+            fd.ok_or_else(|| Error::last_os("cannot make a userfaultfd; set sysctl vm.unprivileged_userfaultfd=1"))?;
+        // SAFETY: the descriptor was just made and has no other owner.
+        let this = Self(unsafe { File::from_raw_fd(fd) });
+        this.call(UFFDIO_API, &mut [API, 0, 0])?;
+        Ok(this)
+    }
+
+    fn call<const N: usize>(&self, request: libc::c_ulong, argument: &mut [u64; N]) -> Result<()> {
+        // SAFETY: the descriptor is open; the argument has the words that are part of the request.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument.as_mut_ptr()) } {
+            0 => Ok(()),
+            _ => Err(Error::last_os("userfaultfd refuses")),
+        }
+    }
+
+    /// The address of one fault that nobody has read yet; None if there is none.
+    pub fn fault(&self) -> Option<u64> {
+        let mut message = [0_u8; 32];
+        match (&self.0).read(&mut message) {
+            Ok(32) if message.first() == Some(&PAGEFAULT) => {
+                message.get(16..24).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits until one has a fault, or for `time`.
+    pub fn wait_any(all: &[&Self; 2], time: Duration) {
+        let mut entries = all.map(|one| libc::pollfd { fd: one.0.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+        // SAFETY: two live entries, and the count says so.
+        unsafe { libc::poll(entries.as_mut_ptr(), 2, i32::try_from(time.as_millis()).unwrap_or(i32::MAX)) };
+    }
+
+    fn wake(&self, start: u64, size: u64) {
+        // Whoever does not wait need not be woken.
+        let _ = self.call(UFFDIO_WAKE, &mut [start, size]);
+    }
+}
+
+/// What was in guest memory, and the way back into it.
+#[derive(Debug)]
+pub struct MissingPages {
+    userfault: Userfault,
+    regions: Vec<(Window, usize, Vec<u8>)>,
+}
+
+impl GuestRam {
+    /// Takes every page out of the files: whoever touches the memory from now on waits until the page is
+    /// [placed](MissingPages::place).
+    ///
+    /// # Errors
+    /// `Kernel` when files cannot have holes, or userfaultfd is not permitted.
+    pub fn take_away(&self) -> Result<MissingPages> {
+        let userfault = Userfault::new()?;
+        let mut regions = Vec::new();
+        for region in self.regions() {
+            let mut content = vec![0; region.size()];
+            region.window().read(0, &mut content);
+            let (start, size) = (region.file_offset(), region.size() as u64);
+            let [from, bytes] = [start, size].map(|n| libc::off_t::try_from(n).unwrap_or(libc::off_t::MAX));
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            // SAFETY: the descriptor is open; the windows on the memory bear any content.
+            if unsafe { libc::fallocate(region.file().as_raw_fd(), mode, from, bytes) } != 0 {
+                return Err(Error::last_os("cannot take pages out of guest memory"));
+            }
+            userfault.call(UFFDIO_REGISTER, &mut [region.user_address(), size, MISSING, 0])?;
+            regions.push((region.window().clone(), region.page_size(), content));
+        }
+        Ok(MissingPages { userfault, regions })
+    }
+}
+
+impl MissingPages {
+    /// What tells of touches through our own mapping.
+    pub fn userfault(&self) -> &Userfault {
+        &self.userfault
+    }
+
+    /// Region and page of an address of ours.
+    pub fn find_own(&self, address: u64) -> Option<(usize, usize)> {
+        let starts: Vec<u64> = self.regions.iter().map(|(window, ..)| window.user_address()).collect();
+        self.find(&starts, address)
+    }
+
+    /// Region and page of an address, when regions begin at `starts`.
+    pub fn find(&self, starts: &[u64], address: u64) -> Option<(usize, usize)> {
+        let mut all = starts.iter().zip(&self.regions).enumerate();
+        all.find_map(|(number, (start, (window, page_size, _)))| {
+            let into = usize::try_from(address.checked_sub(*start)?).ok().filter(|&into| into < window.size())?;
+            Some((number, into / page_size))
+        })
+    }
+
+    /// Puts a page back, and wakes who waits for it here and in the back-end.
+    pub fn place(&mut self, backend: &Userfault, bases: &[u64], region: usize, page: usize) {
+        let Some(((window, page_size, content), base)) = self.regions.get(region).zip(bases.get(region)) else {
+            return;
+        };
+        let (into, size) = ((page * page_size) as u64, *page_size as u64);
+        let Some(bytes) = content.get(page * page_size..(page + 1) * page_size) else { return };
+        // One that is there already is as it should be.
+        let _ =
+            self.userfault.call(UFFDIO_COPY, &mut [window.user_address() + into, bytes.as_ptr() as u64, size, 0, 0]);
+        self.userfault.wake(window.user_address() + into, size);
+        backend.wake(base + into, size);
+    }
+
+    /// Puts every page back.
+    pub fn place_all(&mut self, backend: &Userfault, bases: &[u64]) {
+        for region in 0..self.regions.len() {
+            let pages = self.regions.get(region).map_or(0, |(window, page_size, _)| window.size() / page_size);
+            (0..pages).for_each(|page| self.place(backend, bases, region, page));
+        }
+    }
+}
