@@ -105,6 +105,8 @@ pub trait PortLink: Send + Sync {
     fn start(&self, vring: usize, ring: Ring);
     /// Gives a vring back once nobody touches it any more, settled: available = used. None if it was not started.
     fn stop(&self, vring: usize) -> Option<Ring>;
+    /// Returns when nobody uses any more what rings that are started were told before the call: whether they log.
+    fn quiesce(&self) {}
     /// Replaces the call descriptor of a started vring.
     fn set_call(&self, vring: usize, call: Option<File>);
     /// The link went up or down.
