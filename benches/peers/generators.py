@@ -1,8 +1,8 @@
 """What loads the switches: two guests in one process on one core, one of them sending, or both.
 
-- ``Frontend``: the project's own front-end. Writes one cache line and one descriptor a frame and counts used elements,
-  so that its transmitq stays full and the switch is the limit. Also the frames in flight one at a time, and guests that
-  are connected and silent.
+- ``Frontend``: the project's own front-end. Writes a number and a descriptor into what comes back, counts used elements
+  and looks at one number in a block, so that its transmitq stays full and the switch is the limit. Also the frames in
+  flight one at a time, and guests that are connected and silent.
 - ``VirtioUser``: DPDK's virtio-user driver under the generator of ``generator.c``: a real driver, and often the limit.
 
 All create the sockets, say when their window begins, and count at the far end.
@@ -232,7 +232,7 @@ class Run:
         """The load of its window; waits for the end of it.
 
         Raises:
-            RigError: nothing was sent, or nothing arrived.
+            RigError: nothing was sent, nothing arrived, or something arrived twice or out of order.
         """
         report = self.report()
         measured = report.get("measured", report)
@@ -242,6 +242,8 @@ class Run:
         transit = measured.get("transit") or {}
         if not sent or not received:
             raise self._error("sent nothing" if not sent else "sent frames, and none arrived at the far end")
+        if any(end.get("behind") for end in report.get("ends", [])):
+            raise self._error("received frames again, or out of order")
         return Counts(
             pps=received,
             ring_full_share=sum(end["ring_full_share"] for end in senders) / len(senders),

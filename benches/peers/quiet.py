@@ -31,7 +31,8 @@ def idle(switch: Switch, frontend: Frontend, case: Case, duration_s: float) -> W
             used = machine.process_clock(switch.pid) - before
             cores = used.ran_ns / 1e9 / (time.monotonic() - begin)
         time.sleep(0.2)
-    return {"cores": cores, "wait_share": used.wait_share}
+    # Threads that ended meanwhile took their accounts with them.
+    return {"cores": cores, "wait_share": max(0.0, used.wait_share)}
 
 
 def round_trips(switch: Switch, frontend: Frontend, case: Case, *, warmup_s: float, duration_s: float) -> Window:

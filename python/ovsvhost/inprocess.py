@@ -16,7 +16,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ovsvhost import apply, events, observed
+from ovsvhost import apply, events, observed, pmd_settings
 from ovsvhost import options as port_options
 from ovsvhost.errors import ConfigError, OvsvhostError
 from ovsvhost.model import (
@@ -68,7 +68,7 @@ class InProcess:
         self._ledger = observed.Ledger()
         self._datapath: Datapath | None = apply.open_datapath()
         try:
-            self.set_pmds(PollThreads(cpus=frozenset(pmd_cpus), max_sleep_us=max_sleep_us))
+            self._set_pmds(PollThreads(cpus=frozenset(pmd_cpus), max_sleep_us=max_sleep_us))
         except OvsvhostError:
             apply.close(self._datapath)
             raise
@@ -176,13 +176,28 @@ class InProcess:
         """The poll threads."""
         return observed.pmds(self._running())
 
-    def set_pmds(self, pmds: PollThreads) -> None:
+    def set_pmds(self, settings: Mapping[str, str]) -> None:
         """Changes the poll threads live; ConfigError for a core that this process may not use: nothing changed then."""
-        self._become(lambda desired: replace(desired, pmds=pmds))
+        self._set_pmds(pmd_settings.checked(settings))
+
+    def set_rxq_affinity(self, name: str, affinity: str) -> None:
+        """Pins queues live; ConfigError if that is no list of pairs."""
+        cpus = pmd_settings.rxq_affinity(affinity)
+        self._change_ports(
+            self.port(name).bridge,
+            lambda ports: tuple(replace(port, rxq_affinity=cpus) if port.name == name else port for port in ports),
+        )
+
+    def rebalance(self) -> None:
+        """Shares the queues out anew; it is done when this returns."""
+        apply.rebalance(self._running())
 
     def clear_pmd_stats(self) -> None:
         """Starts their counters at zero."""
         apply.clear_pmd_stats(self._running())
+
+    def _set_pmds(self, pmds: PollThreads) -> None:
+        self._become(lambda desired: replace(desired, pmds=pmds))
 
     def _running(self) -> Datapath:
         datapath = self._datapath

@@ -11,12 +11,14 @@ The replica is brought up to date at every question; there is no thread.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ovsvhost import options as port_options
+from ovsvhost import pmd_settings
 from ovsvhost.appctl.client import control_socket, transact
 from ovsvhost.errors import ConfigError, PeerError
 from ovsvhost.model import (
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from ovsvhost.store.idl import Operation
 
 _COLUMNS = {
-    "Open_vSwitch": ("bridges", "next_cfg", "cur_cfg"),
+    "Open_vSwitch": ("bridges", "next_cfg", "cur_cfg", "other_config"),
     "Bridge": ("name", "ports"),
     "Port": ("name", "interfaces"),
     "Interface": (
@@ -222,6 +224,35 @@ class OverDatabase:
             where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
             self._commit([{"op": "update", "table": "Interface", "where": where, "row": {"mtu_request": mtu}}])
 
+    def set_rxq_affinity(self, name: str, affinity: str) -> None:
+        """Pins queues live; ConfigError if that is no list of pairs."""
+        pmd_settings.rxq_affinity(affinity)
+        with self._lock:
+            _, row = self._interface(name)
+            self._commit([_set_keys("Interface", row, ["pmd-rxq-affinity"], {"pmd-rxq-affinity": affinity})])
+
+    def set_pmds(self, settings: Mapping[str, str]) -> None:
+        """Changes the poll threads live; ConfigError: what can be judged here, and cores that the switch refused."""
+        wanted = pmd_settings.checked(settings)
+        with self._lock:
+            before = dict(self._root().other_config)
+            self._write_pmds(settings)
+            threads = self._ask("dpif-netdev/pmd-sleep-show")
+            cores = {int(core) for core in re.findall(r"core_id (\d+):", threads)}
+            if wanted.cpus and cores != wanted.cpus:
+                self._write_pmds({key: before[key] for key in before if key.startswith(pmd_settings.PREFIX)})
+                mask = settings["pmd-cpu-mask"]
+                raise ConfigError(f"pmd-cpu-mask={mask} holds a core that the switch may not use; its log says which")
+
+    def rebalance(self) -> None:
+        """Shares the queues out anew, asked over the control socket; it is done when this returns."""
+        self._ask("dpif-netdev/pmd-rxq-rebalance")
+
+    def _write_pmds(self, settings: Mapping[str, str]) -> None:
+        root = self._root()
+        old = {key for key in root.other_config if key.startswith(pmd_settings.PREFIX)}
+        self._commit([_set_keys("Open_vSwitch", root, sorted(old | set(settings)), settings)])
+
     def port(self, name: str) -> RemotePort:
         """A port's row as it is now; ConfigError if there is none of that name."""
         with self._lock:
@@ -335,6 +366,15 @@ def _insert(table: str, name: str, row: dict[str, Any]) -> Operation:
 def _change(table: str, row: Any, column: str, how: str, value: list[str]) -> Operation:
     where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
     return {"op": "mutate", "table": table, "where": where, "mutations": [[column, how, ["set", [value]]]]}
+
+
+def _set_keys(table: str, row: Any, old: Sequence[str], new: Mapping[str, str]) -> Operation:
+    """Takes keys out of ``other_config`` and puts others in."""
+    where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
+    mutations: list[list[Any]] = [["other_config", "delete", ["set", list(old)]]]
+    if new:
+        mutations.append(["other_config", "insert", ["map", sorted(map(list, new.items()))]])
+    return {"op": "mutate", "table": table, "where": where, "mutations": mutations}
 
 
 def _only(values: Sequence[Any]) -> Any:

@@ -134,6 +134,15 @@ class Backend(Protocol):
     def port(self, name: str) -> PortView:
         """A port's state, read now."""
 
+    def set_rxq_affinity(self, name: str, affinity: str) -> None:
+        """Pins queues of a port to cores, live."""
+
+    def set_pmds(self, settings: Mapping[str, str]) -> None:
+        """Sets the poll threads up anew, live."""
+
+    def rebalance(self) -> None:
+        """Shares the queues out anew."""
+
     def wait_change(self, timeout_ms: float) -> None:
         """Waits until something may have changed."""
 
@@ -187,6 +196,17 @@ class Port:
     @mtu.setter
     def mtu(self, mtu: int) -> None:
         self._backend.set_mtu(self.name, mtu)
+
+    def set_rxq_affinity(self, affinity: str) -> None:
+        """Pins transmitqs of the guest to cores, live; those not named are shared out.
+
+        Args:
+            affinity: ``queue:core`` pairs, as ``0:3,1:7`` (``pmd-rxq-affinity`` in ``ovs-vswitchd.conf.db(5)``).
+
+        Raises:
+            ConfigError: it is no list of pairs.
+        """
+        self._backend.set_rxq_affinity(self.name, affinity)
 
     def wait_link(self, *, timeout_s: float, up: bool = True) -> None:
         """Waits until the link is up (or down).
@@ -351,6 +371,22 @@ class Switch:
     def del_bridge(self, name: str) -> None:
         """Deletes a bridge and every port on it. ConfigError if there is none of that name."""
         self._backend.del_bridge(name)
+
+    def set_pmds(self, settings: Mapping[str, str]) -> None:
+        """Sets the poll threads up anew, live: threads come and go and queues move without losing a frame.
+
+        Args:
+            settings: the ``pmd-`` keys of ``Open_vSwitch:other_config`` (``ovs-vswitchd.conf.db(5)``), as
+                ``{"pmd-cpu-mask": "0x6", "pmd-rxq-assign": "group"}``; what is left out has its default.
+
+        Raises:
+            ConfigError: one of them cannot be, or a core is not this process's; nothing changed.
+        """
+        self._backend.set_pmds(settings)
+
+    def rebalance(self) -> None:
+        """Shares the queues out anew among the poll threads, by the loads of the last minute."""
+        self._backend.rebalance()
 
 
 def connect(db: str | None = None, *, rundir: str | os.PathLike[str] | None = None, timeout_s: float = 10) -> Switch:

@@ -91,6 +91,13 @@ impl PortLink for Link {
         }
     }
 
+    fn quiesce(&self) {
+        let state = self.shared.state();
+        let passage = self.shared.publish(&state);
+        drop(state);
+        passage.wait(&self.shared.events);
+    }
+
     fn set_call(&self, vring: usize, call: Option<File>) {
         let Ok(vring) = u16::try_from(vring) else { return };
         match call.map(Notifier::new).transpose() {

@@ -327,6 +327,30 @@ impl GuestMap {
         })
     }
 
+    /// The guest-physical address of the byte that is mapped at `host`. `hint` is the region that held the last answer.
+    #[inline]
+    pub fn gpa_of(&self, host: *const u8, hint: &mut usize) -> Option<Gpa> {
+        if let Some(gpa) = self.entries.get(*hint).and_then(|e| e.gpa_of(host)) {
+            return Some(gpa);
+        }
+        let (at, gpa) = self.entries.iter().enumerate().find_map(|(at, e)| Some((at, e.gpa_of(host)?)))?;
+        *hint = at;
+        Some(gpa)
+    }
+
+    /// The guest-physical address of the byte at the front-end's own address `uva`; None if it is not mapped.
+    pub fn gpa_at(&self, uva: Uva) -> Option<Gpa> {
+        self.entries.iter().find_map(|e| {
+            let into = uva.0.checked_sub(e.uva).filter(|&into| into < e.size)?;
+            Some(Gpa(e.gpa + into))
+        })
+    }
+
+    /// The first guest-physical address past all memory, 0 without any.
+    pub fn end(&self) -> u64 {
+        self.entries.last().map_or(0, |e| e.gpa + e.size)
+    }
+
     /// The byte behind the front-end's address `uva`; None if it is not mapped.
     pub fn place_of(&self, uva: Uva) -> Option<Place> {
         self.entries.iter().find_map(|e| {
@@ -359,6 +383,12 @@ impl Entry {
             && spec.file.metadata().is_ok_and(|m| (m.dev(), m.ino()) == self.region.identity)
     }
 
+    #[inline]
+    fn gpa_of(&self, host: *const u8) -> Option<Gpa> {
+        let into = (host.addr() as u64).wrapping_sub(self.host.addr() as u64);
+        (into < self.size).then(|| Gpa(self.gpa + into))
+    }
+
     /// What is translated without a look at which pages are here.
     fn hint(&self) -> Hint {
         Hint { gpa: self.gpa, size: self.reach, host: self.host }
@@ -375,7 +405,7 @@ fn entry(spec: RegionSpec, allow_file_memory: bool, incoming: Option<&Arc<Incomi
     if gpa.checked_add(size).is_none() || uva.checked_add(size).is_none() {
         return Err(Error::Peer(format!("guest memory: region at {gpa:#x} with {size:#x} bytes wraps around")));
     }
-    let region = Arc::new(Region::map(file, mmap_offset, size, allow_file_memory, incoming)?);
+    let region = Arc::new(Region::map("guest memory", file, mmap_offset, size, allow_file_memory, incoming)?);
     let reach = if let Some(incoming) = incoming {
         incoming.add(&region);
         0

@@ -13,12 +13,14 @@
 
 pub mod access;
 pub mod copy;
+mod dirty_log;
 mod incoming;
 mod map;
 mod region;
 pub mod sigbus;
 mod words;
 
+pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use incoming::{Incoming, Progress};
 pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Unreachable};
 pub use words::Words;

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::sys::file::{self, Backing};
 
 /// A mapped region. The file is mapped from offset 0 (hugetlbfs refuses offsets that are not whole pages), so the
-/// guest's bytes start `offset` into it.
+/// region's bytes start `offset` into it.
 #[derive(Debug)]
 pub(super) struct Region {
     // Dropped in this order: out of the SIGBUS table first, then unmapped.
@@ -28,43 +28,43 @@ pub(super) struct Region {
 
 impl Region {
     /// Maps `offset + size` bytes of `file`, after checking that this cannot hang or crash us. With `incoming` none of
-    /// its pages is here yet.
+    /// its pages is here yet. `subject` is what they are to people.
     pub(super) fn map(
+        subject: &str,
         file: File,
         offset: u64,
         size: u64,
         allow_file_memory: bool,
         incoming: Option<&Arc<Incoming>>,
     ) -> Result<Self> {
-        let kernel = |what: &str, e| Error::kernel(format!("guest memory: {what}"), e);
+        let kernel = |what: &str, e| Error::kernel(format!("{subject}: {what}"), e);
         let kind = file::backing(&file).map_err(|e| kernel("cannot tell what its file is (fstatfs)", e))?;
         let meta = file.metadata().map_err(|e| kernel("cannot stat its file", e))?;
         if !meta.is_file() {
-            return Err(Error::Peer("guest memory: the descriptor sent is not a file that can be mapped".into()));
+            return Err(Error::Peer(format!("{subject}: the descriptor sent is not a file that can be mapped")));
         }
         if kind == Backing::Other && !allow_file_memory {
-            return Err(Error::Peer(
-                "guest memory is on a file system that may block (not memfd, tmpfs or hugetlbfs); use \
+            return Err(Error::Peer(format!(
+                "{subject} is on a file system that may block (not memfd, tmpfs or hugetlbfs); use \
                  memory-backend-memfd or hugepages, or set options:allow-file-memory=true"
-                    .into(),
-            ));
+            )));
         }
         let end = offset.checked_add(size).filter(|&end| size > 0 && i64::try_from(end).is_ok()).ok_or_else(|| {
-            Error::Peer(format!("guest memory: region of {size} bytes at file offset {offset} is not possible"))
+            Error::Peer(format!("{subject}: region of {size} bytes at file offset {offset} is not possible"))
         })?;
         if meta.len() < end {
             return Err(Error::Peer(format!(
-                "guest memory: its file has {} bytes, the region needs {end}; the VMM shared less memory than it announced",
+                "{subject}: its file has {} bytes, the region needs {end}; the VMM shared less memory than it announced",
                 meta.len()
             )));
         }
         let page = meta.blksize().max(4096).next_power_of_two();
         let page = if kind == Backing::Hugetlb { page } else { 4096 };
         let length = usize::try_from(end.next_multiple_of(page))
-            .map_err(|_| Error::Peer(format!("guest memory: {end} bytes do not fit this address space")))?;
+            .map_err(|_| Error::Peer(format!("{subject}: {end} bytes do not fit this address space")))?;
         let inside = |n| {
             usize::try_from(n)
-                .map_err(|_| Error::Bug("guest memory: an offset inside a mapping is past the address space".into()))
+                .map_err(|_| Error::Bug(format!("{subject}: an offset inside a mapping is past the address space")))
         };
         let (offset, size, page) = (inside(offset)?, inside(size)?, inside(page)?);
         let mapping = MmapRegion::build(
@@ -74,7 +74,7 @@ impl Region {
             libc::MAP_SHARED | libc::MAP_NORESERVE,
         )
         .map_err(|e| {
-            Error::Peer(format!("guest memory: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count"))
+            Error::Peer(format!("{subject}: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count"))
         })?;
         file::keep_private(mapping.as_ptr(), length);
         let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length)

@@ -51,10 +51,10 @@ impl TransmitQueue {
         Self { port, vring, queue, counters, run, is_stopped, is_greeted, empty_looks, gathered_at, cache, waiting }
     }
 
-    /// True if the queue may be passed over in this round; `round` counts those since one moved nothing.
+    /// True if the queue may be passed over in a round that leaves quiet ones alone.
     #[inline]
-    pub(super) fn rests(&self, round: u8) -> bool {
-        self.empty_looks >= QUIET && !round.is_multiple_of(SELDOM)
+    pub(super) fn is_quiet(&self) -> bool {
+        self.empty_looks >= QUIET
     }
 
     /// Notes what a look found. One whose burst waits is not quiet.
@@ -88,9 +88,9 @@ impl TransmitQueue {
 
 /// Empty looks in a row after which a queue is quiet.
 const QUIET: u8 = 64;
-/// While others move frames, a quiet queue is looked at in one of so many rounds: a hundred silent guests would cost the
-/// two that talk a tenth of their rate.
-const SELDOM: u8 = 4;
+/// While others move frames, quiet queues are looked at so often, µs: a hundred silent guests would cost the two that talk a
+/// tenth of their rate in every round. Time and not rounds, for a round of large frames is long by itself.
+pub(super) const SELDOM_US: u64 = 20;
 
 /// How long a transmitq that is taken back asks for rings that other threads have, µs. Each of them has one for as long
 /// as a group takes to copy.

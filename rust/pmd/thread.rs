@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mailbox::{Mailbox, Message};
-use super::poll::{Forwarder, TransmitQueue};
+use super::poll::{Forwarder, SELDOM_US, TransmitQueue};
 use super::sleep::Sleeper;
 use super::stats::PmdStats;
 use super::{Fault, FaultCause, ReceiveSlot};
@@ -63,7 +63,7 @@ impl Pmd {
             queues: Vec::new(),
             stopped: Vec::new(),
             resting: false,
-            round: 0,
+            look_at_quiet: 0,
             forwarder: Forwarder::new(number, faults.clone(), Arc::clone(&stats)),
             ungreeted: Vec::new(),
             sleeper,
@@ -146,8 +146,8 @@ struct Body {
     /// Broken ones, and all once it rests, until their session takes them back.
     stopped: Vec<TransmitQueue>,
     resting: bool,
-    /// Rounds since one moved nothing.
-    round: u8,
+    /// When quiet queues are looked at again; in the past after a round that moved nothing.
+    look_at_quiet: u64,
     forwarder: Forwarder,
     /// Receiveqs whose first call is still to be made: another thread had them.
     ungreeted: Vec<Arc<ReceiveSlot>>,
@@ -218,13 +218,14 @@ impl Body {
     /// frames: the clock is read only after a queue did.
     #[inline]
     fn poll_all(&mut self, mut mark: u64) -> usize {
-        let (mut moved, mut broken) = (0, None);
+        let (began, mut moved, mut broken) = (mark, 0, None);
         // One guard around the round: a panic names the queue that was being polled.
         let mut at = 0;
-        let (queues, forwarder, stats, round) = (&mut self.queues, &mut self.forwarder, &self.stats, self.round);
+        let (queues, forwarder, stats) = (&mut self.queues, &mut self.forwarder, &self.stats);
+        let leaves_quiet = mark < self.look_at_quiet;
         let end = catch_unwind(AssertUnwindSafe(|| {
             while let Some(queue) = queues.get_mut(at) {
-                if queue.rests(round) {
+                if leaves_quiet && queue.is_quiet() {
                     at += 1;
                     continue;
                 }
@@ -254,7 +255,11 @@ impl Body {
             (Ok(()), Some(fault)) => self.stop_queue(at, FaultCause::Ring(fault)),
             (Err(panic), _) => self.after_panic(at, panic.as_ref()),
         }
-        self.round = if moved > 0 { self.round.wrapping_add(1) } else { 0 };
+        if moved == 0 {
+            self.look_at_quiet = 0;
+        } else if !leaves_quiet {
+            self.look_at_quiet = began + SELDOM_US * tsc::cycles_per_us();
+        }
         moved
     }
 

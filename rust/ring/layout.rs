@@ -4,9 +4,12 @@
 //! them. A *place* counts from the cursor in the ring's own unit: entries of the available ring in a split one,
 //! descriptors in a packed one. [`Layout::places`] says how many of them a chain takes.
 
+use std::sync::Arc;
+
 use super::RingFault;
 use super::chain::{Chain, Desc, Direction, Scratch};
-use crate::memory::{GuestMap, Span};
+use super::log::RingLog;
+use crate::memory::{GuestMap, Logging, Span};
 
 /// One ring, device side.
 pub(super) trait Layout {
@@ -15,6 +18,21 @@ pub(super) trait Layout {
 
     /// Virtio features acknowledged.
     fn features(&self) -> u64;
+
+    /// Whether what is written is marked in a dirty log, and in which.
+    fn logging(&self) -> &Arc<Logging>;
+
+    /// Where the used ring, or the device event area, is mapped here.
+    fn used_area(&self) -> *const u8;
+
+    /// The same of the descriptors.
+    fn desc_area(&self) -> *const u8;
+
+    /// Marks there from now on what is written into the ring.
+    fn set_log(&mut self, log: RingLog);
+
+    /// Marks everything in the ring that is ours to write.
+    fn mark_own_areas(&self);
 
     /// What makes every further use of this ring pointless, if anything.
     fn check(&self) -> Result<(), RingFault>;

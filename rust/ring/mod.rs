@@ -17,6 +17,7 @@ mod doorbell;
 mod journal;
 mod kind;
 mod layout;
+mod log;
 mod notify;
 mod offload;
 mod packed;
@@ -203,6 +204,8 @@ pub enum RingFault {
     Changed,
     /// A page of guest memory went away.
     MemoryLost,
+    /// A page of the dirty log went away.
+    LogLost,
     /// The owner of its call descriptor made a call hang.
     CallJammed,
     /// Nobody's mistake: a page is still on its way here and was asked for. Try again when it came; nothing stops.
@@ -232,6 +235,10 @@ impl std::fmt::Display for RingFault {
             Self::Changed => "a descriptor was changed after it was made available",
             Self::Absent => "a page of guest memory is still on its way",
             Self::CallJammed => "its call eventfd was made to block by whoever shares it",
+            Self::LogLost => {
+                "a page of its dirty log was taken away (its file was truncated or punched): a migration would lose \
+                 what it receives"
+            }
             Self::MemoryLost => "a page of guest memory was taken away (its file was truncated or punched)",
         })
     }

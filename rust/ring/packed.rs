@@ -26,9 +26,10 @@ use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, W
 use super::doorbell::Doorbell;
 use super::journal::{Element, Journal};
 use super::layout::Layout;
+use super::log::RingLog;
 use super::{RingConfig, RingFault, area, feature};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMap, Span, access};
+use crate::memory::{GuestMap, Logging, Span, access};
 use lap::{Cursor, Laps};
 
 /// Made available in laps whose wrap counter is 1.
@@ -71,6 +72,7 @@ pub(super) struct PackedRing {
     noted: usize,
     event_idx: bool,
     features: u64,
+    log: RingLog,
     memory: Arc<GuestMap>,
     doorbell: Doorbell,
 }
@@ -104,6 +106,7 @@ impl PackedRing {
             noted: 0,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
+            log: RingLog::default(),
             memory: Arc::clone(memory),
             doorbell,
         })
@@ -216,8 +219,26 @@ impl PackedRing {
     }
 
     fn write_device_area(&mut self, flags: u32) {
-        // SAFETY: the device area's four bytes were translated for this ring; one store keeps flags and place together.
-        unsafe { access::store::<u32>(self.device, u32::from(self.next.word()) | flags << 16) };
+        let wish = u32::from(self.next.word()) | flags << 16;
+        // SAFETY: the device area's four bytes were translated for this ring.
+        if unsafe { access::load::<u32>(self.device) } == wish {
+            // A page that does not change is not one to copy again.
+            return;
+        }
+        // SAFETY: the same four bytes; one store keeps flags and place together.
+        unsafe { access::store::<u32>(self.device, wish) };
+        if self.log.is_on() {
+            self.log.mark_used([(0, 4)]);
+        }
+    }
+
+    /// Marks the descriptors of `places` places from `old` on.
+    #[cold]
+    fn mark_published(&self, old: Cursor, places: u16) {
+        let (size, first, bytes) = (u64::from(self.size), u64::from(old.index), u64::from(DESC_SIZE));
+        let count = u64::from(places).min(size);
+        let here = count.min(size - first);
+        self.log.mark_desc([(bytes * first, bytes * here), (0, bytes * (count - here))]);
     }
 
     /// True if the driver waits for a descriptor among the `places` before the cursor.
@@ -244,7 +265,32 @@ impl Layout for PackedRing {
     #[inline]
     fn check(&self) -> std::result::Result<(), RingFault> {
         self.doorbell.check()?;
-        if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
+        if self.memory.is_broken() {
+            return Err(RingFault::MemoryLost);
+        }
+        if self.log.logging.is_broken() { Err(RingFault::LogLost) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn logging(&self) -> &Arc<Logging> {
+        &self.log.logging
+    }
+
+    fn used_area(&self) -> *const u8 {
+        self.device
+    }
+
+    fn desc_area(&self) -> *const u8 {
+        self.desc
+    }
+
+    fn set_log(&mut self, log: RingLog) {
+        self.log = log;
+    }
+
+    fn mark_own_areas(&self) {
+        self.log.mark_used([(0, 4)]);
+        self.log.mark_desc([(0, u64::from(DESC_SIZE) * u64::from(self.size))]);
     }
 
     /// Nobody says how many there are: as many as the ring has, until one turns out not to be available.
@@ -362,8 +408,11 @@ impl Layout for PackedRing {
         #[allow(clippy::cast_possible_truncation, reason = "at most the ring size")]
         self.journal.intend(self.next.word(), new.word(), count as u16);
         self.write_used(count);
-        self.next = new;
+        let old = std::mem::replace(&mut self.next, new);
         self.journal.settle(new.word());
+        if self.log.is_on() {
+            self.mark_published(old, places);
+        }
     }
 
     #[inline]

@@ -1,6 +1,8 @@
 //! A guest's receiveq as the switch writes it: deliver packets of a burst into the buffers the guest posted.
 #![allow(unsafe_code, reason = "writes frames into guest memory")]
 
+use std::sync::Arc;
+
 use super::chain::{Chain, Direction, Scratch, WRITE};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
@@ -8,7 +10,7 @@ use super::transmitq::header_size;
 use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, Head, MAX_BURST, Packet};
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, Hint, Span, access, copy};
+use crate::memory::{Gpa, GuestMap, Hint, Marks, Span, access, copy};
 
 mod large;
 mod segment;
@@ -118,6 +120,8 @@ struct Writer {
     window: Window,
     /// Bytes of a frame that the buffers from this place on were too small for, as far as this round has found out.
     too_small: (u16, u32),
+    /// What was written, on its way into the dirty log.
+    marks: Marks,
 }
 
 impl Writer {
@@ -133,6 +137,7 @@ impl Writer {
             idents: Idents::new(),
             window: Window::new(),
             too_small: (0, u32::MAX),
+            marks: Marks::new(Arc::clone(ring.logging())),
         }
     }
 
@@ -150,6 +155,7 @@ impl Writer {
             Ok(ready) => ready,
             Err(fault) => return (Delivery { fault: Some(fault), ..delivery }, 0),
         };
+        let logging = self.marks.are_wanted();
         let wanted = slots.get_mut(..usize::from(ready).min(list.len())).unwrap_or_default();
         let looked = self.look_ahead(ring, wanted, &mut delivery.fault);
         let slots = slots.get(..looked).unwrap_or_default();
@@ -167,6 +173,9 @@ impl Writer {
                     } else {
                         let next = slots.get(usize::from(taken) + 1).zip(list.get(position + 1));
                         self.write_one(burst, index, packet, *slot, next);
+                    }
+                    if logging {
+                        self.marks.note(ring.memory(), slot.start, need);
                     }
                     ring.put_used(taken, slot.chain, need);
                     taken += 1;
@@ -193,6 +202,14 @@ impl Writer {
         }
         if delivery.settled == list.len() {
             delivery.fault = None;
+        }
+        if logging {
+            // Before the guest is told: what it was told of is marked, whatever becomes of this process.
+            self.marks.settle();
+            if delivery.settled < list.len() || delivery.too_small != 0 {
+                // A frame that was given up may have left elements that nobody is told of.
+                ring.mark_own_areas();
+            }
         }
         if taken > 0 {
             ring.publish(taken);
@@ -315,7 +332,21 @@ impl Writer {
         {
             finish_checksum(&self.scratch.spans, self.header_size, packet.len, partial);
         }
+        self.note_written(ring.memory(), self.header_size + packet.len);
         Ok(Some(places))
+    }
+
+    /// Notes for the dirty log that the buffers reserved hold `bytes` bytes.
+    fn note_written(&mut self, memory: &GuestMap, bytes: u32) {
+        if !self.marks.are_wanted() {
+            return;
+        }
+        let mut left = bytes;
+        for span in &self.scratch.spans {
+            let len = span.len.min(left);
+            self.marks.note(memory, span.start, len);
+            left -= len;
+        }
     }
 
     /// Takes buffers for `need` bytes, the virtio header's included, from place `taken` on: they are in the scratch then.

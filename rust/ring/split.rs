@@ -14,10 +14,11 @@ use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, w
 use super::doorbell::Doorbell;
 use super::journal::{Intent, Journal, Past};
 use super::layout::Layout;
+use super::log::RingLog;
 use super::notify;
 use super::{RingConfig, RingFault, area, feature};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMap, Span, access};
+use crate::memory::{GuestMap, Logging, Span, access};
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
@@ -49,6 +50,7 @@ pub(super) struct SplitRing {
     event_idx: bool,
     features: u64,
     journal: Journal,
+    log: RingLog,
     memory: Arc<GuestMap>,
     doorbell: Doorbell,
 }
@@ -85,6 +87,7 @@ impl SplitRing {
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
             journal: Journal::private(0)?,
+            log: RingLog::default(),
             memory: Arc::clone(memory),
             doorbell,
         })
@@ -190,15 +193,34 @@ impl SplitRing {
     }
 
     fn want_kicks(&mut self, wanted: bool) {
-        if self.event_idx {
+        let (from, wish) = if self.event_idx {
             let event = if wanted { self.next } else { self.next.wrapping_sub(1) };
-            let at = self.used.wrapping_add(4 + 8 * (usize::from(self.mask) + 1));
-            // SAFETY: avail_event follows the used ring's entries; its two bytes were translated with it.
-            unsafe { access::store::<u16>(at, event) };
+            (4 + 8 * u64::from(self.size()), event)
         } else {
-            // SAFETY: the flags are the used ring's first two bytes.
-            unsafe { access::store::<u16>(self.used, if wanted { 0 } else { USED_NO_NOTIFY }) };
+            (0, if wanted { 0 } else { USED_NO_NOTIFY })
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "within the used ring")]
+        let at = self.used.wrapping_add(from as usize);
+        // SAFETY: the flags are the used ring's first two bytes; avail_event follows its entries and was translated with
+        // them.
+        if unsafe { access::load::<u16>(at) } == wish {
+            // A page that does not change is not one to copy again.
+            return;
         }
+        // SAFETY: the same two bytes.
+        unsafe { access::store::<u16>(at, wish) };
+        if self.log.is_on() {
+            self.log.mark_used([(from, 2)]);
+        }
+    }
+
+    /// Marks the elements of `places` places from `old` on, and the index.
+    #[cold]
+    fn mark_published(&self, old: u16, places: u16) {
+        let (size, first) = (u64::from(self.size()), u64::from(old & self.mask));
+        let count = u64::from(places).min(size);
+        let here = count.min(size - first);
+        self.log.mark_used([(4 + 8 * first, 8 * here), (4, 8 * (count - here)), (2, 2)]);
     }
 }
 
@@ -216,7 +238,31 @@ impl Layout for SplitRing {
     #[inline]
     fn check(&self) -> std::result::Result<(), RingFault> {
         self.doorbell.check()?;
-        if self.memory.is_broken() { Err(RingFault::MemoryLost) } else { Ok(()) }
+        if self.memory.is_broken() {
+            return Err(RingFault::MemoryLost);
+        }
+        if self.log.logging.is_broken() { Err(RingFault::LogLost) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn logging(&self) -> &Arc<Logging> {
+        &self.log.logging
+    }
+
+    fn used_area(&self) -> *const u8 {
+        self.used
+    }
+
+    fn desc_area(&self) -> *const u8 {
+        self.desc
+    }
+
+    fn set_log(&mut self, log: RingLog) {
+        self.log = log;
+    }
+
+    fn mark_own_areas(&self) {
+        self.log.mark_used([(0, 6 + 8 * u64::from(self.size()))]);
     }
 
     #[inline]
@@ -317,6 +363,9 @@ impl Layout for SplitRing {
         // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
         unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
         self.journal.settle(self.next);
+        if self.log.is_on() {
+            self.mark_published(old, places);
+        }
     }
 
     #[inline]

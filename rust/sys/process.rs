@@ -1,4 +1,4 @@
-//! What the kernel says of this process's threads.
+//! What the kernel says of this process and its threads.
 #![allow(unsafe_code, reason = "gettid(2) is a raw call")]
 
 use std::fs;
@@ -17,9 +17,28 @@ pub fn is_asleep(tid: i32) -> bool {
     matches!(state, Some('S' | 'D'))
 }
 
+/// True if memory of this process is locked (`mlock(2)`, `mlockall(2)`; `proc(5)`, status).
+pub fn locks_memory() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    locked.and_then(|text| text.split_whitespace().next()).is_some_and(|kib| kib != "0")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locked_memory_is_noticed() {
+        let page = vec![0_u8; 4096];
+        assert!(!locks_memory());
+        // SAFETY: the page is live; locking it changes no byte.
+        if unsafe { libc::mlock(page.as_ptr().cast(), page.len()) } != 0 {
+            eprintln!("skipped: this user may lock no memory; raise RLIMIT_MEMLOCK");
+            return;
+        }
+        assert!(locks_memory());
+    }
 
     #[test]
     fn running_thread_is_not_asleep() {

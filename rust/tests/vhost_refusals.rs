@@ -165,9 +165,9 @@ fn a_request_that_was_never_offered_is_answered_no_where_an_answer_is_wanted() {
     let (port, stream) = Port::connected();
     let mut raw = Raw(stream);
     raw.send_number(FrontendReq::SET_PROTOCOL_FEATURES, ALL_PROTOCOL.bits());
-    raw.send_with(FrontendReq::SET_LOG_BASE, NEED_REPLY, &[0; 16], &[]);
+    raw.send_with(FrontendReq::SET_VRING_ENDIAN, NEED_REPLY, &[0; 8], &[]);
     assert_eq!(raw.reply_number(), 1);
-    port.recorder.wait_event("peer_error", "SET_LOG_BASE is refused: SET_LOG_BASE was never offered");
+    port.recorder.wait_event("peer_error", "SET_VRING_ENDIAN is refused: SET_VRING_ENDIAN was never offered");
     raw.settle();
     raw.send(FrontendReq::GET_INFLIGHT_FD, &[0; 20]);
     raw.wait_hang_up();
@@ -180,7 +180,7 @@ fn a_front_end_cannot_flood_the_log_with_refusals() {
     let mut raw = Raw(stream);
     raw.send_number(FrontendReq::SET_PROTOCOL_FEATURES, ALL_PROTOCOL.bits());
     for _ in 0..1000 {
-        raw.send_with(FrontendReq::SET_LOG_BASE, NEED_REPLY, &[0; 16], &[]);
+        raw.send_with(FrontendReq::SET_VRING_ENDIAN, NEED_REPLY, &[0; 8], &[]);
         assert_eq!(raw.reply_number(), 1);
     }
     port.recorder.wait_event("peer_error", "further refusals in this session are not logged");

@@ -239,7 +239,7 @@ fn what_is_served_is_offered_and_nothing_else() {
     let (_port, stream) = Port::connected();
     let mut raw = Raw(stream);
     raw.send(FrontendReq::GET_FEATURES, &[]);
-    assert_eq!(raw.reply_number(), 0x1c0_000d_7862_ff8b);
+    assert_eq!(raw.reply_number(), 0x1c0_000d_7c62_ff8b);
     raw.send(FrontendReq::GET_PROTOCOL_FEATURES, &[]);
     assert_eq!(raw.reply_number(), ALL_PROTOCOL.bits());
     raw.send(FrontendReq::GET_QUEUE_NUM, &[]);

@@ -17,6 +17,8 @@ pub(super) trait NetExt {
     fn set_mtu(&mut self, mtu: u64) -> VhostResult<()>;
     /// `vhost-user: SEND_RARP`.
     fn send_rarp(&mut self, mac: [u8; 6]) -> VhostResult<()>;
+    /// `vhost-user: SET_LOG_FD`.
+    fn set_log_fd(&mut self, file: File) -> VhostResult<()>;
     /// `vhost-user: SET_STATUS`; the device status field of virtio 1.2 §2.1.
     fn set_status(&mut self, status: u64) -> VhostResult<()>;
     /// `vhost-user: GET_STATUS`.
@@ -75,6 +77,11 @@ where
                 return Ok(Answer::Bytes(wire::reply_table(header.code, &regions, &bases)));
             }
         }
+        Request::SetLogBase { log, file } => {
+            handler.set_log_base(&log, file)?;
+            return Ok(Answer::Bytes(wire::reply_log(header.code, log)));
+        }
+        Request::SetLogFd(file) => handler.set_log_fd(file)?,
         Request::SetVringNum { index, num } => handler.set_vring_num(index, num)?,
         Request::SetVringAddr(addr) => handler.set_vring_addr(
             addr.index,

@@ -81,6 +81,7 @@ pub const VIRTIO: u64 = 1 << 0   // CSUM
     | 1 << 17                    // CTRL_VQ
     | 1 << 21                    // GUEST_ANNOUNCE
     | 1 << 22                    // MQ
+    | LOG_ALL
     | 1 << 27                    // ANY_LAYOUT
     | 1 << 28                    // INDIRECT_DESC
     | 1 << 29                    // EVENT_IDX
@@ -94,6 +95,7 @@ pub const VIRTIO: u64 = 1 << 0   // CSUM
 
 /// The protocol bits on every port's offer.
 pub const PROTOCOL: Protocol = Protocol::MQ
+    .union(Protocol::LOG_SHMFD)
     .union(Protocol::RARP)
     .union(Protocol::REPLY_ACK)
     .union(Protocol::MTU)
@@ -141,14 +143,14 @@ mod tests {
     fn protocol_bits_are_named() {
         assert_eq!(
             protocol_names(PROTOCOL.bits()),
-            "MQ, RARP, REPLY_ACK, MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS"
+            "MQ, LOG_SHMFD, RARP, REPLY_ACK, MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS"
         );
         assert_eq!(protocol_names(1 << 40), "bit 40");
     }
 
     #[test]
     fn what_is_not_served_yet_is_not_offered() {
-        let unserved = ["LOG_ALL", "RING_RESET", "CTRL_GUEST_OFFLOADS", "IOMMU_PLATFORM"];
+        let unserved = ["RING_RESET", "CTRL_GUEST_OFFLOADS", "IOMMU_PLATFORM"];
         let offered = names(VIRTIO);
         assert!(unserved.iter().all(|name| !offered.split(", ").any(|offer| offer == *name)));
     }

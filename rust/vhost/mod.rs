@@ -31,16 +31,23 @@ use std::sync::Arc;
 
 pub use endpoint::{Endpoint, EndpointHandle};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::Incoming;
 use crate::recovery::Recovery;
 use crate::ring::Ring;
+use crate::sys::process;
 
 /// Whether post-copy migration can be offered.
 ///
 /// # Errors
-/// `Kernel` if this process may not use userfaultfd; the text says what to set.
+/// `Kernel` if this process may not use userfaultfd, `Config` if its memory is locked; the text says what to set.
 pub fn check_postcopy() -> Result<()> {
+    // With mlockall(2) a mapping would have its pages before anybody could say that they are elsewhere.
+    if process::locks_memory() {
+        let text =
+            "post-copy needs memory that is not locked: run the switch without mlockall (LimitMEMLOCK does no harm)";
+        return Err(Error::Config(text.into()));
+    }
     // One that is made and thrown away shows that they can be had.
     Incoming::new().map(drop)
 }
@@ -98,6 +105,8 @@ pub trait PortLink: Send + Sync {
     fn start(&self, vring: usize, ring: Ring);
     /// Gives a vring back once nobody touches it any more, settled: available = used. None if it was not started.
     fn stop(&self, vring: usize) -> Option<Ring>;
+    /// Returns when nobody uses any more what rings that are started were told before the call: whether they log.
+    fn quiesce(&self) {}
     /// Replaces the call descriptor of a started vring.
     fn set_call(&self, vring: usize, call: Option<File>);
     /// The link went up or down.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::Error as VhostError;
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{FrontendReq, VhostUserLog};
 
 use super::Level;
 use super::backend::{Answer, dispatch};
@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a new front-end may say nothing before that is worth a word.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// How often a front-end that gave a descriptor for it is told that there is something new in its dirty log.
+const LOG_NEWS: Duration = Duration::from_millis(10);
 
 /// Refusals of one session that the log gets; a front-end could go on for ever.
 const REFUSALS_LOGGED: u32 = 32;
@@ -259,8 +262,9 @@ impl<'a> Session<'a> {
         };
         let ours = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let hold = self.handler.is_held().then(|| self.port.recovery.hold_left().unwrap_or_default());
+        let log = self.handler.has_log_fd().then_some(LOG_NEWS);
         let arrivals = self.handler.is_migrating_in().then_some(ARRIVALS);
-        ours.into_iter().chain(hold).chain(arrivals).min()
+        ours.into_iter().chain(hold).chain(arrivals).chain(log).min()
     }
 
     /// Lets go what waited for other ports, when they are there or their time is over.
@@ -297,6 +301,7 @@ impl<'a> Session<'a> {
 
     fn look_at_the_clock(&mut self) -> Option<End> {
         self.look_at_the_hold();
+        self.handler.tell_log_news();
         if self.handler.is_migrating_in() {
             self.handler.look_at_arrivals();
             self.publish();
@@ -360,6 +365,11 @@ impl<'a> Session<'a> {
                     return Err(text);
                 }
                 self.log_refusal(&wire::name(code), &text);
+                if code == FrontendReq::SET_LOG_BASE as u32 {
+                    // Front-ends wait for a log in answer, whether they asked for one or not, and for no less. One of nothing
+                    // is an error to `vhost`'s; QEMU looks at none.
+                    return self.answer(&wire::reply_log(code, VhostUserLog::default()));
+                }
                 if code == FrontendReq::POSTCOPY_ADVISE as u32 {
                     // It waits for a descriptor: one that is not there is the only way to say no.
                     return self.answer(&wire::reply(code, &[]));

@@ -33,6 +33,8 @@ pub(super) struct SessionState {
     pub(super) n_txq: usize,
     /// Bytes; what the front-end said in `NET_SET_MTU`.
     pub(super) guest_mtu: Option<u16>,
+    /// What is written to the guest is marked in a dirty log.
+    pub(super) is_logging: bool,
     pub(super) link_up: bool,
     pub(super) waiting_for: Option<String>,
     pub(super) problem: Option<String>,
@@ -76,6 +78,9 @@ impl Snapshot {
         }
         put("n_rxq", session.n_rxq.to_string());
         put("n_txq", session.n_txq.to_string());
+        if session.is_logging {
+            put("migration", "logging".to_owned());
+        }
         put("peer-pid", session.peer.pid.to_string());
         put("peer-uid", session.peer.uid.to_string());
         put("peer-program", session.peer.program.clone());
@@ -110,6 +115,7 @@ mod tests {
             n_rxq: 1,
             n_txq: 1,
             guest_mtu: Some(1500),
+            is_logging: false,
             link_up: true,
             waiting_for: None,
             problem: None,

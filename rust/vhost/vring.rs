@@ -10,11 +10,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::VhostUserVringAddr;
+use vhost::vhost_user::message::{VhostUserVringAddr, VhostUserVringAddrFlags};
 
 use super::features::{LOG_ALL, PROTOCOL_FEATURES};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMap, Uva};
+use crate::memory::{Gpa, GuestMap, Logging, Uva};
 use crate::recovery::Identity;
 use crate::ring::{Past, Ring, RingConfig};
 use crate::sys::{eventfd::Notifier, file, socket};
@@ -130,6 +130,7 @@ impl Vring {
         memory: &Arc<GuestMap>,
         features: u64,
         past: Option<Past>,
+        logging: &Arc<Logging>,
     ) -> Result<(Ring, Option<String>)> {
         let config = self.config(features);
         let config = config.ok_or_else(|| Error::Bug("a vring without addresses was started".into()))?;
@@ -138,7 +139,10 @@ impl Vring {
             Kick::Timer | Kick::Stopped => None,
         };
         let call = self.call.as_ref().map(duplicate).transpose()?;
-        config.resume(memory, kick, call, past)
+        let is_taken_over = past.as_ref().is_some_and(|past| past.is_known);
+        let (mut ring, note) = config.resume(memory, kick, call, past)?;
+        ring.log_to(logging, self.addr.as_ref().and_then(log_address), is_taken_over);
+        Ok((ring, note))
     }
 
     /// Tells the front-end through the error descriptor, if it gave one, that the vring broke.
@@ -150,6 +154,12 @@ impl Vring {
             notifier.notify();
         }
     }
+}
+
+/// Where the used ring is in the dirty log, if the front-end said so (`vhost-user: VHOST_VRING_F_LOG`).
+pub(super) fn log_address(addr: &VhostUserVringAddr) -> Option<Gpa> {
+    let flags = VhostUserVringAddrFlags::from_bits_truncate(addr.flags);
+    flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(Gpa(addr.log))
 }
 
 /// A second descriptor of the same eventfd.

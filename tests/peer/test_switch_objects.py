@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,11 +17,12 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ovsvhost.switch import Port
 
 pytestmark = pytest.mark.peer
+
+CORES = sorted(os.sched_getaffinity(0))
 
 
 @pytest.fixture(params=["in process", "over the database"])
@@ -130,6 +132,47 @@ def test_a_guest_is_waited_for_counted_and_learned(switch: Switch, short_folder:
     wait_for(lambda: ports[0].statistics["rx_packets"] > 0, timeout_s=20, what="packets of v0 in the statistics")
     bridge.flush_fdb()
     assert bridge.fdb() == []
+
+
+def poll_threads() -> set[str]:
+    """Names of the poll threads of this process and its children."""
+    mine = Path("/proc/self/task")
+    children = [pid for task in mine.iterdir() for pid in (task / "children").read_text().split()]
+    tasks = [task for pid in ("self", *children) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return {name for task in tasks if (name := (task / "comm").read_text().strip()).startswith("pmd-c")}
+
+
+@pytest.mark.rows("B5", "L5")
+@pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
+def test_poll_threads_are_set_up_anew_while_guests_talk(switch: Switch, short_folder: Path) -> None:
+    one, two = CORES[:2]
+    both = {f"pmd-c{one}", f"pmd-c{two}"}
+    switch.add_bridge("br0")
+    ports = [client(switch, short_folder, name) for name in ("v0", "v1")]
+    ends = [f"socket={short_folder}/{port.name}.sock,side=listen" for port in ports]
+    with Frontend(ends, folder=short_folder, options=["--rate=1000"]) as frontend:
+        frontend.event("ready")
+        switch.set_pmds({"pmd-cpu-mask": hex(1 << one | 1 << two), "pmd-rxq-assign": "roundrobin"})
+        assert poll_threads() == both
+        ports[0].set_rxq_affinity(f"0:{two}")
+        switch.rebalance()
+        refusals: dict[str, Callable[[], object]] = {
+            "pmd-cpu-mask='x' is refused": lambda: switch.set_pmds({"pmd-cpu-mask": "x"}),
+            "pmd-foo is no setting of poll threads": lambda: switch.set_pmds({"pmd-foo": "1"}),
+            "pmd-cpu-mask": lambda: switch.set_pmds({"pmd-cpu-mask": hex(1 << (max(CORES) + 500))}),
+            "give queue:core pairs": lambda: ports[0].set_rxq_affinity("0"),
+        }
+        for why, refused in refusals.items():
+            with pytest.raises(ConfigError) as caught:
+                refused()
+            assert why in str(caught.value)
+            assert poll_threads() == both
+        ports[0].set_rxq_affinity("")
+        switch.set_pmds({"pmd-cpu-mask": hex(1 << two)})
+        assert poll_threads() == {f"pmd-c{two}"}
+        report = frontend.finish()
+    (exact,) = report["exact"]
+    assert (exact["lost"], exact["duplicated"], exact["reordered"]) == (0, 0, 0)
 
 
 def test_a_closed_switch_says_so(switch: Switch) -> None:

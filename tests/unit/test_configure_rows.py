@@ -204,6 +204,18 @@ def test_steering_and_backpressure_of_a_row_are_in_force() -> None:
     assert "tx-steering='cpu' of interface 'v1' is not in force" in verdict(configuration, "v1").errors[0]
 
 
+@pytest.mark.rows("A10", "L5")
+@pytest.mark.parametrize("kind", ["dpdkvhostuserclient", "dpdkvhostuser"])
+def test_a_number_of_queues_set_by_hand_is_refused_aloud_and_the_guests_counts(kind: str) -> None:
+    row = replace(client("v0", options={"n_rxq": "4"}), type=kind)
+    configuration = result(root(port(row)))
+    assert (
+        "options:n_rxq is not in force, remove it: the number of queues follows the guest"
+        in verdict(configuration, "v0").errors
+    )
+    assert "v0" in ports(configuration), "it works with as many as its guest has"
+
+
 def test_an_unknown_option_is_said_and_the_port_works() -> None:
     configuration = result(root(port(client("v0", options={"foo": "1"}))))
     assert verdict(configuration, "v0").errors == ("options:foo is unknown: remove it or correct its name",)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.daemon.pmd_settings import LIVE, cpu_mask, poll_threads, rxq_affinity, sleep_max
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import AutoBalance, PollThreads
+from ovsvhost.pmd_settings import LIVE, cpu_mask, poll_threads, rxq_affinity, sleep_max
 
 BEFORE = PollThreads(
     cpus=frozenset({3}),

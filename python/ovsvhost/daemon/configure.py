@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ovsvhost import options
-from ovsvhost.daemon.pmd_settings import poll_threads, rxq_affinity
 from ovsvhost.daemon.settings import Startup, pending
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
@@ -39,6 +38,7 @@ from ovsvhost.model import (
     free_ofport,
 )
 from ovsvhost.numeral import is_whole
+from ovsvhost.pmd_settings import poll_threads, rxq_affinity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

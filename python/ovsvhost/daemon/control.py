@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 from ovsvhost import apply, events, observed
 from ovsvhost.daemon import commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
-from ovsvhost.daemon.pmd_settings import LIVE
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import PORT_TYPES, Bridge, Desired
 from ovsvhost.plan import plan
+from ovsvhost.pmd_settings import LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 Some are read once, at start (``ovs-vswitchd.conf.db(5)`` says so of ``vhost-sock-dir``, ``vhost-iommu-support`` and
 ``vhost-postcopy-support``); ``pending`` names those that were changed since. Those of the poll threads are live
-(`ovsvhost.daemon.pmd_settings`).
+(`ovsvhost.pmd_settings`).
 """
 
 from __future__ import annotations

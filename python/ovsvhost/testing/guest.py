@@ -67,7 +67,8 @@ class Guest(Machine):
         kernel_line: further words for the kernel, such as ``hugepages=80``.
         folder: where sockets and logs go; made if None, and removed at the end. Keep it short: a socket's path has at
             most 107 bytes.
-        incoming: a state saved by ``save`` to resume instead of booting.
+        incoming: a state saved by ``save`` to resume instead of booting; or ``defer`` to wait for another guest that
+            moves here (``migration``).
         stays: True lets it outlive this process.
     """
 
@@ -85,7 +86,7 @@ class Guest(Machine):
         cpu: str | None = None,
         kernel_line: str = "",
         folder: Path | None = None,
-        incoming: Path | None = None,
+        incoming: Path | Literal["defer"] | None = None,
         stays: bool = False,
     ) -> None:
         super().__init__(name)
@@ -152,7 +153,7 @@ class Guest(Machine):
         for index, nic in enumerate(self.nics):
             command += nic_arguments(self._fitted(nic), name=f"net{index}", version=self.qemu.version)
         if self._incoming:
-            command += ["-incoming", f"exec:cat {self._incoming}"]
+            command += ["-incoming", f"exec:cat {self._incoming}" if self._incoming != "defer" else "defer"]
         return command
 
     def start(self) -> Self:

@@ -102,6 +102,10 @@ class Job:
             f"(({command}) >{path}.out 2>&1; echo $? >{path}.new; mv {path}.new {path}.code) & echo $! >{path}.pid"
         )
 
+    def follow(self, guest: Machine) -> None:
+        """Asks there from now on: the guest that it runs in moved, and took it along."""
+        self._guest = guest
+
     def output(self) -> str:
         """What it wrote so far."""
         return self._guest.run(f"cat {self._path}.out")

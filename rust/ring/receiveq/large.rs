@@ -97,6 +97,9 @@ impl Writer {
             let to = Span { start: slot.start.wrapping_add(skip as usize), len: here };
             // SAFETY: the rest of a buffer that was translated by the ring's memory, cut to what the frame still has.
             unsafe { copy_beside(burst, index, from, to, after) };
+            if self.marks.are_wanted() {
+                self.marks.note(ring.memory(), slot.start, skip + here);
+            }
             ring.put_used(place, slot.chain, skip + here);
             (skip, from) = (0, from + here);
         }

@@ -76,6 +76,7 @@ impl Writer {
             }
             let header = vnet_hdr::with_buffers(header, chains);
             self.write_many(burst, index, header, piece_head, piece.from, piece.len);
+            self.note_written(ring.memory(), end);
             let spans = &self.scratch.spans;
             add_to(&mut sum, spans, sum_from, end);
             #[allow(clippy::cast_possible_truncation, reason = "a place in PIECE_HEAD_SIZE bytes")]
@@ -85,6 +86,8 @@ impl Writer {
                 && let Some(field) = field
             {
                 field.store(std::mem::take(&mut sum).finish());
+                // It may be in a piece that was noted, and marked, long ago.
+                field.note(ring.memory(), &mut self.marks);
             }
             place += places;
         }

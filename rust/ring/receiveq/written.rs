@@ -5,7 +5,7 @@
 
 use crate::frame::checksum::Sum;
 use crate::frame::vnet_hdr::PartialChecksum;
-use crate::memory::{Span, access, copy};
+use crate::memory::{GuestMap, Marks, Span, access, copy};
 
 /// Sums a frame of `frame_len` bytes that lies `skip` bytes into `spans`, and stores the checksum.
 #[cold]
@@ -45,6 +45,13 @@ impl Field {
             }
         });
         Self(bytes)
+    }
+
+    /// Notes for the dirty log that a checksum was stored.
+    pub(super) fn note(self, memory: &GuestMap, marks: &mut Marks) {
+        if marks.are_wanted() {
+            self.0.into_iter().filter(|at| !at.is_null()).for_each(|at| marks.note(memory, at, 1));
+        }
     }
 
     /// Stores a checksum.

@@ -34,11 +34,11 @@ const EVENT_AT: u16 = 2;
 /// The driver's state of one packed virtqueue.
 #[derive(Debug)]
 pub struct PackedRing {
-    descriptors: Window,
+    pub(super) descriptors: Window,
     driver_area: Window,
     device_area: Window,
     place: RingPlace,
-    size: u16,
+    pub(super) size: u16,
     event_idx: bool,
     /// Where the next descriptor is made available.
     next: Cursor,
@@ -46,17 +46,17 @@ pub struct PackedRing {
     pending: u16,
     held: (usize, u64),
     /// Where the next used descriptor is taken.
-    taken: Cursor,
+    pub(super) taken: Cursor,
     /// Where the next used descriptor is looked for, and the buffers found used and not taken.
-    seen: Cursor,
-    waiting: u16,
+    pub(super) seen: Cursor,
+    pub(super) waiting: u16,
     /// Descriptors that every buffer takes; 0 when they differ.
-    stride: u16,
+    pub(super) stride: u16,
     /// Descriptors of each buffer; 0 for one that is not in flight.
     counts: Vec<u16>,
-    in_flight: u16,
-    order: Option<Order>,
-    broken: bool,
+    pub(super) in_flight: u16,
+    pub(super) order: Option<Order>,
+    pub(super) broken: bool,
 }
 
 impl PackedRing {
@@ -151,7 +151,7 @@ impl PackedRing {
     }
 
     #[inline]
-    fn is_used(&self, at: Cursor) -> bool {
+    pub(super) fn is_used(&self, at: Cursor) -> bool {
         let flags = self.descriptors.load_u16_acquire(16 * usize::from(at.index) + 14);
         flags & (DESC_AVAILABLE | DESC_USED) == at.used()
     }

@@ -116,6 +116,11 @@ impl SlotRing {
         either!(self, slots => slots.post(slot, total));
     }
 
+    /// Says that the content of the last slot posted is not that of the others.
+    pub fn break_turn(&mut self) {
+        either!(self, slots => slots.break_turn());
+    }
+
     /// Makes posted slots visible; `true` when the device wants to be kicked.
     pub fn publish(&mut self) -> bool {
         either!(self, slots => slots.publish())

@@ -16,6 +16,7 @@
 
 use super::format::{RingFormat, Segment};
 use super::place::RingPlace;
+use super::round::Round;
 use super::violations::Violations;
 use super::{Layout, Shape};
 use crate::testing::memory::{Gpa, GuestRam, Window};
@@ -52,28 +53,29 @@ struct Slot {
 }
 
 #[derive(Debug)]
-struct Area {
-    window: Window,
-    gpa: Gpa,
+pub(super) struct Area {
+    pub(super) window: Window,
+    pub(super) gpa: Gpa,
 }
 
 /// Fixed buffers over a ring of one format.
 #[derive(Debug)]
 pub struct Slots<R> {
     pub(super) ring: R,
-    shape: Shape,
-    writable: bool,
-    rewrite: bool,
+    pub(super) shape: Shape,
+    pub(super) writable: bool,
+    pub(super) rewrite: bool,
     /// What a slot's number is multiplied by to become the ring's number of its buffer.
     scale: u16,
-    areas: Vec<Area>,
+    pub(super) areas: Vec<Area>,
     tables: Option<Area>,
     each: Vec<Slot>,
     free: Vec<u16>,
     free_mask: usize,
     free_head: usize,
     free_tail: usize,
-    violations: Violations,
+    pub(super) round: Round,
+    pub(super) violations: Violations,
 }
 
 impl<R: RingFormat> Slots<R> {
@@ -127,6 +129,7 @@ impl<R: RingFormat> Slots<R> {
             free_mask: capacity - 1,
             free_head: 0,
             free_tail: count,
+            round: Round::default(),
             violations: Violations::default(),
         })
     }
@@ -219,6 +222,7 @@ impl<R: RingFormat> Slots<R> {
         let gpa = state.gpa;
         let described = std::mem::replace(&mut state.len, total as u32);
         state.posted = true;
+        self.round.note(slot, total as u32, self.each.len());
         let buffer = slot * self.scale;
         if R::KEEPS_DESCRIPTORS && !self.rewrite && described as usize == total {
             self.ring.post_again(buffer);
@@ -298,11 +302,19 @@ impl<R: RingFormat> Slots<R> {
     /// Takes back all slots the device is done with; gives their number. For a transmitq.
     #[inline]
     pub fn reclaim(&mut self) -> usize {
+        self.reclaim_some(usize::MAX)
+    }
+
+    /// The same for `most` slots at most.
+    #[inline]
+    pub fn reclaim_some(&mut self, most: usize) -> usize {
         let mut count = 0;
-        let waiting = self.used_waiting(1);
+        let waiting = self.used_waiting(1).min(most);
         if waiting > 0 {
             self.ring.prefetch_used(waiting as u16);
-            while let Some((slot, _)) = self.take_used() {
+            while count < most
+                && let Some((slot, _)) = self.take_used()
+            {
                 self.put_free(slot);
                 count += 1;
             }

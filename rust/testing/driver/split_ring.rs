@@ -27,19 +27,19 @@ const NO_INTERRUPT: u16 = 1;
 /// The driver's state of one split virtqueue.
 #[derive(Debug)]
 pub struct SplitRing {
-    descriptors: Window,
+    pub(super) descriptors: Window,
     available: Window,
     used: Window,
     place: RingPlace,
     size: u16,
-    mask: u16,
+    pub(super) mask: u16,
     event_idx: bool,
     next_available: u16,
     published: u16,
-    last_used: u16,
-    seen_used: u16,
-    order: Option<Order>,
-    broken: bool,
+    pub(super) last_used: u16,
+    pub(super) seen_used: u16,
+    pub(super) order: Option<Order>,
+    pub(super) broken: bool,
 }
 
 impl SplitRing {
@@ -150,7 +150,7 @@ impl SplitRing {
 
     /// The used element `ahead` places after the next.
     #[inline]
-    fn peek_used(&self, ahead: u16) -> (u32, u32) {
+    pub(super) fn peek_used(&self, ahead: u16) -> (u32, u32) {
         let at = 4 + 8 * usize::from(self.last_used.wrapping_add(ahead) & self.mask);
         (self.used.load_u32(at), self.used.load_u32(at + 4))
     }
@@ -306,7 +306,7 @@ impl RingFormat for SplitRing {
 }
 
 /// A segment as a descriptor, followed by `next` if there is more.
-fn describe(segment: Segment, next: u16, more: bool) -> Descriptor {
+pub(super) fn describe(segment: Segment, next: u16, more: bool) -> Descriptor {
     let direction = if segment.writable { DESC_WRITE } else { 0 };
     let (flags, next) = if more { (DESC_NEXT, next) } else { (0, 0) };
     Descriptor { address: segment.gpa.0, len: segment.len, flags: direction | flags, next }

@@ -142,6 +142,13 @@ impl FramePlan {
         let Some(lines) = &self.lines else { return };
         // Straight into guest memory: patching a copy first would stall on the copy's own stores.
         window.write_line(at, &lines[self.turn(sequence)]);
+        self.renew_line(sequence, window, at);
+    }
+
+    /// Makes the frame at `sequence` of one that [`write_line`](Self::write_line) wrote at the same place, with the same
+    /// size: what a light sender writes of a frame that it sends again.
+    #[inline]
+    pub fn renew_line(&self, sequence: u64, window: &Window, at: usize) {
         let base = at + self.config.header_size;
         window.write(base + self.headers.size(), &sequence.to_le_bytes());
         if self.config.destinations > 1 {

@@ -138,6 +138,15 @@ impl Window {
         word.load(Ordering::Acquire)
     }
 
+    /// Reads the 64-bit word at `at`; later reads see what was written before its release.
+    #[inline]
+    pub fn load_u64_acquire(&self, at: usize) -> u64 {
+        let place = self.aligned::<u64>(at);
+        // SAFETY: in bounds, aligned, alive; all accesses to words are atomic.
+        let word = unsafe { AtomicU64::from_ptr(place) };
+        word.load(Ordering::Acquire)
+    }
+
     /// Writes the 16-bit word at `at` after everything written before.
     #[inline]
     pub fn store_u16_release(&self, at: usize, value: u16) {

@@ -34,6 +34,8 @@ pub struct ReceiveCounters {
     pub kicks: u64,
     /// Frames that are not numbered ones of ours.
     pub foreign: u64,
+    /// Frames, of those only counted that were looked at, with a number not above that of the one looked at before.
+    pub behind: u64,
     /// Numbers in frames that were found right in every byte: one a frame, many in a frame that asks to be cut.
     pub numbers: u64,
     /// Frames of many pieces that came whole.

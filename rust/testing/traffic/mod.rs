@@ -27,6 +27,7 @@ mod rings;
 mod runner;
 mod sender;
 mod settings;
+mod throughput;
 mod transit;
 
 pub use control::Command;

@@ -2,9 +2,12 @@
 //! One receiveq: takes frames, judges them, gives the buffers back.
 
 use super::counters::{ReceiveCounters, Streams};
-use crate::testing::driver::{RingFormat, SlotRing, Slots, Violations, either};
+use crate::testing::driver::{RingFormat, RoundFormat, SlotRing, Slots, Violations, either};
 use crate::testing::frames::{Arrival, Inspector, Reassembly, Verdict, inspect_number};
 use crate::testing::{Error, Result};
+
+/// Passes that leave less than a block to grow to one.
+const PATIENCE: u8 = 8;
 
 /// How closely received frames are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +16,7 @@ pub enum Check {
     Full,
     /// Stream and sequence, from the first cache line (UDP over IPv4).
     Sequence,
-    /// Nothing: used elements are counted.
+    /// Used elements are counted, and of one frame in a block the number is looked at: none may be behind the one before.
     Count,
 }
 
@@ -47,6 +50,10 @@ struct Judge {
     mergeable: bool,
     frame: Vec<u8>,
     datagram: Reassembly,
+    /// Passes that may yet find less than a block and leave it.
+    patience: u8,
+    /// Stream and number of the last frame that was looked at among those counted.
+    last: Option<(u16, u64)>,
     counters: ReceiveCounters,
 }
 
@@ -55,7 +62,8 @@ impl Receiver {
     pub fn new(mut queue: SlotRing, inspector: Inspector, check: Check, mergeable: bool) -> Self {
         post_all(&mut queue);
         let counters = ReceiveCounters::default();
-        let judge = Judge { inspector, check, mergeable, frame: Vec::new(), datagram: Reassembly::default(), counters };
+        let (frame, datagram) = (Vec::new(), Reassembly::default());
+        let judge = Judge { inspector, check, mergeable, frame, datagram, patience: PATIENCE, last: None, counters };
         Self { queue, judge }
     }
 
@@ -136,7 +144,19 @@ fn post_all(queue: &mut SlotRing) {
 
 impl Judge {
     #[inline]
-    fn pass<R: RingFormat>(&mut self, queue: &mut Slots<R>, most: usize, streams: &mut Streams) -> (usize, bool) {
+    fn pass<R: RoundFormat>(&mut self, queue: &mut Slots<R>, most: usize, streams: &mut Streams) -> (usize, bool) {
+        if self.check == Check::Count
+            && let Some(count) = self.turn(queue, most)
+        {
+            if count > 0 {
+                self.patience = PATIENCE;
+                return (count, queue.publish());
+            }
+            if self.patience > 0 {
+                self.patience -= 1;
+                return (0, false);
+            }
+        }
         let mut count = 0;
         let mut left = queue.used_waiting(1);
         if self.check != Check::Count {
@@ -147,6 +167,33 @@ impl Judge {
             count += 1;
         }
         (count, count > 0 && queue.publish())
+    }
+
+    /// Counts frames that came in one buffer each, of a ring that goes round, and posts the buffers again; `None` when it
+    /// does not go round.
+    #[inline]
+    fn turn<R: RoundFormat>(&mut self, queue: &mut Slots<R>, most: usize) -> Option<usize> {
+        let (header, room) = (queue.shape().header_size, queue.shape().room);
+        let mut bytes = 0;
+        let count = queue.turn(most, |window, at, turn, len| {
+            // What fills its buffer may go on in another one.
+            let size = (len as usize).wrapping_sub(header);
+            if size >= room {
+                return false;
+            }
+            bytes += size as u64;
+            if turn == 0
+                && let Some(found) = inspect_number(window, at + header)
+            {
+                let behind = self.last.is_some_and(|last| last.0 == found.0 && found.1 <= last.1);
+                self.counters.behind += u64::from(behind);
+                self.last = Some(found);
+            }
+            true
+        })?;
+        self.counters.frames += count as u64;
+        self.counters.bytes += bytes;
+        Some(count)
     }
 
     /// Takes one frame and reposts its buffers; gives the used elements it took of those waiting.

@@ -135,6 +135,7 @@ impl Snapshot {
             total.received.bytes += counters.bytes;
             total.received.kicks += counters.kicks;
             total.received.foreign += counters.foreign;
+            total.received.behind += counters.behind;
             total.received.numbers += counters.numbers;
             total.received.whole += counters.whole;
             total.received.fragments += counters.fragments;
@@ -186,8 +187,11 @@ pub(super) fn describe(end: &End) -> Json {
         ("received", Json::Count(snapshot.received.frames)),
         ("received_bytes", Json::Count(snapshot.received.bytes)),
         ("kicks", Json::Count(snapshot.sent.kicks + snapshot.received.kicks)),
+        ("tries", Json::Count(snapshot.sent.tries)),
+        ("full_tries", Json::Count(snapshot.sent.full_tries)),
         ("ring_full_share", Json::Number(ratio(snapshot.sent.full_tries, snapshot.sent.tries))),
         ("foreign", Json::Count(snapshot.received.foreign)),
+        ("behind", Json::Count(snapshot.received.behind)),
         ("merged", Json::Count(snapshot.received.merged)),
         ("whole", Json::Count(snapshot.received.whole)),
         ("fragments", Json::Count(snapshot.received.fragments)),

@@ -14,9 +14,9 @@ use super::governor::{Governor, Silence};
 use super::latency;
 use super::link::LinkState;
 use super::receiver::Check;
-use super::report::{self, Json, Snapshot, ratio};
+use super::report::{self, Json};
 use super::settings::{EndSettings, Mode, Role, RunSettings};
-use super::transit::Transit;
+use super::throughput;
 use crate::testing::{Error, Result, sys};
 
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(10);
@@ -31,9 +31,11 @@ pub struct Runner {
     settings: RunSettings,
     ends: Vec<End>,
     governors: Vec<Governor>,
-    silences: Vec<Silence>,
+    pub(super) silences: Vec<Silence>,
     commands: Option<mpsc::Receiver<Result<Command>>>,
     paused: bool,
+    /// The last pass moved nothing.
+    pub(super) idle: bool,
     stopping: bool,
     started: Instant,
 }
@@ -71,7 +73,17 @@ impl Runner {
         let governors = made.iter().map(|_| Governor::new(now)).collect();
         let silences = made.iter().map(|_| Silence::new(now)).collect();
         let commands = settings.control.then(Command::from_stdin);
-        Ok(Self { settings, ends: made, governors, silences, commands, paused: false, stopping: false, started: now })
+        Ok(Self {
+            settings,
+            ends: made,
+            governors,
+            silences,
+            commands,
+            paused: false,
+            idle: false,
+            stopping: false,
+            started: now,
+        })
     }
 
     /// The ends.
@@ -91,7 +103,7 @@ impl Runner {
         self.event("ready", &[]);
         let announced = self.announce();
         let measured = match self.settings.mode {
-            Mode::Traffic | Mode::Transit => self.measure(),
+            Mode::Traffic | Mode::Transit => throughput::measure(self),
             Mode::Latency => latency::measure(self),
         };
         self.drain();
@@ -156,46 +168,7 @@ impl Runner {
         }
     }
 
-    fn measure(&mut self) -> Json {
-        let warm = Instant::now() + self.settings.warmup;
-        while Instant::now() < warm && !self.stopping {
-            self.step(true);
-        }
-        self.event("measuring", &[]);
-        let before: Vec<Snapshot> = self.ends.iter().map(Snapshot::of).collect();
-        let clock_before = scheduler_clock();
-        let start = Instant::now();
-        self.silences.fill_with(|| Silence::new(start));
-        let end = self.settings.duration.map(|duration| start + duration);
-        let mut transit = (self.settings.mode == Mode::Transit).then(|| Transit::new(&self.ends));
-        while !self.stopping && !self.frames_done() {
-            let now = self.step(true);
-            if let Some(transit) = &mut transit {
-                transit.note(&self.ends, now);
-            }
-            if end.is_some_and(|end| now >= end) {
-                break;
-            }
-        }
-        let finish = Instant::now();
-        let seconds = finish.duration_since(start).as_secs_f64();
-        let clock = scheduler_clock();
-        let ends: Vec<Json> = self
-            .ends
-            .iter()
-            .zip(before.iter().zip(&self.silences))
-            .map(|(end, (before, silence))| window(end, before, silence.longest(finish), seconds))
-            .collect();
-        let (ran, waited) = (clock.0 - clock_before.0, clock.1 - clock_before.1);
-        Json::object([
-            ("seconds", Json::Number(seconds)),
-            ("wait_share", Json::Number(ratio(waited, ran + waited))),
-            ("ends", Json::List(ends)),
-            ("transit", transit.map_or(Json::Null, Transit::report)),
-        ])
-    }
-
-    fn frames_done(&self) -> bool {
+    pub(super) fn frames_done(&self) -> bool {
         let Some(frames) = self.settings.frames else { return false };
         self.ends
             .iter()
@@ -207,34 +180,38 @@ impl Runner {
     #[inline]
     pub(super) fn step(&mut self, sending: bool) -> Instant {
         let now = Instant::now();
+        let mut moved = 0;
         if sending && !self.paused {
             for index in 0..self.ends.len() {
-                self.send(index, now);
+                moved += self.send(index, now);
             }
         }
         for (end, silence) in self.ends.iter_mut().zip(&mut self.silences) {
             let count = end.receive(self.settings.burst);
             silence.note(now, count > 0);
+            moved += count;
         }
+        self.idle = moved == 0;
         self.house_keeping(now);
         now
     }
 
     #[inline]
-    fn send(&mut self, index: usize, now: Instant) {
+    fn send(&mut self, index: usize, now: Instant) -> usize {
         let allowed = self.allowance(index, now);
         let settings = &self.settings;
         let limit = settings.frames.unwrap_or(u64::MAX);
         let (Some(end), Some(governor)) = (self.ends.get_mut(index), self.governors.get_mut(index)) else {
-            return;
+            return 0;
         };
         if end.role() != Role::Send || governor.is_resting(now) {
-            return;
+            return 0;
         }
-        end.send(settings.burst, allowed, limit);
+        let sent = end.send(settings.burst, allowed, limit);
         if !settings.backoff.is_zero() && end.is_full() {
             governor.rest_until(now + settings.backoff);
         }
+        sent
     }
 
     /// Frames end `index` may send now, by rate and by frames on the way.
@@ -336,7 +313,7 @@ impl Runner {
         Json::List(accounts.collect())
     }
 
-    fn event(&self, name: &str, entries: &[(&str, Json)]) {
+    pub(super) fn event(&self, name: &str, entries: &[(&str, Json)]) {
         if !self.settings.events {
             return;
         }
@@ -370,30 +347,4 @@ fn print(value: &Json) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{value}").and_then(|()| out.flush());
-}
-
-fn window(end: &End, before: &Snapshot, silence: Duration, seconds: f64) -> Json {
-    let after = Snapshot::of(end);
-    let sent = after.sent.frames - before.sent.frames;
-    let received = after.received.frames - before.received.frames;
-    let per_second = |count: u64| Json::Number(ratio(count, 1) / seconds);
-    let tries = after.sent.tries - before.sent.tries;
-    let full = after.sent.full_tries - before.sent.full_tries;
-    Json::object([
-        ("name", Json::text(end.name())),
-        ("sent", Json::Count(sent)),
-        ("sent_pps", per_second(sent)),
-        ("received", Json::Count(received)),
-        ("received_pps", per_second(received)),
-        ("received_bits_per_second", per_second(8 * (after.received.bytes - before.received.bytes))),
-        ("ring_full_share", Json::Number(ratio(full, tries))),
-        ("longest_silence_s", Json::Number(silence.as_secs_f64())),
-    ])
-}
-
-/// Nanoseconds this thread ran, and waited for a processor.
-fn scheduler_clock() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let mut numbers = text.split_whitespace().map(|word| word.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }

@@ -6,7 +6,7 @@
 //! writes their line would slow the device down.
 
 use super::counters::SendCounters;
-use crate::testing::driver::{RingFormat, SlotRing, Slots, Violations, either};
+use crate::testing::driver::{RingFormat, RoundFormat, SlotRing, Slots, Violations, either};
 use crate::testing::frames::FramePlan;
 
 /// Used slots that must wait before they are taken back; of a small ring the sixteenth part.
@@ -128,22 +128,29 @@ impl Sender {
         let slot = self.queue.take_free()?;
         self.queue.scatter(slot, bytes);
         self.queue.post(slot, bytes.len());
+        self.queue.break_turn();
         Some(self.queue.publish())
     }
 }
 
 impl Stream {
     #[inline]
-    fn pass<R: RingFormat>(&mut self, queue: &mut Slots<R>, most: usize) -> (usize, bool) {
-        let waiting = queue.used_waiting(self.batch);
+    fn pass<R: RoundFormat>(&mut self, queue: &mut Slots<R>, most: usize) -> (usize, bool) {
         self.counters.tries += 1;
+        if self.light
+            && let Some(count) = self.turn(queue, most)
+        {
+            return (count, count > 0 && queue.publish());
+        }
+        let waiting = queue.used_waiting(self.batch);
         // Fewer than a batch may have come back without being seen: they do not count as held.
         let back = waiting.max(self.batch - 1);
         if 10 * queue.posted().saturating_sub(back) >= 9 * queue.slots() {
             self.counters.full_tries += 1;
         }
-        if waiting >= self.batch {
-            queue.reclaim();
+        // No more than is sent again at once: a ring that is full then goes round, however fast the device is.
+        if waiting >= self.batch && queue.free() < most {
+            queue.reclaim_some(most - queue.free());
         }
         let count = most.min(queue.free());
         queue.prefetch_free(count);
@@ -152,6 +159,26 @@ impl Stream {
         }
         self.counters.frames += count as u64;
         (count, queue.publish())
+    }
+
+    /// Sends again what came back, of a ring that is full of frames of one size; `None` when it is not.
+    #[inline]
+    fn turn<R: RoundFormat>(&mut self, queue: &mut Slots<R>, most: usize) -> Option<usize> {
+        let (plan, mut next) = (&self.plan, self.next);
+        let count = queue.turn(most, |window, at, _, _| {
+            plan.renew_line(next, window, at);
+            next += 1;
+            true
+        })?;
+        // What came back and is less than a block does not count as held.
+        let back = count + queue.block() - 1;
+        if 10 * queue.slots().saturating_sub(back) >= 9 * queue.slots() {
+            self.counters.full_tries += 1;
+        }
+        self.counters.frames += count as u64;
+        self.counters.bytes += (count * plan.size(self.next)) as u64;
+        self.next = next;
+        Some(count)
     }
 
     #[inline]

@@ -6,6 +6,7 @@
 
 mod device;
 mod offloads;
+mod round;
 
 use device::{Device, Piece};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};

@@ -152,6 +152,7 @@ pub(crate) const ALL_PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeat
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::STATUS)
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::MTU)
     .union(VhostUserProtocolFeatures::RARP);
 

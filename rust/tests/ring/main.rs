@@ -28,6 +28,7 @@ mod guest;
 mod honest;
 mod hostile;
 mod lies;
+mod log;
 mod lost;
 mod notify;
 mod packet;

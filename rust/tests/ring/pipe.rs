@@ -10,6 +10,7 @@ use ovsvhost::ring::{Receiveq, Transmitq, feature};
 use super::dice::Dice;
 use super::driver::{Driver, Layout, Posted, Shape, WRITE, room_for};
 use super::guest::{BUFFERS, Guest, Image};
+use super::log::Log;
 
 /// What a guest sends.
 #[derive(Clone, Debug)]
@@ -90,9 +91,11 @@ pub struct Pipe {
     pub a: Guest,
     pub a_driver: Driver,
     pub tx: Transmitq,
+    pub a_log: Log,
     pub b: Guest,
     pub b_driver: Driver,
     pub rx: Receiveq,
+    pub b_log: Log,
     ends: Ends,
     a_arena: Arena,
     b_arena: Arena,
@@ -116,8 +119,12 @@ impl Pipe {
             (ends.tx_layout.base(ends.tx_size, ends.tx_base), ends.rx_layout.base(ends.rx_size, ends.rx_base));
         let mut a_driver = Driver::new(&mut a, ends.tx_layout, ends.tx_size, tx_base, &mut dice);
         let mut b_driver = Driver::new(&mut b, ends.rx_layout, ends.rx_size, rx_base, &mut dice);
-        let tx = Transmitq::new(a_driver.activate(&a, ends.tx_features, None, None));
-        let rx = Receiveq::new(b_driver.activate(&b, ends.rx_features, None, None));
+        let mut ring = a_driver.activate(&a, ends.tx_features, None, None);
+        let a_log = Log::of(&mut ring);
+        let tx = Transmitq::new(ring);
+        let mut ring = b_driver.activate(&b, ends.rx_features, None, None);
+        let b_log = Log::of(&mut ring);
+        let rx = Receiveq::new(ring);
         let (a_arena, b_arena) = (Arena::fresh(&mut dice), Arena::fresh(&mut dice));
         let sent = VecDeque::new();
         Self {
@@ -125,9 +132,11 @@ impl Pipe {
             a,
             a_driver,
             tx,
+            a_log,
             b,
             b_driver,
             rx,
+            b_log,
             ends,
             a_arena,
             b_arena,
@@ -201,6 +210,10 @@ impl Pipe {
 
     /// Device: moves everything that was sent, each step checked. Gives the frames taken from the sender.
     pub fn carry(&mut self) -> usize {
+        // Half of the time one of the guests, or both, are on their way to another host.
+        let (a_moves, b_moves) = (self.dice.once_in(2), self.dice.once_in(2));
+        self.a_log.turn(a_moves);
+        self.b_log.turn(b_moves);
         self.a_driver.publish();
         self.b_driver.publish();
         let mut total = 0;
@@ -218,7 +231,7 @@ impl Pipe {
             let list: Vec<u8> = wanted.map(|(i, _)| i).filter(|_| !self.dice.once_in(10)).collect();
             self.deliver(&frames, &list);
             a_before.assert_is(&self.a.image(), "sender, before its buffers are given back");
-            self.commit(a_before, taken);
+            self.commit(&a_before, taken);
         }
         self.take_back();
         total
@@ -236,7 +249,8 @@ impl Pipe {
     }
 
     fn deliver(&mut self, frames: &[Frame], list: &[u8]) {
-        let mut expected = self.b.image();
+        let before = self.b.image();
+        let mut expected = before.clone();
         let listed: Vec<&Frame> = list.iter().map(|&i| &frames[usize::from(i)]).collect();
         let outcome = expect(&listed, &self.b_driver.posted, self.ends.rx_features, self.b_driver.size);
         let delivery = self.rx.deliver(self.tx.burst(), list);
@@ -249,6 +263,9 @@ impl Pipe {
             expected.write(at, &bytes);
         }
         let actual = self.b.image();
+        let lent =
+            self.b_driver.posted.iter().flat_map(|chain| &chain.buffers).map(|&(at, len)| at..at + u64::from(len));
+        self.b_log.assert_covers(&before, &actual, self.b_driver.device_writes().into_iter().chain(lent));
         // Byte by byte: a buffer may lie across regions.
         for at in outcome.free.iter().flat_map(|&(at, len)| at..at + len as u64) {
             expected.write(at, &actual.read(at, 1));
@@ -267,14 +284,16 @@ impl Pipe {
         self.refused += outcome.too_small.count_ones() as usize;
     }
 
-    fn commit(&mut self, before: Image, taken: usize) {
-        let mut expected = before;
+    fn commit(&mut self, before: &Image, taken: usize) {
+        let mut expected = before.clone();
         let as_batch = self.ends.tx_features & feature::IN_ORDER != 0;
         for (at, bytes) in self.a_driver.used_writes(&vec![0; taken], as_batch) {
             expected.write(at, &bytes);
         }
         self.tx.commit();
-        expected.assert_is(&self.a.image(), "sender, after its buffers were given back");
+        let actual = self.a.image();
+        expected.assert_is(&actual, "sender, after its buffers were given back");
+        self.a_log.assert_covers(before, &actual, self.a_driver.device_writes());
         for _ in 0..taken {
             self.a_driver.take_used().expect("what was published is there");
         }

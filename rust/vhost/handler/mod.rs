@@ -7,6 +7,7 @@
 //!
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
+mod logging;
 mod postcopy;
 mod requests;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use super::{Level, PortLink};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, RegionSpec, Uva};
 use crate::ring::Past;
+use logging::Migration;
 use postcopy::Postcopy;
 
 /// What a refusal was about; doing it right clears it.
@@ -59,6 +61,7 @@ pub(super) struct Handler {
     is_held: bool,
     /// Node of the memory that holds the last ring started.
     numa: u32,
+    migration: Migration,
     postcopy: Postcopy,
 }
 
@@ -79,6 +82,7 @@ impl Handler {
             link_up: false,
             is_held: false,
             numa: 0,
+            migration: Migration::default(),
             postcopy: Postcopy::default(),
         }
     }
@@ -127,6 +131,7 @@ impl Handler {
             n_rxq: live(false),
             n_txq: live(true),
             guest_mtu: self.mtu,
+            is_logging: self.is_logging(),
             link_up: self.link_up,
             waiting_for: self.waiting_for(),
             problem: self.problem(),
@@ -174,6 +179,9 @@ impl Handler {
         if self.memory.is_none() {
             return Some("the front-end to share its memory".into());
         }
+        if let Some(obstacle) = self.log_obstacle() {
+            return Some(obstacle);
+        }
         (0..2).find_map(|at| {
             let name = vring::name(at);
             let Some(vring) = self.vrings.get(at) else { return Some(format!("{name} to be set up")) };
@@ -181,6 +189,7 @@ impl Handler {
                 Some(message) => Some(format!("{name} to be started (no {message} yet)")),
                 None if vring.fault.is_some() => Some(format!("{name} to be set up anew")),
                 None if !vring.is_enabled(features) => Some(format!("{name} to be enabled (SET_VRING_ENABLE)")),
+                None if let Some(obstacle) = self.log_obstacle_of(at) => Some(obstacle),
                 None if !self.is_ring_here(at) => {
                     Some(format!("the pages of {name} to come from the source of the migration"))
                 }
@@ -242,6 +251,7 @@ impl Handler {
 
     /// Starts what can run, stops what must not, and tells what changed.
     fn reconcile(&mut self) {
+        self.turn_logging();
         // Asked once: what it keeps from starting now is looked at again when it is over.
         self.is_held = self.port.recovery.hold_left().is_some();
         for at in 0..self.vrings.len() {
@@ -259,6 +269,7 @@ impl Handler {
         let is_ready =
             self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features);
         let is_ready = is_ready && self.is_ring_here(at);
+        let is_ready = is_ready && self.log_obstacle().is_none() && self.log_obstacle_of(at).is_none();
         // Frames wait in the guest's ring for those who were there to receive them.
         is_ready && (vring::is_receiveq(at) || vring.live || !self.is_held)
     }
@@ -277,7 +288,7 @@ impl Handler {
         let (Some(memory), Some(features)) = (self.memory.clone(), self.features) else { return };
         let past = self.past_of(at, &memory, features);
         let Some(vring) = self.vrings.get_mut(at) else { return };
-        match vring.activate(&memory, features, past) {
+        match vring.activate(&memory, features, past, &self.migration.logging) {
             Ok((ring, note)) => {
                 vring.live = true;
                 let ring_at = vring.addr.map_or(0, |addr| addr.descriptor);
@@ -417,10 +428,11 @@ impl Handler {
             return Err(Error::Peer(text));
         }
         self.refusals.remove(&Subject::Features);
-        if self.features != Some(features) {
+        // Logging comes and goes while rings run.
+        if self.features.is_none_or(|before| (before ^ features) & !features::LOG_ALL != 0) {
             self.stop_all();
-            self.features = Some(features);
         }
+        self.features = Some(features);
         self.reconcile();
         Ok(())
     }

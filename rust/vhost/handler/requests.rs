@@ -41,6 +41,10 @@ impl NetExt for Handler {
         Ok(())
     }
 
+    fn set_log_fd(&mut self, file: File) -> VhostResult<()> {
+        self.take_log_fd(file).map_err(wrap)
+    }
+
     fn set_status(&mut self, status: u64) -> VhostResult<()> {
         let status = u8::try_from(status)
             .map_err(|_| wrap(Error::Peer(format!("a device status of {status:#x}, past its eight bits"))))?;
@@ -149,8 +153,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let at = vring_number(index).map_err(wrap)?;
         let place = |addr: &VhostUserVringAddr| (addr.descriptor, addr.used, addr.available);
         let vring = self.vring(at);
-        if vring.addr.as_ref().map(place) == Some(place(&addr)) && vring.fault.is_none() {
-            vring.addr = Some(addr);
+        let before = vring.addr.filter(|before| place(before) == place(&addr) && vring.fault.is_none());
+        if before.is_some_and(|before| !self.marks_elsewhere(&before, &addr)) {
+            // QEMU says it again, with the log flag, to a ring that runs.
+            self.vring(at).addr = Some(addr);
+            self.reconcile();
             return Ok(());
         }
         self.set_up(index, |vring| vring.addr = Some(addr)).map_err(wrap)
@@ -224,6 +231,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             return Err(wrap(Error::Peer(format!("protocol features that were not offered: {names}"))));
         }
         self.protocol = protocol;
+        self.reconcile();
         Ok(())
     }
 
@@ -313,7 +321,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         not_offered("GET_SHMEM_CONFIG")
     }
 
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> VhostResult<()> {
-        not_offered("SET_LOG_BASE")
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> VhostResult<()> {
+        self.take_log(log, file).map_err(wrap)
     }
 }

@@ -10,11 +10,13 @@ use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags};
+use vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserLog, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags,
+};
 use vhost::vhost_user::{
     BackendReqHandler, Error as VhostError, Frontend, VhostUserBackendReqHandlerMut, VhostUserFrontend,
 };
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::tempdir::TempDir;
@@ -93,6 +95,14 @@ fn memory() -> (File, MmapRegion<()>) {
     (file, MmapRegion::build(Some(mapped), SIZE, libc::PROT_READ | libc::PROT_WRITE, flags).unwrap())
 }
 
+/// A file for a dirty log of `size` bytes.
+fn log_file(size: u64) -> File {
+    let mut options = File::options();
+    let file = options.read(true).write(true).custom_flags(libc::O_TMPFILE).open("/dev/shm").unwrap();
+    file.set_len(size).unwrap();
+    file
+}
+
 #[test]
 fn the_stock_dispatcher_drives_the_same_handler() {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -114,7 +124,8 @@ fn the_stock_dispatcher_drives_the_same_handler() {
     vm.set_owner().unwrap();
     assert_eq!(vm.get_features().unwrap(), features::VIRTIO);
     // The stock dispatcher looks for the feature that allows them before it passes protocol features on.
-    vm.set_features(features::VIRTIO).unwrap();
+    let without_log = features::VIRTIO & !features::LOG_ALL;
+    vm.set_features(without_log).unwrap();
     let protocol = vm.get_protocol_features().unwrap();
     vm.set_protocol_features(protocol).unwrap();
     vm.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -152,6 +163,15 @@ fn the_stock_dispatcher_drives_the_same_handler() {
         vm.set_vring_enable(vring, true).unwrap();
     }
     assert!(handler.lock().unwrap().state().link_up);
+    let log = log_file(2);
+    let region = VhostUserDirtyLogRegion { mmap_size: 2, mmap_offset: 0, mmap_handle: log.as_raw_fd() };
+    vm.set_log_base(0, Some(region)).unwrap();
+    vm.set_log_base(0, Some(region)).unwrap();
+    for (wanted, is_logging) in [(features::VIRTIO, true), (without_log, false)] {
+        vm.set_features(wanted).unwrap();
+        let state = handler.lock().unwrap().state();
+        assert_eq!((state.link_up, state.is_logging), (true, is_logging));
+    }
     assert_eq!(vm.get_vring_base(1).unwrap(), 0x8000_8000);
     assert!(!handler.lock().unwrap().state().link_up);
     assert!(vm.set_features(1 << 40).is_err());
@@ -273,7 +293,12 @@ fn after_a_crash_senders_wait_until_a_receiver_is_where_frames_can_reach_it() {
 /// Something a front-end, or a poll thread, may do; vrings by number.
 #[derive(Debug, Clone)]
 enum Act {
-    Features(bool),
+    Features(u64),
+    Protocol(u64),
+    /// A log of so many bytes, one for each 32 KiB.
+    LogBase(u64),
+    /// Where the used ring is in it.
+    LogAddress(u32, u64),
     MemTable,
     EmptyMemTable,
     AddRegion,
@@ -294,7 +319,11 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     let vring = || 0..4_u32;
     prop_oneof![
-        2 => any::<bool>().prop_map(Act::Features),
+        2 => prop_oneof![Just(0), Just(features::VIRTIO), Just(features::VIRTIO & !features::LOG_ALL)]
+            .prop_map(Act::Features),
+        2 => prop_oneof![Just(0), Just(features::PROTOCOL.bits())].prop_map(Act::Protocol),
+        2 => (0..6_u64).prop_map(Act::LogBase),
+        1 => (vring(), prop_oneof![0..0x2_0000_u64, Just(u64::MAX)]).prop_map(|(at, log)| Act::LogAddress(at, log)),
         2 => Just(Act::MemTable),
         1 => Just(Act::EmptyMemTable),
         1 => Just(Act::AddRegion),
@@ -321,7 +350,13 @@ fn perform(handler: &mut Handler, act: &Act, file: &File, uva: u64) {
     let flags = VhostUserVringAddrFlags::empty();
     let at = |vring: u32| uva + 0x2000 * u64::from(vring);
     let _ = match *act {
-        Act::Features(protocol) => handler.set_features(if protocol { features::VIRTIO } else { 0 }).is_ok(),
+        Act::Features(features) => handler.set_features(features).is_ok(),
+        Act::Protocol(protocol) => handler.set_protocol_features(protocol).is_ok(),
+        Act::LogBase(size) => handler.set_log_base(&VhostUserLog::new(size, 0), log_file(4)).is_ok(),
+        Act::LogAddress(vring, log) => {
+            let (base, flags) = (at(vring), VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+            handler.set_vring_addr(vring, flags, base, base + 0x1000, base + 0x800, log).is_ok()
+        }
         Act::MemTable => handler.set_mem_table(&table, vec![file.try_clone().unwrap()], None).is_ok(),
         Act::EmptyMemTable => handler.set_mem_table(&[], vec![], None).is_ok(),
         Act::AddRegion => handler.add_mem_region(&more, file.try_clone().unwrap(), None).is_ok(),
@@ -360,6 +395,8 @@ proptest! {
                 prop_assert_eq!(vring.live, link.rings.lock().unwrap().contains_key(&at), "vring {} after {:?}", at, act);
                 prop_assert_eq!(vring.live, handler.may_run(at), "vring {} after {:?}", at, act);
             }
+            let is_live = handler.vrings.iter().any(|vring| vring.live);
+            prop_assert!(!is_live || handler.is_logging() == handler.wants_log(), "after {:?}", act);
             let up = (0..2).all(|at| link.rings.lock().unwrap().contains_key(&at));
             let state = handler.state();
             prop_assert_eq!(state.link_up, up);

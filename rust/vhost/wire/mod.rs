@@ -14,8 +14,8 @@ use std::fmt;
 use std::fs::File;
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator, VhostUserSingleMemoryRegion,
-    VhostUserU64, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserLog, VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator,
+    VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -58,6 +58,11 @@ pub enum Request {
         regions: Vec<VhostUserMemoryRegion>,
         files: Vec<File>,
     },
+    SetLogBase {
+        log: VhostUserLog,
+        file: File,
+    },
+    SetLogFd(File),
     SetVringNum {
         index: u32,
         num: u32,
@@ -215,6 +220,8 @@ pub fn request(header: Header, body: &[u8], files: Vec<File>) -> Result<Request,
         FrontendReq::SET_OWNER => message.empty(Request::SetOwner),
         FrontendReq::RESET_OWNER => message.empty(Request::ResetOwner),
         FrontendReq::SET_MEM_TABLE => message.mem_table(),
+        FrontendReq::SET_LOG_BASE => message.log_base(),
+        FrontendReq::SET_LOG_FD => message.log_fd(),
         FrontendReq::SET_VRING_NUM => message.vring_state(|index, num| Request::SetVringNum { index, num }),
         FrontendReq::SET_VRING_ADDR => message.vring_addr(),
         FrontendReq::SET_VRING_BASE => message.vring_state(|index, base| Request::SetVringBase { index, base }),
@@ -284,6 +291,11 @@ pub fn reply_number(code: u32, value: u64) -> Vec<u8> {
 /// A reply that is a vring's index and a number.
 pub fn reply_vring(code: u32, state: VhostUserVringState) -> Vec<u8> {
     reply(code, state.as_slice())
+}
+
+/// A reply that says a log's size and offset again: what `vhost`'s front-end waits for, and more than QEMU looks at.
+pub fn reply_log(code: u32, log: VhostUserLog) -> Vec<u8> {
+    reply(code, log.as_slice())
 }
 
 struct Message<'a> {
@@ -365,6 +377,23 @@ impl Message<'_> {
         Ok(request(index, self.files.pop()))
     }
 
+    fn one_file(mut self) -> Result<File, Malformed> {
+        self.some_files(1)?;
+        self.files.pop().ok_or(Malformed::Files { code: self.code, sent: 0, needed: 1 })
+    }
+
+    fn log_base(self) -> Result<Request, Malformed> {
+        let log: VhostUserLog = self.body()?;
+        Ok(Request::SetLogBase { log, file: self.one_file()? })
+    }
+
+    fn log_fd(self) -> Result<Request, Malformed> {
+        match self.body.len() {
+            0 => Ok(Request::SetLogFd(self.one_file()?)),
+            size => Err(Malformed::Size { code: self.code, size, needed: 0 }),
+        }
+    }
+
     fn mem_table(self) -> Result<Request, Malformed> {
         const HEAD: usize = size_of::<VhostUserMemory>();
         const REGION: usize = size_of::<VhostUserMemoryRegion>();
@@ -388,14 +417,10 @@ impl Message<'_> {
         if region.is_valid() { Ok(()) } else { Err(Malformed::Field { code: self.code, what }) }
     }
 
-    fn add_mem_reg(mut self) -> Result<Request, Malformed> {
+    fn add_mem_reg(self) -> Result<Request, Malformed> {
         let region: VhostUserSingleMemoryRegion = self.body()?;
         self.region(&region)?;
-        self.some_files(1)?;
-        match self.files.pop() {
-            Some(file) => Ok(Request::AddMemReg { region, file }),
-            None => Err(Malformed::Files { code: self.code, sent: 0, needed: 1 }),
-        }
+        Ok(Request::AddMemReg { region, file: self.one_file()? })
     }
 
     fn rem_mem_reg(self) -> Result<Request, Malformed> {

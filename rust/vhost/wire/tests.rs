@@ -36,6 +36,8 @@ fn encode(request: Request) -> (u32, Vec<u8>, Vec<File>) {
             }
             (FrontendReq::SET_MEM_TABLE, (body, files))
         }
+        Request::SetLogBase { log, file } => (FrontendReq::SET_LOG_BASE, (log.as_slice().to_vec(), vec![file])),
+        Request::SetLogFd(file) => (FrontendReq::SET_LOG_FD, (vec![], vec![file])),
         Request::SetVringNum { index, num } => (FrontendReq::SET_VRING_NUM, (pair(index, num), vec![])),
         Request::SetVringAddr(addr) => (FrontendReq::SET_VRING_ADDR, (addr.as_slice().to_vec(), vec![])),
         Request::SetVringBase { index, base } => (FrontendReq::SET_VRING_BASE, (pair(index, base), vec![])),
@@ -76,6 +78,8 @@ impl fmt::Debug for Request {
             }
             Self::AddMemReg { region: r, .. } => write!(f, "add {:x?}", region(r)),
             Self::RemMemReg(r) => write!(f, "remove {:x?}", region(r)),
+            Self::SetLogBase { log, .. } => write!(f, "log {:x?}", log.as_slice()),
+            Self::SetLogFd(_) => f.write_str("log fd"),
             Self::SetVringNum { index, num } => write!(f, "num {index} {num}"),
             Self::SetVringAddr(addr) => write!(f, "addr {:x?}", addr.as_slice()),
             Self::SetVringBase { index, base } => write!(f, "base {index} {base}"),
@@ -152,6 +156,9 @@ fn well_formed() -> impl Strategy<Value = Request> {
             Request::AddMemReg { region: VhostUserSingleMemoryRegion::new(g, s, u, o), file: null() }
         }),
         region().prop_map(|(g, s, u, o)| Request::RemMemReg(VhostUserSingleMemoryRegion::new(g, s, u, o))),
+        any::<[u64; 2]>()
+            .prop_map(|[size, offset]| Request::SetLogBase { log: VhostUserLog::new(size, offset), file: null() }),
+        Just(()).prop_map(|()| Request::SetLogFd(null())),
         any::<u64>().prop_map(Request::SetStatus),
         Just(()).prop_map(|()| Request::GetStatus),
         (45..u32::MAX).prop_map(Request::Unserved),

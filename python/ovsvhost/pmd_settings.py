@@ -16,6 +16,8 @@ from ovsvhost.numeral import is_whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+PREFIX = "pmd-"
+"""What the names of all of them begin with."""
 LIVE = (
     "pmd-cpu-mask", "pmd-sleep-max", "pmd-maxsleep", "pmd-rxq-assign", "pmd-rxq-isolate", "pmd-auto-lb-rebal-interval",
     "pmd-auto-lb-load-threshold", "pmd-auto-lb-improvement-threshold",
@@ -49,6 +51,20 @@ def poll_threads(other_config: Mapping[str, str], before: PollThreads) -> tuple[
         wanted = replace(wanted, max_sleep_us=before.max_sleep_us, max_sleep_us_of=before.max_sleep_us_of)
     wanted = _sharing(wanted, other_config, before, refused)
     return _auto_balance(wanted, other_config, before, refused), refused
+
+
+def checked(settings: Mapping[str, str]) -> PollThreads:
+    """What ``settings`` ask for.
+
+    Raises:
+        ConfigError: one is none of the poll threads' or cannot be; with every sentence there is to say.
+    """
+    known = {*LIVE, "pmd-auto-lb"}
+    unknown = [f"other_config:{key} is no setting of poll threads: remove it" for key in settings if key not in known]
+    wanted, refused = poll_threads(settings, PollThreads())
+    if unknown or refused:
+        raise ConfigError("; ".join([*unknown, *refused.values()]))
+    return wanted
 
 
 def cpu_mask(text: str) -> frozenset[int]:
