@@ -197,6 +197,8 @@ proptest! {
         let whole = body.len();
         body.truncate(whole.saturating_sub(cut));
         prop_assume!(body.len() < whole);
+        // That many zeroes end a post-copy table: a message of its own.
+        prop_assume!(body != [0; 8]);
         let head = Header { code, need_reply: false, size: body.len() };
         prop_assert!(super::request(head, &body, files).is_err());
     }
