@@ -3,7 +3,9 @@
 //! Rooms, from the ground up; each may use those before it and none after it:
 //!
 //! ```text
-//! sys      thin checked system calls              memory   guest regions, translation, copies, SIGBUS
+//! error, drops, counters, lock: one file each, used from below
+//! sys      thin checked system calls              memory   guest regions, translation, copies, dirty log, pages on their
+//!                                                          way, SIGBUS
 //! frame    total parsing of what travels          burst    a burst of frames: snapshots + where the bytes are
 //! ring     virtqueues, device side                switch   FDB and classification; knows port numbers only
 //! recovery where each vring stood, for after a crash

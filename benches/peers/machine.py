@@ -48,6 +48,12 @@ def scheduler_clock(pid: int, tid: int) -> SchedulerClock:
     return SchedulerClock(int(ran), int(waited))
 
 
+def stolen_s() -> float:
+    """Seconds so far in which the machine under this one ran something else on its cores (``proc(5)``: steal)."""
+    words = Path("/proc/stat").read_text().split(maxsplit=9)
+    return int(words[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def process_clock(pid: int) -> SchedulerClock:
     """The account of all threads a process has now. Threads that ended are not in it."""
     clocks = [scheduler_clock(pid, tid) for tid in threads(pid)]
@@ -83,7 +89,7 @@ def alone() -> Iterator[None]:
 def go_first() -> str:
     """Asks the scheduler to run this process and what it starts before others'; says what came of it.
 
-    All switches and generators gain alike. Nice values count only inside a session's scheduling group, so the group's
+    All switches and generators gain alike. Nice values count only inside an autogroup (``sched(7)``), so the group's
     own value is set too. Must be called before anything is started.
     """
     if os.getpid() != os.getsid(0) and os.getpid() != os.getpgrp():
@@ -95,7 +101,7 @@ def go_first() -> str:
         return "nice -20"
     except OSError as error:
         return f"usual ({error.strerror})"
-    return "nice -20, session's scheduling group too"
+    return "nice -20, its autogroup too (sched(7))"
 
 
 def conditions() -> dict[str, str]:

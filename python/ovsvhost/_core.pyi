@@ -23,7 +23,7 @@ class Event:
         """A stable word.
 
         ``created``, ``listening``, ``connected``, ``disconnected``, ``added``, ``removed``, ``queue_state``,
-        ``link_up``, ``link_down``, ``peer_error``, ``kernel_error``, ``notice``.
+        ``migration``, ``peer_error``, ``kernel_error``, ``notice``.
         """
     @property
     def port(self) -> str | None:
@@ -65,7 +65,8 @@ class PortState:
 
         OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
         ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
-        ``peer-program``, ``waiting-for``.
+        ``peer-program``, ``waiting-for``, ``mtu-mismatch``, ``migration`` (``logging`` while a dirty log is kept),
+        ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``, ``postcopy-stall-ms``.
         """
     @property
     def statistics(self) -> dict[str, int]:
@@ -198,6 +199,7 @@ class Datapath:
         """Offers post-copy migration on client ports that are added from now on.
 
         Raises:
+            ConfigError: this process's memory is locked (``mlockall(2)``).
             KernelError: this process may not use userfaultfd; the text says what to set. Nothing is offered then.
         """
     def event_fd(self) -> int:

@@ -62,7 +62,12 @@ def open_datapath(rundir: Path | None = None, restart_hold_ms: int = RESTART_HOL
 
 
 def offer_postcopy(datapath: Datapath) -> None:
-    """Client ports added from now on offer post-copy migration; KernelError says what to set where that cannot be."""
+    """Client ports added from now on offer post-copy migration.
+
+    Raises:
+        ConfigError: this process's memory is locked.
+        KernelError: it may not use userfaultfd; the text says what to set.
+    """
     datapath.offer_postcopy()
 
 

@@ -48,6 +48,8 @@ TX_RETRIES_DEFAULT = 8
 TX_RETRIES_MAX = 32
 SLEEP_MAX_US = 10_000
 """Longest sleep of a poll thread that can be asked for (``ovs-vswitchd.conf.db(5)``: pmd-sleep-max)."""
+BOOLEANS = {"true": True, "false": False}
+"""How an option says yes or no."""
 RXQ_POLICIES = ("cycles", "group", "roundrobin")
 """How queues that are not pinned are shared out (``ovs-vswitchd.conf.db(5)``: pmd-rxq-assign)."""
 REBALANCE_MIN_MAX = 20_000

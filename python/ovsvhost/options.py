@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
     BACKPRESSURE_MAX_US,
+    BOOLEANS,
     MTU_MAX,
     MTU_MIN,
     SOCKET_PATH_MAX,
@@ -212,8 +213,8 @@ def _mode(text: str) -> int:
 
 
 def _bool(text: str) -> int:
-    if text in {"true", "false"}:
-        return text == "true"
+    if text in BOOLEANS:
+        return BOOLEANS[text]
     raise ConfigError(" (false is): give true or false")
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.model import REBALANCE_MIN_MAX, RXQ_POLICIES, SLEEP_MAX_US, AutoBalance, PollThreads
+from ovsvhost.model import BOOLEANS, REBALANCE_MIN_MAX, RXQ_POLICIES, SLEEP_MAX_US, AutoBalance, PollThreads
 from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ PREFIX = "pmd-"
 """What the names of all of them begin with."""
 LIVE = (
     "pmd-cpu-mask", "pmd-sleep-max", "pmd-maxsleep", "pmd-rxq-assign", "pmd-rxq-isolate", "pmd-auto-lb-rebal-interval",
-    "pmd-auto-lb-load-threshold", "pmd-auto-lb-improvement-threshold",
+    "pmd-auto-lb-load-threshold", "pmd-auto-lb-improvement-threshold", "pmd-auto-lb",
 )  # fmt: skip
 """The options that may be refused while the switch runs."""
 
@@ -59,8 +59,7 @@ def checked(settings: Mapping[str, str]) -> PollThreads:
     Raises:
         ConfigError: one is none of the poll threads' or cannot be; with every sentence there is to say.
     """
-    known = {*LIVE, "pmd-auto-lb"}
-    unknown = [f"other_config:{key} is no setting of poll threads: remove it" for key in settings if key not in known]
+    unknown = [f"other_config:{key} is no setting of poll threads: remove it" for key in settings if key not in LIVE]
     wanted, refused = poll_threads(settings, PollThreads())
     if unknown or refused:
         raise ConfigError("; ".join([*unknown, *refused.values()]))
@@ -106,7 +105,7 @@ def _sharing(
             f"{RXQ_POLICIES[-1]}"
         )
         assign = before.assign
-    isolate = other_config.get("pmd-rxq-isolate", "true") != "false"
+    isolate = _boolean("pmd-rxq-isolate", other_config, before.isolate, refused, default=True)
     if not isolate and assign != "group":
         refused["pmd-rxq-isolate"] = "pmd-rxq-isolate can only be set false when using pmd-rxq-assign=group"
         isolate = True
@@ -116,7 +115,10 @@ def _sharing(
 def _auto_balance(
     wanted: PollThreads, other_config: Mapping[str, str], before: PollThreads, refused: dict[str, str]
 ) -> PollThreads:
-    if other_config.get("pmd-auto-lb") != "true":
+    is_on = _boolean("pmd-auto-lb", other_config, before.auto_balance is not None, refused, default=False)
+    if "pmd-auto-lb" in refused:
+        return replace(wanted, auto_balance=before.auto_balance)
+    if not is_on:
         return wanted
     kept = before.auto_balance or AutoBalance()
 
@@ -136,6 +138,16 @@ def _auto_balance(
         number("pmd-auto-lb-improvement-threshold", standard.improvement_pct, kept.improvement_pct, 0, 100),
     )
     return replace(wanted, auto_balance=auto)
+
+
+def _boolean(key: str, other_config: Mapping[str, str], now: bool, refused: dict[str, str], *, default: bool) -> bool:
+    text = other_config.get(key)
+    if text is None:
+        return default
+    if text in BOOLEANS:
+        return BOOLEANS[text]
+    refused[key] = f"other_config:{key}={text!r} is refused: give {' or '.join(BOOLEANS)}"
+    return now
 
 
 def rxq_affinity(text: str) -> tuple[tuple[int, int], ...]:

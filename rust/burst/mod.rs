@@ -407,13 +407,12 @@ fn snapshot(pieces: &[Span], to: &mut [u8]) -> usize {
 pub fn rarp(mac: Mac) -> [u8; 60] {
     let mut frame = [0; 60];
     let [_, _, address @ ..] = mac.0.to_be_bytes();
-    let fields: [(usize, &[u8]); 6] = [
+    let fields: [(usize, &[u8]); 5] = [
         (0, &[0xff; 6]),
         (6, &address),
         (12, &[0x80, 0x35, 0x00, 0x01, 0x08, 0x00, 0x06, 0x04, 0x00, 0x03]),
         (22, &address),
         (32, &address),
-        (42, &[]),
     ];
     for (at, bytes) in fields {
         for (to, from) in frame.iter_mut().skip(at).zip(bytes) {

@@ -140,7 +140,8 @@ impl Datapath {
     /// Client ports added from now on offer post-copy migration (`other_config:vhost-postcopy-support`).
     ///
     /// # Errors
-    /// `Kernel` if this process may not use userfaultfd: the text says what to set. Nothing is offered then.
+    /// `Config` if this process's memory is locked; `Kernel` if it may not use userfaultfd: the text says what to set.
+    /// Nothing is offered then.
     pub fn offer_postcopy(&self) -> Result<()> {
         vhost::check_postcopy()?;
         self.shared.postcopy.store(true, Ordering::Relaxed);

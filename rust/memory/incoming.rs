@@ -21,7 +21,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -125,16 +125,12 @@ impl Incoming {
     }
 
     pub(super) fn add(&self, region: &Arc<Region>) {
-        self.regions().push(Arc::downgrade(region));
+        self.regions.lock().push(Arc::downgrade(region));
     }
 
     /// Not for a poll thread.
-    fn regions(&self) -> MutexGuard<'_, Vec<Weak<Region>>> {
-        self.regions.lock()
-    }
-
     fn live_regions(&self) -> Vec<Arc<Region>> {
-        let mut regions = self.regions();
+        let mut regions = self.regions.lock();
         regions.retain(|region| region.strong_count() > 0);
         regions.iter().filter_map(Weak::upgrade).collect()
     }

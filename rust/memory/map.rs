@@ -299,14 +299,6 @@ impl GuestMap {
         found.map_or(0, |e| e.host.addr() as u64)
     }
 
-    /// The guest's address of a byte that is mapped at `host`.
-    pub fn gpa_of_host(&self, host: usize) -> Option<Gpa> {
-        self.entries.iter().find_map(|e| {
-            let into = (host as u64).checked_sub(e.host.addr() as u64).filter(|&into| into < e.size)?;
-            Some(Gpa(e.gpa + into))
-        })
-    }
-
     /// Tells the migration that memory that is not in `map` is nobody's any more.
     pub fn replaced_by(&self, map: Option<&Self>) {
         if let Some(incoming) = &self.incoming {

@@ -288,8 +288,9 @@ impl Source<'_> {
         None
     }
 
-    /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from the first refusal, unless it
-    /// took nothing since others waited that long in vain: nobody waits twice for a guest that does not move.
+    /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from
+    /// the first refusal on, unless it took nothing since others waited that long in vain: nobody waits twice for a guest
+    /// that does not move.
     #[cold]
     fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
         let count = rest.len() as u64;

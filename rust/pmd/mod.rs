@@ -6,11 +6,12 @@
 //!   ReceiveSlot ◀── deliver ────────┘      (poll: gather → classify → output → commit)        │
 //! ```
 //!
-//! A transmitq belongs to one thread and moves by message: control takes it back from one, settled, and assigns it to
-//! another, its counters with it. Which thread it shall be says [`assign`], from what [`load`] measured. The topology is immutable and swapped whole: the answer to
-//! the message that carries it means that the thread no longer uses the one before. A sleeping thread is woken by its
-//! mailbox. The loop allocates nothing, locks nothing contended, logs nothing and makes no system call while it moves
-//! frames, other than waking guests that asked to be woken.
+//! A transmitq belongs to one thread and moves by message, whole: cursor, counters, caches, and a burst that waits. Only
+//! one that stops is settled first. Which thread it shall be says [`assign`], from what [`load`] measured. The topology is
+//! immutable and swapped whole: the answer to the message that carries it means that the thread no longer uses the one
+//! before. A sleeping thread is woken by its mailbox. The loop allocates nothing, waits for no lock and logs nothing; its
+//! system calls while it moves frames are calls to guests that asked for them, and a word to the fault thread of a port
+//! whose memory post-copy brings.
 
 pub mod assign;
 pub mod balance;

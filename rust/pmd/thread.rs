@@ -206,10 +206,14 @@ impl Body {
     #[cold]
     fn check_queues(&mut self) {
         let mut at = 0;
-        while let Some(queue) = self.queues.get(at) {
+        while let Some(queue) = self.queues.get_mut(at) {
             match queue.queue.check() {
                 Ok(()) => at += 1,
-                Err(fault) => self.stop_queue(at, FaultCause::Ring(fault)),
+                Err(fault) => {
+                    // A burst that waits was taken: it is counted and given back before the ring is answered for.
+                    self.forwarder.settle(queue);
+                    self.stop_queue(at, FaultCause::Ring(fault));
+                }
             }
         }
     }

@@ -1,5 +1,5 @@
 //! What a ring does for a guest that is on its way to another host: the pages that it writes are marked in the dirty
-//! log. Off, it costs a load and a branch a group.
+//! log. Off, it costs a load and a branch a group, and a branch a frame.
 //!
 //! ```text
 //!   payload written ─▶ its pages marked ─▶ used elements, index published ─▶ their pages marked ─▶ driver called
@@ -15,6 +15,8 @@ use super::Ring;
 use super::chain::{Direction, Scratch};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
+use super::transmitq::header_size;
+use crate::burst::MAX_FRAME;
 use crate::memory::{Gpa, GuestMap, Logging, Marks};
 
 /// Where a ring's own areas are to the dirty log.
@@ -72,15 +74,19 @@ impl Ring {
     }
 }
 
-/// Marks every buffer that the driver lent for writing. A transmitq has none.
+/// Marks what may have been written of every buffer that the driver lent: of a chain, no more than a frame takes. A
+/// transmitq has none.
 fn mark_available<L: Layout>(ring: &mut L, marks: &mut Marks) {
     let (mut scratch, mut place) = (Scratch::new(), 0);
     while ring.ready(usize::from(place) + 1).is_ok_and(|ready| ready > place) {
         scratch.clear();
         let Ok(Some((chain, first))) = ring.head(place) else { break };
         let Ok((chain, _)) = ring.walk(place, chain, first, Direction::Writable, &mut scratch) else { break };
+        let mut left = header_size(ring.features()) + MAX_FRAME;
         for span in &scratch.spans {
-            marks.note(ring.memory(), span.start, span.len);
+            let len = span.len.min(left);
+            marks.note(ring.memory(), span.start, len);
+            left -= len;
         }
         place += L::places(chain);
     }

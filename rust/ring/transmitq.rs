@@ -323,7 +323,7 @@ impl Gatherer {
         (is_sound && *header == 0).then_some(ahead.data)
     }
 
-    /// Third pass, any chain: its header, if it is in one place, was read and is judged. `Ok` when the chain is in the burst, `Err(None)` when the burst has
+    /// Third pass, any other chain: judges its header `raw`, which was read if it is in one place. `Err(None)`: the burst has
     /// no room for its pieces.
     fn take<L: Layout>(&mut self, ring: &L, i: usize, raw: u128) -> Result<(), Option<RingFault>> {
         let Some(&Ahead { header, data, .. }) = self.ahead.get(i) else { return Err(None) };

@@ -161,7 +161,6 @@ impl Fdb {
     pub fn new(max: usize, aging_s: u32) -> Self {
         // Half full at most, with two places to go: an address is never refused for want of a place in practice.
         let count = (2 * max / WAYS).max(2).next_power_of_two();
-
         let secret = RandomState::new().hash_one(0_u8) | 1;
         Self {
             buckets: Table::new(count),

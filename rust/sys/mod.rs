@@ -1,4 +1,5 @@
-//! Thin, checked system calls: what std and vmm-sys-util do not wrap. Each file wraps one kernel object.
+//! Thin, checked system calls: what std and vmm-sys-util do not wrap. Each file wraps one kernel object; `table` is memory of
+//! our own, on huge pages.
 
 pub mod cpu;
 pub mod eventfd;

@@ -1,7 +1,7 @@
 //! From a typed request to a call on whoever holds the protocol state.
 //!
-//! The requests that every kind of device has go through the trait of the `vhost` crate, those of a network device
-//! through [`NetExt`]. What a refusal means (an answer, or the end of the session) is the session's to say.
+//! The requests that the trait of the `vhost` crate knows go through it, those that it leaves out through
+//! [`Beside`]. What a refusal means (an answer, or the end of the session) is the session's to say.
 
 use std::fs::File;
 
@@ -12,7 +12,7 @@ use super::wire::{self, Header, Request, name};
 use crate::error::Error;
 
 /// The requests of vhost-user that the trait of the `vhost` crate leaves out.
-pub(super) trait NetExt {
+pub(super) trait Beside {
     /// `vhost-user: NET_SET_MTU`; bytes of IP payload.
     fn set_mtu(&mut self, mtu: u64) -> VhostResult<()>;
     /// `vhost-user: SEND_RARP`.
@@ -59,7 +59,7 @@ pub(super) fn wrap(error: Error) -> VhostError {
 /// Calls the one method that `request` means.
 pub(super) fn dispatch<H>(handler: &mut H, header: Header, request: Request) -> VhostResult<Answer>
 where
-    H: VhostUserBackendReqHandlerMut + NetExt,
+    H: VhostUserBackendReqHandlerMut + Beside,
 {
     match request {
         Request::GetFeatures => return handler.get_features().map(Answer::Number),

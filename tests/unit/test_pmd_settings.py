@@ -95,6 +95,14 @@ def test_automatic_balance_has_ovs_defaults_and_limits() -> None:
     assert sorted(refused) == ["pmd-auto-lb-load-threshold", "pmd-auto-lb-rebal-interval"]
 
 
+@pytest.mark.parametrize("option", ["pmd-rxq-isolate", "pmd-auto-lb"])
+def test_neither_yes_nor_no_is_refused_and_what_was_in_force_stays(option: str) -> None:
+    pmds, refused = poll_threads({"pmd-rxq-assign": "group", option: "perhaps"}, BEFORE)
+    assert refused == {option: f"other_config:{option}='perhaps' is refused: give true or false"}
+    kept = "isolate" if option == "pmd-rxq-isolate" else "auto_balance"
+    assert getattr(pmds, kept) == getattr(BEFORE, kept)
+
+
 @pytest.mark.parametrize(("text", "cpus"), [("", ()), ("0:3", ((0, 3),)), ("1:7, 0:3", ((0, 3), (1, 7)))])
 def test_an_affinity_is_pairs(text: str, cpus: tuple[tuple[int, int], ...]) -> None:
     assert rxq_affinity(text) == cpus
@@ -109,7 +117,7 @@ def test_an_affinity_that_is_none_is_refused(text: str) -> None:
 VALUES = st.sampled_from(["true", "false", "5", "0x3", "group", "101", "1:5", "", "-1"]) | st.text(max_size=4)
 
 
-@given(st.dictionaries(st.sampled_from([*LIVE, "pmd-auto-lb"]), VALUES, max_size=4))
+@given(st.dictionaries(st.sampled_from(LIVE), VALUES, max_size=4))
 def test_whatever_is_written_is_read_or_refused_by_name(other_config: dict[str, str]) -> None:
     pmds, refused = poll_threads(other_config, BEFORE)
     assert set(refused) <= set(other_config)

@@ -15,6 +15,9 @@ def test_a_feature_that_is_not_served_yet_is_said_at_start() -> None:
 def test_post_copy_is_off_unless_it_is_asked_for() -> None:
     assert startup({"vhost-postcopy-support": "true"}).postcopy
     assert not startup({"vhost-postcopy-support": "false"}).postcopy
+    odd = startup({"vhost-postcopy-support": "1"})
+    assert not odd.postcopy
+    assert odd.notices == ("other_config:vhost-postcopy-support='1' is not in force: give true or false",)
     assert not startup({}).postcopy
 
 

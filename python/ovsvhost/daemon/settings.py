@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ovsvhost.model import RESTART_HOLD_MAX_MS, RESTART_HOLD_MS
+from ovsvhost.model import BOOLEANS, RESTART_HOLD_MAX_MS, RESTART_HOLD_MS
 from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
@@ -59,10 +59,14 @@ def startup(other_config: Mapping[str, str]) -> Startup:
                 f"other_config:restart-hold-ms={text!r} is not in force: give milliseconds 0..{RESTART_HOLD_MAX_MS}"
             )
     notices += [
-        f"other_config:{feature}=true is not in force: it is not served yet; guests get the rest"
-        for feature in ("vhost-iommu-support",)
-        if read.get(feature) == "true"
+        f"other_config:{key}={read[key]!r} is not in force: give {' or '.join(BOOLEANS)}"
+        for key in ("vhost-iommu-support", "vhost-postcopy-support")
+        if read.get(key, "false") not in BOOLEANS
     ]
+    if read.get("vhost-iommu-support") == "true":
+        notices.append(
+            "other_config:vhost-iommu-support=true is not in force: it is not served yet; guests get the rest"
+        )
     dpdk = sorted(key for key in other_config if key.startswith("dpdk-"))
     if dpdk:
         notices.append(f"other_config:{', '.join(dpdk)}: accepted without effect: there is no DPDK in this switch")

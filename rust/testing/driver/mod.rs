@@ -4,7 +4,7 @@
 //! * [`SplitRing`], [`PackedRing`]: the rings themselves: indices or wrap counters, descriptors, notification
 //!   arithmetic. They write what they are told, so that a hostile driver can be built on them. Behind [`RingFormat`]
 //!   they look alike.
-//! * [`SplitDriver`], [`PackedDriver`]: chains of any shape with a free list, for tests, benches and fuzz targets;
+//! * [`SplitDriver`], [`PackedDriver`]: chains of any shape with a free list, for tests and benches;
 //!   behind [`ChainDriver`] they look alike.
 //! * [`SlotRing`]: fixed buffers over either format, for traffic at full rate; with split rings each slot has its
 //!   descriptors written ahead.

@@ -85,7 +85,7 @@ impl Handler {
             (true, false) => "what is written to its guest is not marked any more",
             _ => "its dirty log was replaced",
         };
-        self.event(Level::Info, "notice", format!("{}: {text}", self.port.name));
+        self.event(Level::Info, "migration", format!("{}: {text}", self.port.name));
     }
 
     /// Why no ring may run now, for the log's sake.

@@ -251,14 +251,18 @@ impl Handler {
 
     /// Starts what can run, stops what must not, and tells what changed.
     fn reconcile(&mut self) {
-        self.turn_logging();
         // Asked once: what it keeps from starting now is looked at again when it is over.
         self.is_held = self.port.recovery.hold_left().is_some();
         for at in 0..self.vrings.len() {
-            match (self.may_run(at), self.vrings.get(at).is_some_and(|vring| vring.live)) {
-                (true, false) => self.start(at),
-                (false, true) => self.stop(at),
-                _ => {}
+            if !self.may_run(at) {
+                self.stop(at);
+            }
+        }
+        // What has to stop for want of a log marked the one before to the end.
+        self.turn_logging();
+        for at in 0..self.vrings.len() {
+            if self.may_run(at) && self.vrings.get(at).is_some_and(|vring| !vring.live) {
+                self.start(at);
             }
         }
         self.report();

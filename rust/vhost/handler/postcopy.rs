@@ -223,7 +223,7 @@ impl Handler {
     /// What to say of a page that was asked for long ago.
     pub(super) fn overdue_page(&self) -> Option<String> {
         let address = self.overdue_address()?;
-        let place = self.memory.as_ref().and_then(|memory| memory.gpa_of_host(address));
+        let place = self.memory.as_ref().and_then(|memory| memory.gpa_of(address as *const u8, &mut 0));
         let place = place.map_or_else(|| "it was asked for".to_owned(), |gpa| format!("at {:#x} was asked for", gpa.0));
         Some(format!(
             "a page of the guest's memory {place} and does not come: look at the source of the migration and the network \

@@ -16,7 +16,7 @@ use super::{Handler, Subject, vring_number};
 use crate::error::Error;
 use crate::memory::GuestMap;
 use crate::ring::{check_size, feature};
-use crate::vhost::backend::{NetExt, wrap};
+use crate::vhost::backend::{Beside, wrap};
 use crate::vhost::features;
 use crate::vhost::vring::{self, Kick, Vring, eventfd};
 
@@ -26,7 +26,7 @@ fn not_offered<T>(what: &'static str) -> VhostResult<T> {
     Err(VhostError::InvalidOperation(what))
 }
 
-impl NetExt for Handler {
+impl Beside for Handler {
     fn set_mtu(&mut self, mtu: u64) -> VhostResult<()> {
         let mtu = u16::try_from(mtu).ok().filter(|&mtu| mtu >= 68);
         let mtu =

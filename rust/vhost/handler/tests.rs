@@ -24,7 +24,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 use crate::recovery::Recovery;
 use crate::ring::{Ring, feature};
-use crate::vhost::backend::NetExt;
+use crate::vhost::backend::Beside;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
 const SIZE: usize = 1 << 16;
@@ -35,6 +35,8 @@ struct Shelf {
     recovery: Arc<Recovery>,
     /// Vrings that were given while others were waited for.
     early: Mutex<Vec<usize>>,
+    /// For each time that poll threads were waited for, how many rings they had.
+    passages: Mutex<Vec<usize>>,
 }
 
 impl Default for Shelf {
@@ -45,7 +47,12 @@ impl Default for Shelf {
 
 impl Shelf {
     fn new(recovery: Recovery) -> Self {
-        Self { rings: Mutex::default(), recovery: Arc::new(recovery), early: Mutex::default() }
+        Self {
+            rings: Mutex::default(),
+            recovery: Arc::new(recovery),
+            early: Mutex::default(),
+            passages: Mutex::default(),
+        }
     }
 }
 
@@ -58,6 +65,9 @@ impl PortLink for Shelf {
     }
     fn stop(&self, vring: usize) -> Option<Ring> {
         self.rings.lock().unwrap().remove(&vring)
+    }
+    fn quiesce(&self) {
+        self.passages.lock().unwrap().push(self.rings.lock().unwrap().len());
     }
     fn set_call(&self, _: usize, _: Option<File>) {}
     fn link_changed(&self, _: bool) {}
@@ -287,6 +297,23 @@ fn after_a_crash_senders_wait_until_a_receiver_is_where_frames_can_reach_it() {
     let (mut handler, link, ..) = started_on(open(), feature::VERSION_1, 0);
     assert_eq!(*link.early.lock().unwrap(), [0], "the hold lasts until the receiveq is given, and no longer");
     assert!(handler.state().link_up);
+    handler.end();
+}
+
+/// Rows: C7.
+#[test]
+fn a_ring_that_has_to_stop_for_want_of_a_log_marks_the_one_before_to_the_end() {
+    let (mut handler, link, ..) = started(feature::VERSION_1, 0);
+    handler.set_protocol_features(VhostUserProtocolFeatures::LOG_SHMFD.bits()).unwrap();
+    handler.set_log_base(&VhostUserLog::new(4096, 0), log_file(4096)).unwrap();
+    handler.set_features(feature::VERSION_1 | features::LOG_ALL).unwrap();
+    assert!(handler.is_logging() && handler.state().link_up);
+    let passed = link.passages.lock().unwrap().clone();
+    assert_eq!(passed.last(), Some(&2), "rings that run turn to the log");
+    // Shorter than it says: nothing to mark in.
+    assert!(handler.set_log_base(&VhostUserLog::new(4096, 0), log_file(4)).is_err());
+    assert!(link.rings.lock().unwrap().is_empty() && !handler.is_logging());
+    assert_eq!(*link.passages.lock().unwrap(), passed, "no ring ran without a log");
     handler.end();
 }
 
