@@ -1,8 +1,8 @@
 """Rounds: in each, every contestant of a row gets one window, so that what drifts on the machine drifts for all.
 
 A window counts only if the scheduler, and the machine under this one, left both cores to the two threads under
-measurement; else it is repeated. One that fails is noted and leaves a gap, and a contestant that fails twice in a row is
-given up for that row: the others, and what was measured before, stay.
+measurement; else it is repeated. One that fails is noted and leaves a gap, and a contestant that fails twice in a row
+is given up for that row: the others, and what was measured before, stay.
 """
 
 from __future__ import annotations

@@ -268,8 +268,9 @@ fn a_log_cut_short_stops_the_queue_that_meets_it_and_nobody_else() {
         bench.stays.kicks[1].write(1).unwrap();
         eventually("the sender's buffer", || (bench.stays.memory.used_index(1) == slot + 1).then_some(()));
     }
+    // Whichever of its queues is looked at first.
     let error = eventually("an error", || bench.error());
-    assert!(error.contains("receiveq 0") && error.contains("dirty log was taken away"), "{error}");
+    assert!(error.contains("dirty log was taken away"), "{error}");
     let stopped_at = bench.moves.memory.used_index(0);
     assert!(bench.datapath.port("v1").unwrap().link_up);
     // A log that is whole brings it back, at the index where it was.
