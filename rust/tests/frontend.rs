@@ -63,7 +63,7 @@ impl Bench {
     /// Sends `FRAMES` per queue from `v0` to `v1` and gives the report.
     fn traffic(&self, run: &str, both: &str, second: &str) -> Json {
         let mut settings = RunSettings::default();
-        for entry in ["frames=400", "duration=20", "in-flight=32"].into_iter().chain(run.split(',')) {
+        for entry in ["frames=400", "duration=20", "in-flight=32", "drain=10"].into_iter().chain(run.split(',')) {
             if let Some((name, value)) = entry.split_once('=') {
                 settings.set(name, value).unwrap();
             }
