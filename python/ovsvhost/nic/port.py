@@ -1,0 +1,101 @@
+"""From what a user asks of a NIC port, and what devices there are, to the port that can be built now.
+
+The device is named by the port itself (``afxdp``, ``system``) or by ``options:dpdk-devargs`` (``dpdk``). A device that
+is named and not there is no mistake: the datapath attaches it when it comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ovsvhost.errors import ConfigError
+from ovsvhost.model import MTU_MAX, MTU_MIN, NIC_DRIVERS, NicPort
+from ovsvhost.nic import devargs, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ovsvhost.model import NicDriver, NicType
+    from ovsvhost.nic.rtnetlink import Link
+
+SYSFS = Path("/sys")
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The network devices of this machine: their links by name, and where sysfs tells of them."""
+
+    links: Mapping[str, Link] = field(default_factory=dict)
+    sysfs: Path = SYSFS
+
+
+TYPE_OF: Mapping[str, NicType] = {"": "system", "system": "system", "afxdp": "afxdp", "dpdk": "dpdk"}
+"""NIC ports by the ``type`` of their rows; OVS takes a row without one for a ``system`` one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a user asks of a NIC port; as columns of ``Interface``."""
+
+    key: str
+    name: str
+    type: NicType
+    options: Mapping[str, str]
+    ofport: int = 0
+    mtu_request: int | None = None
+
+
+def interpret(asked: Asked, devices: Devices) -> tuple[NicPort, tuple[str, ...]]:
+    """Says which port is meant, and what of it is not in force, a sentence each.
+
+    Raises:
+        ConfigError: it can be none; the text says why and the cure.
+    """
+    named = _named(asked, devices.sysfs)
+    options = settings.parse(asked.type, named.driver, {**named.options, **asked.options})
+    if named.driver not in NIC_DRIVERS:
+        raise ConfigError(f"{asked.name}: {_DRIVERS[named.driver]} is not served yet: {_CURES[asked.type]}")
+    complaints = list(options.complaints)
+    mtu = asked.mtu_request
+    if mtu is not None and not MTU_MIN <= mtu <= MTU_MAX:
+        complaints.append(f"{asked.name}: unsupported MTU {mtu}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
+        mtu = None
+    link = devices.links.get(named.device)
+    brings_up = asked.type == "dpdk"
+    if link is not None and not link.admin_up and not brings_up:
+        complaints.append(f"{asked.name}: {named.device} is down: ip link set {named.device} up")
+    port = NicPort(
+        key=asked.key,
+        name=asked.name,
+        driver=named.driver,
+        device=named.device,
+        ofport=asked.ofport,
+        mtu=mtu,
+        brings_up=brings_up,
+        settings=options.settings,
+        keeps=options.keeps,
+    )
+    return port, tuple(complaints)
+
+
+def _named(asked: Asked, sysfs: Path) -> devargs.Named:
+    if asked.type == "dpdk":
+        text = asked.options.get("dpdk-devargs")
+        if not text:
+            raise ConfigError(f"{asked.name} has no options:dpdk-devargs, so no device: {devargs.FORMS}")
+        return devargs.resolve(text, sysfs)
+    devargs.check_device(asked.name, f"port {asked.name!r} of type={asked.type}")
+    return devargs.Named(_DRIVER_OF[asked.type], asked.name)
+
+
+_DRIVER_OF: Mapping[NicType, NicDriver] = {"afxdp": "afxdp", "dpdk": "afxdp", "system": "packet"}
+SERVED_TYPES: frozenset[NicType] = frozenset(kind for kind, driver in _DRIVER_OF.items() if driver in NIC_DRIVERS)
+"""Interface types of network devices that work here."""
+_DRIVERS: Mapping[NicDriver, str] = {"afxdp": "AF_XDP", "packet": "AF_PACKET"}
+_CURES: Mapping[NicType, str] = {
+    "afxdp": "update the switch",
+    "dpdk": "give options:dpdk-devargs of a device over AF_XDP (net_af_xdp0,iface=eth0)",
+    "system": "set type=afxdp",
+}
