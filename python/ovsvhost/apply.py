@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ovsvhost import vhost_features
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge
@@ -17,6 +18,7 @@ from ovsvhost.plan import (
     AddPort,
     DelBridge,
     DelPort,
+    LimitFeatures,
     SetAffinity,
     SetBridge,
     SetPmds,
@@ -162,6 +164,9 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 auto_lb=None if auto is None else (auto.every_min, auto.load_pct, auto.improvement_pct),
             )
             ledger.pmds = replace(ledger.pmds, assign=pmds.assign, isolate=pmds.isolate, auto_balance=auto)
+        case LimitFeatures(limit=limit):
+            datapath.limit_features(limit)
+            ledger.feature_limit = limit
 
 
 def _set_affinity(datapath: Datapath, ledger: Ledger, name: str, cpus: tuple[tuple[int, int], ...]) -> None:
@@ -193,3 +198,5 @@ def _key(action: Action) -> str:
             return "pmd-sleep-max"
         case SetSharing():
             return "pmd-rxq-assign"
+        case LimitFeatures():
+            return vhost_features.KEY

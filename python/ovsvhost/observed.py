@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
-    from ovsvhost.model import Bridge, Port
+    from ovsvhost.model import Bridge, FeatureLimit, Port
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,13 @@ class Observed:
         bridges: by name; their ``ports`` are empty, see ``ports``.
         ports: by name: the bridge it is on and its settings as they are in force.
         pmds: the poll threads.
+        feature_limit: what guests that start are offered at most.
     """
 
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
     ports: Mapping[str, tuple[str, Port]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
+    feature_limit: FeatureLimit = "all"
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class Ledger:
     bridges: dict[str, Bridge] = field(default_factory=dict)
     ports: dict[str, Port] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
+    feature_limit: FeatureLimit = "all"
 
 
 def read(datapath: Datapath, ledger: Ledger) -> Observed:
@@ -50,7 +53,7 @@ def read(datapath: Datapath, ledger: Ledger) -> Observed:
         known = ledger.ports.get(state.name)
         if known is not None:
             ports[state.name] = (state.bridge, replace(known, ofport=state.ofport, mtu=state.mtu))
-    return Observed(bridges=dict(ledger.bridges), ports=ports, pmds=ledger.pmds)
+    return Observed(bridges=dict(ledger.bridges), ports=ports, pmds=ledger.pmds, feature_limit=ledger.feature_limit)
 
 
 def port_states(datapath: Datapath) -> dict[str, PortState]:

@@ -39,13 +39,14 @@ from ovsvhost.model import (
 )
 from ovsvhost.numeral import is_whole
 from ovsvhost.pmd_settings import poll_threads, rxq_affinity
+from ovsvhost.vhost_features import feature_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import PortType, TxSteering
+    from ovsvhost.model import FeatureLimit, PortType, TxSteering
 
 
 POLL_THREADS_DEFAULT = PollThreads()
@@ -100,7 +101,13 @@ class _Wanted:
 
 
 def configure(
-    root: RootRow, at_start: Startup, rundir: Path, held: Mapping[str, int], before: PollThreads = POLL_THREADS_DEFAULT
+    root: RootRow,
+    at_start: Startup,
+    rundir: Path,
+    held: Mapping[str, int],
+    before: PollThreads = POLL_THREADS_DEFAULT,
+    *,
+    limit_before: FeatureLimit = "all",
 ) -> Configuration:
     """Says what the rows mean.
 
@@ -110,6 +117,7 @@ def configure(
         rundir: where server ports' sockets lie.
         held: port numbers in use or given out before, by row uuid.
         before: the poll threads as they are: what an option that is refused leaves.
+        limit_before: the same of what guests are offered.
     """
     bridges: list[Bridge] = []
     verdicts: list[Verdict] = []
@@ -133,11 +141,12 @@ def configure(
     ports, shared = _share_out(wanted, held)
     verdicts += shared
     pmds, refused = poll_threads(root.other_config, before)
+    limit, refused_limit = feature_limit(root.other_config, limit_before)
     return Configuration(
-        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges), pmds),
+        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges), pmds, limit),
         tuple(verdicts),
         pending(at_start, root.other_config),
-        refused,
+        refused | refused_limit,
     )
 
 
