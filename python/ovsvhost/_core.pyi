@@ -66,6 +66,7 @@ class PortState:
         OVS's keys: ``mode``, ``status``, ``socket``, ``features``, ``num_of_vrings``,
         ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
         ``peer-program``, ``waiting-for``, ``mtu-mismatch``, ``migration`` (``logging`` while a dirty log is kept),
+        ``stops-move-to-ovs-3.1`` (what the guest accepted and Open vSwitch 3.1 does not offer),
         ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``, ``postcopy-stall-ms``.
         """
     @property
@@ -201,6 +202,19 @@ class Datapath:
         Raises:
             ConfigError: this process's memory is locked (``mlockall(2)``).
             KernelError: this process may not use userfaultfd; the text says what to set. Nothing is offered then.
+        """
+    def limit_features(self, limit: Literal["all", "ovs-3.1", "ovs-3.1-tso"] | int) -> None:
+        """Offers front-ends that come from now on no more than this (``other_config:vhost-features``).
+
+        One that is connected, or the same process when it comes back, is offered what it was offered before.
+
+        Args:
+            limit: everything that is served, what Open vSwitch 3.1 offers (``-tso``: with its
+                ``userspace-tso-enable``), or a mask of virtio bits; bits 26 and 30, which are between switch and VMM,
+                stay on offer.
+
+        Raises:
+            ConfigError: another name.
         """
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
+from ovsvhost import vhost_features
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge, NicPort, Port
@@ -18,6 +19,7 @@ from ovsvhost.plan import (
     AddPort,
     DelBridge,
     DelPort,
+    LimitFeatures,
     SetAffinity,
     SetBridge,
     SetNic,
@@ -192,6 +194,9 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 auto_lb=None if auto is None else (auto.every_min, auto.load_pct, auto.improvement_pct),
             )
             ledger.pmds = replace(ledger.pmds, assign=pmds.assign, isolate=pmds.isolate, auto_balance=auto)
+        case LimitFeatures(limit=limit):
+            datapath.limit_features(limit)
+            ledger.feature_limit = limit
 
 
 def _keep(datapath: Datapath, ledger: Ledger, port: AnyPort) -> None:
@@ -244,3 +249,5 @@ def _key(action: Action) -> str:
             return "pmd-sleep-max"
         case SetSharing():
             return "pmd-rxq-assign"
+        case LimitFeatures():
+            return vhost_features.KEY

@@ -33,7 +33,7 @@ from ovsvhost.model import (
     free_ofport,
 )
 from ovsvhost.nic.links import LinkWatch
-from ovsvhost.nic.port import SERVED_TYPES, TYPE_OF, Asked, Devices, interpret
+from ovsvhost.nic.port import SERVED_TYPES, TYPE_OF, Asked, interpret
 from ovsvhost.plan import plan
 from ovsvhost.rundir import make_private, run_directory
 
@@ -269,7 +269,7 @@ class InProcess:
         if mtu is not None:
             port_options.check_mtu(name, mtu)
         wish = Asked(key=str(uuid.uuid4()), name=name, type=kind, options=asked, ofport=ofport, mtu_request=mtu)
-        port, complaints = interpret(wish, Devices())
+        port, complaints = interpret(wish)
         self._links = self._links or LinkWatch()
         if complaints:
             raise ConfigError("; ".join(complaints))

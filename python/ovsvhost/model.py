@@ -4,7 +4,8 @@
 
     Desired ─┬─ Bridge ─┬─ Port        a vhost-user port;  identity is ``key``, not the name
              │          └─ NicPort     a network device of this machine
-             └─ PollThreads
+             ├─ PollThreads
+             └─ FeatureLimit
 
 A ``key`` is the database row's uuid (or one that `Switch` made up): when a script deletes ``br0`` and adds another
 ``br0`` in one transaction, the name stays and the key changes, and everything on it is built anew. ``Desired`` holds
@@ -34,6 +35,9 @@ NicDriver: TypeAlias = Literal["afxdp", "packet"]
 XdpMode: TypeAlias = Literal["best-effort", "native-with-zerocopy", "native", "generic"]
 
 TxSteering: TypeAlias = Literal["hash", "thread"]
+
+FeatureLimit: TypeAlias = Literal["all", "ovs-3.1", "ovs-3.1-tso"] | int
+"""What guests are offered at most: all that is served, what another switch offers, or a mask of virtio bits."""
 
 PORT_TYPES: frozenset[str] = frozenset(get_args(PortType))
 """Interface types for guests: the VMM creates the socket, or we do."""
@@ -240,6 +244,7 @@ class Desired:
 
     bridges: tuple[Bridge, ...] = ()
     pmds: PollThreads = PollThreads()
+    feature_limit: FeatureLimit = "all"
 
     def __post_init__(self) -> None:  # noqa: D105 - the class says what is checked
         ports = [port for bridge in self.bridges for port in bridge.ports]

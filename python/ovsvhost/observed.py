@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
-    from ovsvhost.model import AnyPort, Bridge
+    from ovsvhost.model import AnyPort, Bridge, FeatureLimit
     from ovsvhost.nic.rtnetlink import Link
 
 _NO_LINKS: Mapping[str, Link] = {}
@@ -30,6 +30,7 @@ class Observed:
         bridges: by name; their ``ports`` are empty, see ``ports``.
         ports: by name: the bridge it is on and its settings as they are in force.
         pmds: the poll threads.
+        feature_limit: what guests that start are offered at most.
         links: the network devices of this machine by name.
         set_up: numbers of those that the switch set up.
     """
@@ -37,6 +38,7 @@ class Observed:
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
     ports: Mapping[str, tuple[str, AnyPort]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
+    feature_limit: FeatureLimit = "all"
     links: Mapping[str, Link] = field(default_factory=dict)
     set_up: frozenset[int] = frozenset()
 
@@ -49,6 +51,7 @@ class Ledger:
     ports: dict[str, AnyPort] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
     set_up: set[int] = field(default_factory=set)
+    feature_limit: FeatureLimit = "all"
 
 
 def read(datapath: Datapath, ledger: Ledger, links: Mapping[str, Link] = _NO_LINKS) -> Observed:
@@ -64,7 +67,14 @@ def read(datapath: Datapath, ledger: Ledger, links: Mapping[str, Link] = _NO_LIN
         known = ledger.ports.get(state.name)
         if known is not None:
             ports[state.name] = (state.bridge, replace(known, ofport=state.ofport, mtu=state.mtu))
-    return Observed(dict(ledger.bridges), ports, ledger.pmds, links, frozenset(ledger.set_up))
+    return Observed(
+        bridges=dict(ledger.bridges),
+        ports=ports,
+        pmds=ledger.pmds,
+        feature_limit=ledger.feature_limit,
+        links=links,
+        set_up=frozenset(ledger.set_up),
+    )
 
 
 def port_states(datapath: Datapath) -> dict[str, PortState]:

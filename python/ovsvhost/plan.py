@@ -1,8 +1,8 @@
 """From what is to what shall be: a pure function.
 
-``plan(desired, observed)`` lists the actions, in an order in which each is possible: the poll threads first, then what
-goes (it frees names, sockets and numbers), then bridges, then ports. Carrying them out and planning again gives
-nothing; so a restart of the control side over an unchanged database is the empty plan.
+``plan(desired, observed)`` lists the actions, in an order in which each is possible: the poll threads and what guests
+are offered first, then what goes (it frees names, sockets and numbers), then bridges, then ports. Carrying them out and
+planning again gives nothing; so a restart of the control side over an unchanged database is the empty plan.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 from ovsvhost.model import NicPort, Port
 
 if TYPE_CHECKING:
-    from ovsvhost.model import AnyPort, Bridge, Desired, PollThreads, TxSteering
+    from ovsvhost.model import AnyPort, Bridge, Desired, FeatureLimit, PollThreads, TxSteering
     from ovsvhost.observed import Observed
 
 
@@ -115,6 +115,13 @@ class SetSharing:
     pmds: PollThreads
 
 
+@dataclass(frozen=True, slots=True)
+class LimitFeatures:
+    """Change what guests that start from now on are offered at most."""
+
+    limit: FeatureLimit
+
+
 Action: TypeAlias = (
     DelPort
     | DelBridge
@@ -128,6 +135,7 @@ Action: TypeAlias = (
     | SetPmds
     | SetSleep
     | SetSharing
+    | LimitFeatures
 )
 
 
@@ -150,6 +158,8 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     }
 
     actions = _poll_threads(desired.pmds, observed.pmds)
+    if desired.feature_limit != observed.feature_limit:
+        actions.append(LimitFeatures(desired.feature_limit))
     actions += [DelPort(port.key, name) for name, (_, port) in observed.ports.items() if name not in kept_ports]
     actions += [DelBridge(bridge.key, name) for name, bridge in observed.bridges.items() if name not in kept_bridges]
     for bridge in desired.bridges:

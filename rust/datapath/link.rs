@@ -83,11 +83,11 @@ impl PortLink for Link {
             passage.wait(&self.shared.events);
             // Nobody delivers to it any more: the lock is free.
             let queue = slot.queue.lock().take()?;
-            Some(queue.into_ring())
+            queue.into_ring()
         } else {
             let seat = state.places.leave(port, vring)?;
             drop(state);
-            Some(seat.take(&self.shared.events)?.queue.into_ring())
+            seat.take(&self.shared.events)?.queue.into_ring()
         }
     }
 

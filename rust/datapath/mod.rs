@@ -35,7 +35,8 @@ use crate::pmd::load::{INTERVAL, INTERVALS};
 use crate::pmd::{Message, Sleep};
 use crate::recovery::Recovery;
 use crate::switch::fdb::Learned;
-use crate::vhost::{self, Endpoint, Level};
+use crate::vhost::offer::{Limit, Offer};
+use crate::vhost::{self, Endpoint, Level, features};
 use events::Events;
 use link::Link;
 use state::State;
@@ -47,6 +48,8 @@ struct Shared {
     threads: Threads,
     events: Events,
     recovery: Arc<Recovery>,
+    /// What front-ends are offered at most.
+    offer: Arc<Offer>,
     started: Instant,
     runs: AtomicU64,
     /// Ports added from now on offer post-copy migration.
@@ -124,7 +127,9 @@ impl Datapath {
         let recovery = Arc::new(recovery);
         let runs = AtomicU64::new(0);
         let postcopy = AtomicBool::new(false);
-        let shared = Arc::new(Shared { state: Lock::default(), threads, events, recovery, started, runs, postcopy });
+        let offer = Arc::default();
+        let state = Lock::default();
+        let shared = Arc::new(Shared { state, threads, events, recovery, offer, started, runs, postcopy });
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -146,6 +151,22 @@ impl Datapath {
         vhost::check_postcopy()?;
         self.shared.postcopy.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Changes what front-ends are offered at most (`other_config:vhost-features`), live: for those that come from now on.
+    /// Guests that are connected keep what they accepted, also when they reconnect.
+    pub fn limit_features(&self, limit: Limit) {
+        if !self.shared.offer.set(limit) {
+            return;
+        }
+        let held_back = features::VIRTIO & !limit.virtio();
+        let text = if held_back == 0 {
+            "guests that start from now on are offered every feature".to_owned()
+        } else {
+            let names = features::names(held_back);
+            format!("guests that start from now on are not offered {names} (other_config:vhost-features)")
+        };
+        self.shared.events.push(Level::Info, "notice", None, text);
     }
 
     /// Changes which cores have poll threads, live: new threads start, queues move, threads without a place end. No
@@ -280,7 +301,8 @@ impl Datapath {
     /// `Config` for a value out of range or in use; `Kernel` if a server's socket cannot be made.
     pub fn add_port(&self, bridge: &str, config: PortConfig) -> Result<()> {
         config.check()?;
-        let endpoint_config = config.endpoint(&self.shared.recovery, self.shared.postcopy.load(Ordering::Relaxed));
+        let endpoint_config =
+            config.endpoint(&self.shared.recovery, &self.shared.offer, self.shared.postcopy.load(Ordering::Relaxed));
         let name = config.name.clone();
         let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));

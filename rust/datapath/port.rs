@@ -13,6 +13,7 @@ use crate::lock::Lock;
 use crate::pmd::Steering;
 use crate::recovery::Recovery;
 use crate::switch::PortId;
+use crate::vhost::offer::Offer;
 use crate::vhost::{EndpointConfig, EndpointKind};
 
 /// Smallest MTU of a port, bytes (IPv4 needs it, RFC 791).
@@ -86,7 +87,7 @@ impl PortConfig {
         Ok(())
     }
 
-    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, postcopy: bool) -> EndpointConfig {
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, postcopy: bool) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -96,6 +97,7 @@ impl PortConfig {
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
             postcopy,
+            offer: Arc::clone(offer),
             recovery: Arc::clone(recovery),
         }
     }

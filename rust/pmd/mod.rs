@@ -18,6 +18,7 @@ pub mod balance;
 pub mod load;
 
 mod deliver;
+mod ends;
 mod mailbox;
 mod output;
 mod poll;
@@ -27,6 +28,7 @@ mod thread;
 mod topology;
 mod wait;
 
+pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, TransmitQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};

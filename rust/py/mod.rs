@@ -20,6 +20,7 @@ use crate::pmd::assign::Policy;
 use crate::pmd::balance::AutoLb;
 use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
+use crate::vhost::offer::Limit;
 use errors::raise;
 use state::{Event, FdbEntry, PmdState, PortState, RxqState};
 
@@ -65,6 +66,13 @@ impl Datapath {
 
     fn offer_postcopy(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, datapath::Datapath::offer_postcopy)
+    }
+
+    fn limit_features(&self, py: Python<'_>, limit: FeatureLimit) -> PyResult<()> {
+        self.with(py, |d| {
+            d.limit_features(limit.to_limit()?);
+            Ok(())
+        })
     }
 
     fn event_fd(&self, py: Python<'_>) -> PyResult<i32> {
@@ -253,6 +261,25 @@ impl Datapath {
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.inner.write().unwrap_or_else(PoisonError::into_inner).take()));
+    }
+}
+
+/// A name or a mask of virtio bits.
+#[derive(FromPyObject)]
+enum FeatureLimit {
+    Mask(u64),
+    Name(String),
+}
+
+impl FeatureLimit {
+    fn to_limit(&self) -> Result<Limit> {
+        match self {
+            Self::Mask(bits) => Ok(Limit::Mask(*bits)),
+            Self::Name(name) if name == "all" => Ok(Limit::All),
+            Self::Name(name) if name == "ovs-3.1" => Ok(Limit::Ovs31 { tso: false }),
+            Self::Name(name) if name == "ovs-3.1-tso" => Ok(Limit::Ovs31 { tso: true }),
+            Self::Name(name) => Err(Error::Config(format!("unknown limit of features '{name}'"))),
+        }
     }
 }
 

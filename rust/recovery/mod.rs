@@ -228,6 +228,13 @@ impl Recovery {
         Ok(Seat { journal, is_known: false, note })
     }
 
+    /// The features that the guest on `socket` accepted, if any of its vrings may go on where it stood.
+    pub fn features_of(&self, socket: &Path) -> Option<u64> {
+        let records = self.records();
+        let of_socket = records.all.iter().filter(|(key, record)| key.socket == socket && record.state() != NEW);
+        of_socket.map(|(_, record)| record.identity.features).reduce(|all, features| all | features)
+    }
+
     /// The vring runs, and its journal says where it began.
     pub fn started(&self, socket: &Path, vring: usize) {
         let key = Key::new(socket, vring);

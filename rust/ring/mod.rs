@@ -46,6 +46,8 @@ pub mod feature {
     pub const CSUM: u64 = 1 << 0;
     /// `VIRTIO_NET_F_GUEST_CSUM`: the driver takes frames with partial checksums.
     pub const GUEST_CSUM: u64 = 1 << 1;
+    /// `VIRTIO_NET_F_GSO`: of legacy drivers, `HOST_TSO4`, `HOST_TSO6`, `HOST_ECN` and `HOST_UFO` in one bit.
+    pub const GSO: u64 = 1 << 6;
     /// `VIRTIO_NET_F_GUEST_TSO4`: the driver takes TCP over IPv4 longer than its MTU.
     pub const GUEST_TSO4: u64 = 1 << 7;
     /// `VIRTIO_NET_F_GUEST_TSO6`: the same over IPv6.

@@ -3,9 +3,13 @@
 use super::feature;
 use crate::frame::vnet_hdr::OffloadSet;
 
+/// What the bit of legacy drivers stands for (virtio 1.2 §5.1.3.2), on top of partial checksums.
+const ANY_GSO: OffloadSet = OffloadSet::TSO4.union(OffloadSet::TSO6).union(OffloadSet::ECN).union(OffloadSet::UFO);
+
 /// What a driver may leave to us.
 pub(super) fn sent_by(features: u64) -> OffloadSet {
-    chosen(
+    let any = if features & feature::GSO != 0 && features & feature::CSUM != 0 { ANY_GSO } else { OffloadSet::NONE };
+    any.union(chosen(
         features,
         &[
             (feature::CSUM, OffloadSet::CHECKSUM),
@@ -15,7 +19,7 @@ pub(super) fn sent_by(features: u64) -> OffloadSet {
             (feature::HOST_UFO, OffloadSet::UFO),
             (feature::HOST_USO, OffloadSet::USO4.union(OffloadSet::USO6)),
         ],
-    )
+    ))
 }
 
 /// What a driver takes from us: without partial checksums no segmentation either (§5.1.3.1).
@@ -51,6 +55,8 @@ mod tests {
         assert_eq!(sent_by(0), OffloadSet::NONE);
         assert_eq!(sent_by(u64::MAX), OffloadSet::ALL);
         assert_eq!(sent_by(feature::HOST_TSO6 | feature::CSUM), OffloadSet::TSO6.union(OffloadSet::CHECKSUM));
+        assert_eq!(sent_by(feature::GSO | feature::CSUM), ANY_GSO.union(OffloadSet::CHECKSUM));
+        assert_eq!(sent_by(feature::GSO), OffloadSet::NONE);
         assert_eq!(taken_by(u64::MAX), OffloadSet::ALL);
         let takes = feature::GUEST_CSUM | feature::GUEST_USO6;
         assert_eq!(taken_by(takes), OffloadSet::USO6.union(OffloadSet::CHECKSUM));

@@ -5,15 +5,21 @@ mod rig;
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ovsvhost::vhost::EndpointKind;
+use ovsvhost::vhost::features::LOG_ALL;
+use ovsvhost::vhost::offer::Limit;
 use rig::{
     ALL_PROTOCOL, MEMORY, MRG_RXBUF, Memory, NEED_REPLY, PLAIN, PROTOCOL_FEATURES, Port, Raw, Told, VERSION_1, Vm,
-    eventfd, memfd, message,
+    config, eventfd, memfd, message,
 };
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
+use vmm_sys_util::tempdir::TempDir;
 
 #[test]
 fn a_guest_brings_the_link_up_and_its_stop_brings_it_down() {
@@ -239,7 +245,7 @@ fn what_is_served_is_offered_and_nothing_else() {
     let (_port, stream) = Port::connected();
     let mut raw = Raw(stream);
     raw.send(FrontendReq::GET_FEATURES, &[]);
-    assert_eq!(raw.reply_number(), 0x1c0_000d_7c62_ff8b);
+    assert_eq!(raw.reply_number(), 0x1c0_000d_7c62_ffcb);
     raw.send(FrontendReq::GET_PROTOCOL_FEATURES, &[]);
     assert_eq!(raw.reply_number(), ALL_PROTOCOL.bits());
     raw.send(FrontendReq::GET_QUEUE_NUM, &[]);
@@ -363,4 +369,32 @@ fn the_end_of_a_port_gives_every_ring_back_and_closes_the_session() {
     assert!(!socket.exists());
     Raw(copy).wait_hang_up();
     drop(dir);
+}
+
+/// Rows: C2, L5.
+#[test]
+fn a_limit_holds_for_a_front_end_that_is_new_and_what_it_holds_back_is_refused() {
+    let dir = TempDir::new_with_prefix("/tmp/ovsvhost-test-").unwrap();
+    let config = config(EndpointKind::Server, &dir.as_path().join("v0"));
+    config.offer.set(Limit::Mask(VERSION_1));
+    let (offer, port) = (Arc::clone(&config.offer), Port::with(config, dir));
+    let ask = || {
+        let mut raw = Raw(UnixStream::connect(&port.socket).unwrap());
+        raw.send(FrontendReq::GET_FEATURES, &[]);
+        (raw.reply_number(), raw)
+    };
+    let (offered, mut raw) = ask();
+    assert_eq!(offered, VERSION_1 | PROTOCOL_FEATURES | LOG_ALL);
+    raw.send_number(FrontendReq::SET_FEATURES, VERSION_1 | MRG_RXBUF);
+    port.wait_error("accepted features that were not offered: MRG_RXBUF");
+    drop(raw);
+
+    port.wait_status("status", "disconnected");
+    offer.set(Limit::All);
+    let (wide, raw) = ask();
+    assert_ne!(wide & MRG_RXBUF, 0);
+    drop(raw);
+    port.wait_status("status", "disconnected");
+    offer.set(Limit::Mask(VERSION_1));
+    assert_eq!(ask().0, wide, "the same process is offered no less than before");
 }

@@ -69,6 +69,7 @@ const NAMES: [(u32, &str); 39] = [
 pub const VIRTIO: u64 = 1 << 0   // CSUM
     | 1 << 1                     // GUEST_CSUM
     | 1 << 3                     // MTU
+    | 1 << 6                     // GSO
     | 1 << 7                     // GUEST_TSO4
     | 1 << 8                     // GUEST_TSO6
     | 1 << 9                     // GUEST_ECN

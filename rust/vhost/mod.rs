@@ -15,6 +15,7 @@
 //! Must not know: bridges, PMDs, frames, Python.
 
 pub mod features;
+pub mod offer;
 pub mod wire;
 
 mod backend;
@@ -36,6 +37,7 @@ use crate::memory::Incoming;
 use crate::recovery::Recovery;
 use crate::ring::Ring;
 use crate::sys::process;
+use offer::Offer;
 
 /// Whether post-copy migration can be offered.
 ///
@@ -80,6 +82,8 @@ pub struct EndpointConfig {
     pub allow_file_memory: bool,
     /// Offer post-copy migration; a server's socket never does.
     pub postcopy: bool,
+    /// What new front-ends are offered at most.
+    pub offer: Arc<Offer>,
     /// Where each vring's place is written down.
     pub recovery: Arc<Recovery>,
 }

@@ -193,9 +193,10 @@ impl<'a> Session<'a> {
         let end = match end? {
             End::HungUp if judging && !self.peer.exits_within(LAST_BREATH) => End::Broken(format!(
                 "{} hung up after it saw the features on offer and accepted none: it may need one that is not there, \
-                 such as one that its guest negotiated with another switch; on offer are {}",
+                 such as one that its guest negotiated with another switch; on offer are {}{}",
                 self.peer,
-                features::names(features::VIRTIO)
+                features::names(self.handler.offer()),
+                self.handler.held_back().map_or_else(String::new, |held_back| format!("; {held_back}"))
             )),
             End::Broken(text) => End::Broken(format!("{} broke the vhost-user protocol: {text}", self.peer)),
             end => end,

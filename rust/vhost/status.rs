@@ -40,6 +40,8 @@ pub(super) struct SessionState {
     pub(super) problem: Option<String>,
     /// A post-copy migration that brings the guest here, or brought it.
     pub(super) postcopy: Option<PostcopyState>,
+    /// What would stop a move to Open vSwitch 3.1.
+    pub(super) obstacles_to_ovs: Option<String>,
 }
 
 /// A post-copy migration at one moment.
@@ -92,6 +94,9 @@ impl Snapshot {
             put("postcopy-faults-served", progress.faults.to_string());
             put("postcopy-stall-ms", (progress.stalled_us / 1000).to_string());
         }
+        if let Some(obstacles) = &session.obstacles_to_ovs {
+            put("stops-move-to-ovs-3.1", obstacles.clone());
+        }
         if let Some(guest) = session.guest_mtu.filter(|&guest| guest != mtu) {
             put(
                 "mtu-mismatch",
@@ -120,6 +125,7 @@ mod tests {
             waiting_for: None,
             problem: None,
             postcopy: None,
+            obstacles_to_ovs: None,
         }
     }
 

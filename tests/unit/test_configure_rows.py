@@ -14,8 +14,6 @@ from ovsvhost.daemon.configure import Configuration, Verdict, configure
 from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
 from ovsvhost.daemon.settings import Startup, startup
 from ovsvhost.model import AnyPort, Desired, NicPort, Port
-from ovsvhost.nic.port import Devices
-from ovsvhost.nic.rtnetlink import Link
 
 RUN = Path("/run/x")
 
@@ -206,14 +204,6 @@ def test_two_ports_of_one_device_the_one_that_has_it_keeps_it() -> None:
     both = root(port(nic("eth1")), port(row))
     assert "device 'eth1' is port 'dpdk0''s already: give 'eth1' another device" in refusal(both, "eth1")
     assert "port 'eth1''s already" in refusal(both, "dpdk0", held={"u-eth1": 1})
-
-
-def test_a_device_that_is_down_is_said_with_the_command_unless_it_is_the_switchs_own() -> None:
-    own = nic("dpdk0", "dpdk", options={"dpdk-devargs": "net_af_xdp0,iface=eth2"})
-    devices = Devices({name: Link(number, name) for number, name in enumerate(("eth1", "eth2"), start=2)})
-    configuration = configure(root(port(nic("eth1")), port(own)), Startup({}), RUN, {}, devices=devices)
-    assert verdict(configuration, "eth1").errors == ("eth1: eth1 is down: ip link set eth1 up",)
-    assert verdict(configuration, "dpdk0").errors == ()
 
 
 @pytest.mark.parametrize("unserved", ["tag=3", "trunks=1,2", "vlan_mode=access", "protected=true", "qos", "mirror m0"])

@@ -27,6 +27,7 @@ from ovsvhost.plan import (
     AddPort,
     DelBridge,
     DelPort,
+    LimitFeatures,
     SetAffinity,
     SetBridge,
     SetNic,
@@ -41,6 +42,7 @@ from ovsvhost.plan import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ovsvhost.model import FeatureLimit
     from ovsvhost.plan import Action, PortChanges
 
 KEYS = st.sampled_from(["k1", "k2"])
@@ -107,6 +109,7 @@ def desired(draw: st.DrawFn) -> Desired:
             isolate=draw(st.booleans()),
             auto_balance=draw(st.sampled_from([None, AutoBalance(), AutoBalance(every_min=2)])),
         ),
+        draw(st.sampled_from(["all", "ovs-3.1", 0x8000])),
     )
 
 
@@ -120,6 +123,7 @@ class NaiveDatapath:
         # a device that is down, one that is up, and two that are not there
         self.links = {"eth0": Link(2, "eth0"), "eth1": Link(3, "eth1", admin_up=True)}
         self.set_up: set[int] = set()
+        self.feature_limit: FeatureLimit = "all"
 
     def carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -177,9 +181,18 @@ class NaiveDatapath:
                 self.pmds = replace(self.pmds, max_sleep_us=pmds.max_sleep_us, max_sleep_us_of=pmds.max_sleep_us_of)
             case SetSharing(pmds=pmds):
                 self.pmds = replace(self.pmds, assign=pmds.assign, isolate=pmds.isolate, auto_balance=pmds.auto_balance)
+            case LimitFeatures(limit=limit):
+                self.feature_limit = limit
 
     def observed(self) -> Observed:
-        return Observed(dict(self.bridges), dict(self.ports), self.pmds, dict(self.links), frozenset(self.set_up))
+        return Observed(
+            dict(self.bridges),
+            dict(self.ports),
+            self.pmds,
+            self.feature_limit,
+            dict(self.links),
+            frozenset(self.set_up),
+        )
 
 
 def place(port: AnyPort) -> str:
@@ -188,6 +201,7 @@ def place(port: AnyPort) -> str:
 
 def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
     assert datapath.pmds == wanted.pmds
+    assert datapath.feature_limit == wanted.feature_limit
     assert datapath.bridges == {bridge.name: replace(bridge, ports=()) for bridge in wanted.bridges}
     assert {name: on for name, (on, _) in datapath.ports.items()} == {
         port.name: bridge.name for bridge in wanted.bridges for port in bridge.ports
@@ -261,6 +275,12 @@ def test_each_kind_of_change_to_the_poll_threads_is_an_action_of_its_own() -> No
     wanted = PollThreads(cpus=frozenset({1, 2}), max_sleep_us=0, assign="group")
     assert plan(Desired((), wanted), Observed()) == (SetSleep(wanted), SetSharing(wanted), SetPmds(frozenset({1, 2})))
     assert plan(Desired((), wanted), Observed(pmds=replace(wanted, cpus=frozenset()))) == (SetPmds(wanted.cpus),)
+
+
+def test_what_guests_are_offered_is_in_force_before_the_first_port_is_there() -> None:
+    wanted = replace(wanting(PORT), feature_limit="ovs-3.1")
+    assert plan(wanted, Observed())[0] == LimitFeatures("ovs-3.1")
+    assert plan(wanted, replace(there(PORT), feature_limit="ovs-3.1")) == ()
 
 
 def test_an_mtu_that_was_refused_leaves_the_old_one() -> None:

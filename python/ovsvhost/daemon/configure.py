@@ -37,20 +37,20 @@ from ovsvhost.model import (
     Port,
     free_ofport,
 )
-from ovsvhost.nic.port import TYPE_OF, Asked, Devices, interpret
+from ovsvhost.nic.port import SYSFS, TYPE_OF, Asked, interpret
 from ovsvhost.numeral import is_whole
 from ovsvhost.pmd_settings import poll_threads, rxq_affinity
+from ovsvhost.vhost_features import feature_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import AnyPort, PortType
+    from ovsvhost.model import AnyPort, FeatureLimit, PortType
 
 
 POLL_THREADS_DEFAULT = PollThreads()
-NO_DEVICES = Devices()
 NO_MAC = "00:00:00:00:00:00"
 """What OVS shows for a vhost-user port: the address is the guest's business."""
 
@@ -113,7 +113,8 @@ def configure(
     held: Mapping[str, int],
     *,
     before: PollThreads = POLL_THREADS_DEFAULT,
-    devices: Devices = NO_DEVICES,
+    limit_before: FeatureLimit = "all",
+    sysfs: Path = SYSFS,
 ) -> Configuration:
     """Says what the rows mean.
 
@@ -123,7 +124,8 @@ def configure(
         rundir: where server ports' sockets lie.
         held: port numbers in use or given out before, by row uuid.
         before: the poll threads as they are: what an option that is refused leaves.
-        devices: the network devices that there are.
+        limit_before: the same of what guests are offered.
+        sysfs: where the kernel tells which device is which.
     """
     bridges: list[Bridge] = []
     verdicts: list[Verdict] = []
@@ -141,17 +143,18 @@ def configure(
                     verdicts.append(verdict)
                     continue
                 try:
-                    wanted.append(_interpret(row, interface, at_start, rundir, devices))
+                    wanted.append(_interpret(row, interface, at_start, rundir, sysfs))
                 except ConfigError as error:
                     verdicts.append(_refused(verdict, str(error)))
     ports, shared = _share_out(wanted, held)
     verdicts += shared
     pmds, refused = poll_threads(root.other_config, before)
+    limit, refused_limit = feature_limit(root.other_config, limit_before)
     return Configuration(
-        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges), pmds),
+        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges), pmds, limit),
         tuple(verdicts),
         pending(at_start, root.other_config),
-        refused,
+        refused | refused_limit,
     )
 
 
@@ -228,13 +231,13 @@ def _type_error(row: InterfaceRow) -> str:
     return f"interface {row.name!r} has type={row.type!r}, which is unknown or not served: {cure}"
 
 
-def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, devices: Devices) -> _Wanted:
+def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, sysfs: Path) -> _Wanted:
     nic_type = TYPE_OF.get(row.type)
     if nic_type is None:
         want = _vhost(bridge, row, at_start, rundir)
     else:
         asked = Asked(key=row.uuid, name=row.name, type=nic_type, options=row.options, mtu_request=row.mtu_request)
-        port, complaints = interpret(asked, devices)
+        port, complaints = interpret(asked, sysfs)
         want = _Wanted(row, bridge.name, complaints, ("device", port.device), port)
     affinity: tuple[tuple[int, int], ...] | None = None
     try:

@@ -17,7 +17,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from ovsvhost import apply, events, observed
+from ovsvhost import apply, events, observed, vhost_features
 from ovsvhost.daemon import commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
@@ -25,7 +25,7 @@ from ovsvhost.errors import ConfigError
 from ovsvhost.model import PORT_TYPES, Bridge, Desired, NicPort
 from ovsvhost.nic.device import Facts, facts
 from ovsvhost.nic.links import LinkWatch
-from ovsvhost.nic.port import SERVED_TYPES, Devices
+from ovsvhost.nic.port import SERVED_TYPES
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
@@ -150,12 +150,16 @@ class Control:
             interface for bridge in self._root.bridges for port in bridge.ports for interface in port.interfaces
         ]
         held = {row.uuid: self._held.get(row.uuid, row.ofport or -1) for row in interfaces}
-        devices = Devices(self._links.links)
         self.configuration = configure(
-            self._root, self.at_start, self._rundir, held, before=self._ledger.pmds, devices=devices
+            self._root,
+            self.at_start,
+            self._rundir,
+            held,
+            before=self._ledger.pmds,
+            limit_before=self._ledger.feature_limit,
         )
         self._held = {verdict.uuid: verdict.ofport for verdict in self.configuration.verdicts if verdict.ofport > 0}
-        actions = plan(self.configuration.desired, observed.read(self.datapath, self._ledger, devices.links))
+        actions = plan(self.configuration.desired, observed.read(self.datapath, self._ledger, self._links.links))
         failures = apply.apply(self.datapath, self._ledger, actions)
         self._failures = {failure.key: str(failure.error) for failure in failures}
         used = {verdict.device for verdict in self.configuration.verdicts if verdict.device}
@@ -168,7 +172,7 @@ class Control:
             self._say(verdict.uuid, "; ".join(sentences), port=verdict.name)
         for bridge in self.configuration.desired.bridges:
             self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
-        for option in LIVE:
+        for option in (*LIVE, vhost_features.KEY):
             problems = (self.configuration.refused.get(option), self._failures.get(option))
             self._say(option, "; ".join(filter(None, problems)))
 

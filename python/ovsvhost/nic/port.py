@@ -1,4 +1,4 @@
-"""From what a user asks of a NIC port, and what devices there are, to the port that can be built now.
+"""From what a user asks of a NIC port to the port that is built.
 
 The device is named by the port itself (``afxdp``, ``system``) or by ``options:dpdk-devargs`` (``dpdk``). A device that
 is named and not there is no mistake: the datapath attaches it when it comes.
@@ -6,7 +6,7 @@ is named and not there is no mistake: the datapath attaches it when it comes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ovsvhost.model import NicDriver, NicType
-    from ovsvhost.nic.rtnetlink import Link
 
 SYSFS = Path("/sys")
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """The network devices of this machine: their links by name, and where sysfs tells of them."""
-
-    links: Mapping[str, Link] = field(default_factory=dict)
-    sysfs: Path = SYSFS
-
-
+"""Where the kernel tells which device is which."""
 TYPE_OF: Mapping[str, NicType] = {"": "system", "system": "system", "afxdp": "afxdp", "dpdk": "dpdk"}
 """NIC ports by the ``type`` of their rows; OVS takes a row without one for a ``system`` one."""
 
@@ -47,13 +37,13 @@ class Asked:
     mtu_request: int | None = None
 
 
-def interpret(asked: Asked, devices: Devices) -> tuple[NicPort, tuple[str, ...]]:
+def interpret(asked: Asked, sysfs: Path = SYSFS) -> tuple[NicPort, tuple[str, ...]]:
     """Says which port is meant, and what of it is not in force, a sentence each.
 
     Raises:
         ConfigError: it can be none; the text says why and the cure.
     """
-    named = _named(asked, devices.sysfs)
+    named = _named(asked, sysfs)
     options = settings.parse(asked.type, named.driver, {**named.options, **asked.options})
     if named.driver not in NIC_DRIVERS:
         raise ConfigError(f"{asked.name}: {_DRIVERS[named.driver]} is not served yet: {_CURES[asked.type]}")
@@ -62,10 +52,6 @@ def interpret(asked: Asked, devices: Devices) -> tuple[NicPort, tuple[str, ...]]
     if mtu is not None and not MTU_MIN <= mtu <= MTU_MAX:
         complaints.append(f"{asked.name}: unsupported MTU {mtu}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
         mtu = None
-    link = devices.links.get(named.device)
-    brings_up = asked.type == "dpdk"
-    if link is not None and not link.admin_up and not brings_up:
-        complaints.append(f"{asked.name}: {named.device} is down: ip link set {named.device} up")
     port = NicPort(
         key=asked.key,
         name=asked.name,
@@ -73,7 +59,7 @@ def interpret(asked: Asked, devices: Devices) -> tuple[NicPort, tuple[str, ...]]
         device=named.device,
         ofport=asked.ofport,
         mtu=mtu,
-        brings_up=brings_up,
+        brings_up=asked.type == "dpdk",
         settings=options.settings,
         keeps=options.keeps,
     )

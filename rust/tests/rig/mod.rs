@@ -162,6 +162,7 @@ pub(crate) fn config(kind: EndpointKind, socket: &Path) -> EndpointConfig {
         socket_group: None,
         allow_file_memory: false,
         postcopy: false,
+        offer: Arc::default(),
         recovery: Arc::new(Recovery::in_process()),
     }
 }
@@ -170,8 +171,13 @@ impl Port {
     pub(crate) fn new(kind: EndpointKind) -> Self {
         let dir = TempDir::new_with_prefix("/tmp/ovsvhost-test-").unwrap();
         let socket = dir.as_path().join("v0");
+        Self::with(config(kind, &socket), dir)
+    }
+
+    pub(crate) fn with(config: EndpointConfig, dir: TempDir) -> Self {
         let recorder = Arc::new(Recorder::default());
-        let endpoint = Endpoint::spawn(config(kind, &socket), Arc::clone(&recorder) as Arc<dyn PortLink>).unwrap();
+        let socket = config.socket.clone();
+        let endpoint = Endpoint::spawn(config, Arc::clone(&recorder) as Arc<dyn PortLink>).unwrap();
         Self { endpoint, recorder, socket, dir }
     }
 

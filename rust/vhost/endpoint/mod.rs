@@ -27,6 +27,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::client::Client;
 use self::server::Server;
+use super::handler::Made;
+use super::offer::Offer;
 use super::session::{End, Session};
 use super::status::{SessionState, Snapshot};
 use super::{EndpointConfig, EndpointKind, Level, PortLink};
@@ -46,15 +48,20 @@ pub(super) struct Port {
     pub(super) allow_file_memory: bool,
     /// Post-copy migration is offered.
     pub(super) postcopy: bool,
+    /// What new front-ends are offered at most.
+    pub(super) offer: Arc<Offer>,
+    /// What the last one was offered.
+    pub(super) made: Lock<Option<Made>>,
     pub(super) recovery: Arc<Recovery>,
     pub(super) link: Arc<dyn PortLink>,
 }
 
 impl Port {
     pub(super) fn new(config: EndpointConfig, link: Arc<dyn PortLink>) -> Self {
-        let EndpointConfig { name, kind, socket, allow_file_memory, postcopy, recovery, .. } = config;
+        let EndpointConfig { name, kind, socket, allow_file_memory, postcopy, offer, recovery, .. } = config;
         let postcopy = postcopy && kind == EndpointKind::Client;
-        Self { name, kind, socket, allow_file_memory, postcopy, recovery, link }
+        let made = Lock::default();
+        Self { name, kind, socket, allow_file_memory, postcopy, offer, made, recovery, link }
     }
 
     pub(super) fn path(&self) -> path::Display<'_> {
@@ -363,6 +370,7 @@ mod tests {
             socket_group: None,
             allow_file_memory: false,
             postcopy: false,
+            offer: Arc::default(),
             recovery: Arc::new(Recovery::in_process()),
         };
         let long = format!("/{}", "x".repeat(107));

@@ -8,6 +8,7 @@
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
 mod logging;
+mod offer;
 mod postcopy;
 mod requests;
 #[cfg(test)]
@@ -30,6 +31,8 @@ use crate::error::{Error, Result};
 use crate::memory::{GuestMap, RegionSpec, Uva};
 use crate::ring::Past;
 use logging::Migration;
+use offer::Bits;
+pub(super) use offer::Made;
 use postcopy::Postcopy;
 
 /// What a refusal was about; doing it right clears it.
@@ -45,6 +48,7 @@ enum Subject {
 pub(super) struct Handler {
     port: Arc<Port>,
     peer: Peer,
+    bits: Bits,
     features: Option<u64>,
     /// `GET_FEATURES` was answered: the front-end knows the offer.
     offered: bool,
@@ -67,9 +71,11 @@ pub(super) struct Handler {
 
 impl Handler {
     pub(super) fn new(port: Arc<Port>, peer: Peer) -> Self {
+        let bits = Bits::for_session(&port, &peer);
         Self {
             port,
             peer,
+            bits,
             features: None,
             offered: false,
             protocol: 0,
@@ -136,6 +142,7 @@ impl Handler {
             waiting_for: self.waiting_for(),
             problem: self.problem(),
             postcopy: self.postcopy.state(),
+            obstacles_to_ovs: self.obstacles_to_ovs(),
         }
     }
 
@@ -425,7 +432,7 @@ impl Handler {
     }
 
     fn accept_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !features::VIRTIO;
+        let unknown = features & !self.offer();
         if unknown != 0 {
             let text = format!("{} accepted features that were not offered: {}", self.peer, features::names(unknown));
             self.refusals.insert(Subject::Features, text.clone());

@@ -112,7 +112,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_features(&mut self) -> VhostResult<u64> {
         self.offered = true;
-        Ok(features::VIRTIO)
+        Ok(self.offer())
     }
 
     fn set_features(&mut self, features: u64) -> VhostResult<()> {
@@ -221,11 +221,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(features::protocol(self.port.postcopy))
+        Ok(self.protocol_offer())
     }
 
     fn set_protocol_features(&mut self, protocol: u64) -> VhostResult<()> {
-        let unknown = protocol & !features::protocol(self.port.postcopy).bits();
+        let unknown = protocol & !self.protocol_offer().bits();
         if unknown != 0 {
             let names = features::protocol_names(unknown);
             return Err(wrap(Error::Peer(format!("protocol features that were not offered: {names}"))));
