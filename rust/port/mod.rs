@@ -4,3 +4,4 @@
 //! deliver groups of frames to. Knows no bridge, no thread, no Python.
 
 pub mod afxdp;
+pub mod packet;
