@@ -13,7 +13,7 @@ from ovsvhost.nic.rtnetlink import Done, Gone, Link, dump_request, messages
 
 NEWLINK, DELLINK, DONE, ERROR = 16, 17, 3, 2
 ADDRESS, IFNAME, MTU = 1, 3, 4
-UP, LOWER_UP = 0x1, 0x10000
+UP, RUNNING = 0x1, 0x40
 DUMP_INTR = 0x10
 
 
@@ -31,7 +31,7 @@ def link(ifindex: int, flags: int, *attributes: bytes, family: int = socket.AF_U
 
 ETH0 = link(
     7,
-    UP | LOWER_UP,
+    UP | RUNNING,
     attribute(IFNAME, b"eth0\0"),
     attribute(MTU, struct.pack("=I", 9000)),
     attribute(ADDRESS, bytes.fromhex("0200000000ff")),
@@ -43,10 +43,10 @@ def test_a_new_link_is_read_with_its_name_address_mtu_and_state() -> None:
 
 
 def test_a_link_is_up_when_somebody_set_it_up_and_there_is_a_signal() -> None:
-    for flags in (0, UP, LOWER_UP, UP | LOWER_UP):
+    for flags in (0, UP, RUNNING, UP | RUNNING):
         (told,) = messages(message(NEWLINK, link(1, flags, attribute(IFNAME, b"e\0"))))
         assert isinstance(told, Link)
-        assert told.is_up == (flags == UP | LOWER_UP)
+        assert told.is_up == (flags == UP | RUNNING)
 
 
 def test_a_deleted_link_is_gone_by_its_number() -> None:

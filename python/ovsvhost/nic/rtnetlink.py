@@ -34,7 +34,7 @@ _NLM_F_REQUEST, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x10, 0x300
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _TYPE_MASK = 0x3FFF
 """Of an attribute's type; the two bits above say how its value is made."""
-_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Link:
         mac: ``aa:bb:cc:dd:ee:ff``; empty if it has no address of six bytes.
         mtu: bytes.
         admin_up: somebody set it up.
-        carrier: there is a signal, or the other end is up.
+        carrier: there is a signal, or the other end is up, and the kernel has drawn its conclusions (``IFF_RUNNING``).
     """
 
     ifindex: int
@@ -126,7 +126,7 @@ def _link(body: bytes, *, is_gone: bool) -> Link | Gone | None:
         mac.hex(":") if len(mac) == 6 else "",
         _U32.unpack(mtu)[0] if len(mtu) == _U32.size else 0,
         admin_up=bool(flags & _IFF_UP),
-        carrier=bool(flags & _IFF_LOWER_UP),
+        carrier=bool(flags & _IFF_RUNNING),
     )
 
 
