@@ -27,7 +27,8 @@ use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::{ReceiveSlot, Steering, TransmitQueue};
-use crate::port::afxdp::{Attachment, Gauges, Plan, RING_SIZES, RxQueue, TxQueue, XdpMode};
+use crate::port::afxdp::{self, Gauges, RING_SIZES, XdpMode};
+use crate::port::{Attachment, Driver, Plan, RxQueue, TxQueue, packet};
 use crate::sys::netdev::{self, Asker, Details, Device};
 use crate::vhost::Level;
 
@@ -46,6 +47,8 @@ const MTU_UNKNOWN: u32 = 1500;
 pub struct NicDevice {
     /// Its name in this process's network namespace.
     pub netdev: String,
+    /// The way to it. Over AF_PACKET there is one queue, and of what follows only the sizes of rings count.
+    pub driver: Driver,
     /// Queues, 1..128.
     pub n_rxq: u32,
     /// Entries of each receive ring, a power of two in 64..4096.
@@ -67,6 +70,7 @@ impl NicDevice {
     pub fn new(netdev: &str) -> Self {
         Self {
             netdev: netdev.to_owned(),
+            driver: Driver::default(),
             n_rxq: 1,
             n_rxq_desc: 2048,
             n_txq_desc: 2048,
@@ -103,8 +107,12 @@ impl NicDevice {
     }
 
     fn plan(&self, ifindex: u32, mtu: u32) -> Plan {
-        Plan {
-            netdev: self.netdev.clone(),
+        let netdev = self.netdev.clone();
+        if self.driver == Driver::Packet {
+            return Plan::Packet(packet::Plan { netdev, ifindex, rx_size: self.n_rxq_desc, tx_size: self.n_txq_desc });
+        }
+        Plan::Afxdp(afxdp::Plan {
+            netdev,
             ifindex,
             start_queue: self.start_queue,
             queues: self.n_rxq,
@@ -113,8 +121,8 @@ impl NicDevice {
             mode: self.mode,
             need_wakeup: self.need_wakeup,
             busy_budget: self.busy_budget,
-            multi_buffer: Plan::needs_multi_buffer(mtu),
-        }
+            multi_buffer: afxdp::Plan::needs_multi_buffer(mtu),
+        })
     }
 }
 
@@ -406,7 +414,7 @@ impl Keeper {
     /// Binds every queue and gives its rx side to a poll thread.
     fn take_over(&mut self, plan: Plan) -> Result<()> {
         let (attachment, sides) = Attachment::open(&plan)?;
-        let details = self.asker.details(&plan.netdev);
+        let details = self.asker.details(plan.netdev());
         self.claim.record.numa.store(details.numa.unwrap_or(0), Ordering::Relaxed);
         let attachment = Arc::new(attachment);
         self.report.lock().attachment = Some(Arc::clone(&attachment));
@@ -431,8 +439,11 @@ impl Keeper {
     /// What is worth telling of a device that was taken over.
     fn note(&self, plan: &Plan, attachment: &Attachment, details: &Details) {
         let Claim { shared, record } = &self.claim;
-        let Plan { netdev, start_queue, queues, .. } = plan;
-        let (mode, last) = (attachment.mode.name(), start_queue + queues - 1);
+        let Plan::Afxdp(afxdp::Plan { netdev, start_queue, queues, .. }) = plan else {
+            let text = format!("{}: {} is taken over through AF_PACKET", record.name, plan.netdev());
+            return shared.events.push(Level::Info, "notice", Some(&record.name), text);
+        };
+        let (mode, last) = (attachment.mode().unwrap_or_default(), start_queue + queues - 1);
         let text = format!("{}: queues {start_queue} to {last} of {netdev} are taken over in mode {mode}", record.name);
         shared.events.push(Level::Info, "notice", Some(&record.name), text);
         if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
@@ -506,17 +517,21 @@ impl Keeper {
         let wanted = &self.device;
         let mut status = BTreeMap::from([
             ("if_name".to_owned(), wanted.netdev.clone()),
-            ("xdp-mode".to_owned(), wanted.mode.name().to_owned()),
             ("n_rxq".to_owned(), wanted.n_rxq.to_string()),
             ("n_txq".to_owned(), wanted.n_rxq.to_string()),
             ("n_rxq_desc".to_owned(), wanted.n_rxq_desc.to_string()),
             ("n_txq_desc".to_owned(), wanted.n_txq_desc.to_string()),
-            ("use-need-wakeup".to_owned(), wanted.need_wakeup.to_string()),
         ]);
+        if wanted.driver == Driver::Afxdp {
+            status.insert("xdp-mode".to_owned(), wanted.mode.name().to_owned());
+            status.insert("use-need-wakeup".to_owned(), wanted.need_wakeup.to_string());
+        }
         let (Some(hold), Some(device)) = (&self.hold, device) else { return status };
         let details = self.asker.details(&wanted.netdev);
         let mut put = |key: &str, value: String| drop(status.insert(key.to_owned(), value));
-        put("xdp-mode-in-use", hold.attachment.mode.name().to_owned());
+        if let Some(mode) = hold.attachment.mode() {
+            put("xdp-mode-in-use", mode.to_owned());
+        }
         put("if_index", device.index.to_string());
         put("numa_id", details.numa.unwrap_or(0).to_string());
         if let Some(driver) = details.driver {

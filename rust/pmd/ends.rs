@@ -5,7 +5,7 @@
 use std::os::fd::AsRawFd;
 
 use crate::burst::Burst;
-use crate::port::afxdp;
+use crate::port::{self, afxdp, packet};
 use crate::ring::{Delivery, Receiveq, Ring, RingFault, Transmitq};
 use crate::sys::eventfd::Notifier;
 
@@ -16,6 +16,8 @@ pub enum Inlet {
     Guest(Transmitq),
     /// A network device's receive queue.
     Nic(Box<afxdp::RxQueue>),
+    /// The same over AF_PACKET.
+    Packet(Box<packet::RxQueue>),
 }
 
 impl From<Transmitq> for Inlet {
@@ -24,9 +26,12 @@ impl From<Transmitq> for Inlet {
     }
 }
 
-impl From<afxdp::RxQueue> for Inlet {
-    fn from(queue: afxdp::RxQueue) -> Self {
-        Self::Nic(Box::new(queue))
+impl From<port::RxQueue> for Inlet {
+    fn from(queue: port::RxQueue) -> Self {
+        match queue {
+            port::RxQueue::Afxdp(queue) => Self::Nic(Box::new(queue)),
+            port::RxQueue::Packet(queue) => Self::Packet(Box::new(queue)),
+        }
     }
 }
 
@@ -37,6 +42,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.gather(),
             Self::Nic(queue) => queue.gather(),
+            Self::Packet(queue) => queue.gather(),
         }
     }
 
@@ -46,6 +52,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.burst(),
             Self::Nic(queue) => queue.burst(),
+            Self::Packet(queue) => queue.burst(),
         }
     }
 
@@ -55,6 +62,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.commit(),
             Self::Nic(queue) => queue.commit(),
+            Self::Packet(queue) => queue.commit(),
         }
     }
 
@@ -62,7 +70,7 @@ impl Inlet {
     pub(super) fn check(&self) -> Result<(), RingFault> {
         match self {
             Self::Guest(queue) => queue.check(),
-            Self::Nic(_) => Ok(()),
+            Self::Nic(_) | Self::Packet(_) => Ok(()),
         }
     }
 
@@ -71,6 +79,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.kick().map(|kick| kick as &dyn AsRawFd),
             Self::Nic(queue) => Some(queue.descriptor()),
+            Self::Packet(queue) => Some(queue.descriptor()),
         }
     }
 
@@ -79,6 +88,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.enable_kicks(),
             Self::Nic(queue) => queue.has_arrivals(),
+            Self::Packet(queue) => queue.has_arrivals(),
         }
     }
 
@@ -94,7 +104,7 @@ impl Inlet {
     pub(super) fn is_parked(&self) -> bool {
         match self {
             Self::Guest(queue) => queue.is_parked(),
-            Self::Nic(_) => false,
+            Self::Nic(_) | Self::Packet(_) => false,
         }
     }
 
@@ -116,7 +126,7 @@ impl Inlet {
     pub fn into_ring(self) -> Option<Ring> {
         match self {
             Self::Guest(queue) => Some(queue.into_ring()),
-            Self::Nic(_) => None,
+            Self::Nic(_) | Self::Packet(_) => None,
         }
     }
 }
@@ -128,6 +138,8 @@ pub enum Outlet {
     Guest(Receiveq),
     /// A network device's transmit queue.
     Nic(Box<afxdp::TxQueue>),
+    /// The same over AF_PACKET.
+    Packet(Box<packet::TxQueue>),
 }
 
 impl From<Receiveq> for Outlet {
@@ -136,9 +148,12 @@ impl From<Receiveq> for Outlet {
     }
 }
 
-impl From<afxdp::TxQueue> for Outlet {
-    fn from(queue: afxdp::TxQueue) -> Self {
-        Self::Nic(Box::new(queue))
+impl From<port::TxQueue> for Outlet {
+    fn from(queue: port::TxQueue) -> Self {
+        match queue {
+            port::TxQueue::Afxdp(queue) => Self::Nic(Box::new(queue)),
+            port::TxQueue::Packet(queue) => Self::Packet(Box::new(queue)),
+        }
     }
 }
 
@@ -149,6 +164,7 @@ impl Outlet {
         match self {
             Self::Guest(queue) => queue.deliver(burst, list),
             Self::Nic(queue) => queue.deliver(burst, list),
+            Self::Packet(queue) => queue.deliver(burst, list),
         }
     }
 
@@ -158,6 +174,8 @@ impl Outlet {
         match self {
             Self::Guest(queue) => queue.flush(),
             Self::Nic(queue) => queue.flush(),
+            // Delivered is sent.
+            Self::Packet(_) => false,
         }
     }
 
@@ -165,7 +183,7 @@ impl Outlet {
     #[inline]
     pub(super) fn is_stuck(&self) -> bool {
         match self {
-            Self::Guest(_) => false,
+            Self::Guest(_) | Self::Packet(_) => false,
             Self::Nic(queue) => queue.is_stuck(),
         }
     }
@@ -191,7 +209,7 @@ impl Outlet {
     pub fn into_ring(self) -> Option<Ring> {
         match self {
             Self::Guest(queue) => Some(queue.into_ring()),
-            Self::Nic(_) => None,
+            Self::Nic(_) | Self::Packet(_) => None,
         }
     }
 }

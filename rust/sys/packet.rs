@@ -205,7 +205,7 @@ impl Inbox {
             message.msg_hdr.msg_flags = 0;
         }
         for message in &mut self.messages {
-            message.msg_hdr.msg_controllen = size_of::<[u64; CONTROL_WORDS]>() as _;
+            message.msg_hdr.msg_controllen = size_of::<[u64; CONTROL_WORDS]>();
         }
     }
 
@@ -222,7 +222,7 @@ impl Inbox {
     fn tag(&self, index: usize, message: &libc::mmsghdr) -> Option<(u16, u16)> {
         let [size, kind, first, _, third, _] = *self.controls.get(index)?;
         let kind_wanted = u64::from(SOL_PACKET.to_le()) | u64::from(AUXDATA.to_le()) << 32;
-        if (message.msg_hdr.msg_controllen as usize) < CONTROL_SIZE || size < CONTROL_SIZE as u64 || kind != kind_wanted
+        if message.msg_hdr.msg_controllen < CONTROL_SIZE || size < CONTROL_SIZE as u64 || kind != kind_wanted
         {
             return None;
         }
@@ -278,6 +278,6 @@ fn message(pieces: *mut libc::iovec, count: usize) -> libc::mmsghdr {
     // SAFETY: all-zero is a valid mmsghdr: no name, no pieces, no control.
     let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
     message.msg_hdr.msg_iov = pieces;
-    message.msg_hdr.msg_iovlen = count as _;
+    message.msg_hdr.msg_iovlen = count;
     message
 }

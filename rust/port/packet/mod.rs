@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use rx::RxQueue;
 pub use tx::TxQueue;
 
+use super::afxdp::Gauges;
 use crate::burst::MAX_BURST;
 use crate::counters::Counter;
 use crate::error::{Error, Result};
@@ -93,15 +94,11 @@ impl Attachment {
         Ok((Self { shared }, rx, tx))
     }
 
-    /// Frames that the kernel took to send, ever.
-    pub fn sent(&self) -> u64 {
-        self.shared.sent.read()
-    }
-
-    /// Frames received that the kernel had no room for, ever.
-    pub fn missed(&self) -> u64 {
+    /// What became of frames: a frame is the kernel's own when the call returns, so none is ever in flight.
+    pub fn gauges(&self) -> Gauges {
         let new = self.shared.socket.take_missed();
-        self.shared.missed.fetch_add(new, Ordering::Relaxed) + new
+        let rx_missed = self.shared.missed.fetch_add(new, Ordering::Relaxed) + new;
+        Gauges { completed: self.shared.sent.read(), rx_missed, ..Gauges::default() }
     }
 }
 
@@ -201,13 +198,13 @@ mod tests {
         let list: Vec<u8> = (0..u8::try_from(sent.len()).unwrap()).collect();
         let delivery = tx.deliver(&burst, &list);
         assert_eq!((delivery.settled, delivery.too_small), (sent.len(), 0));
-        assert_eq!(attachment.sent(), sent.len() as u64);
+        assert_eq!(attachment.gauges().completed, sent.len() as u64);
         let received = receive(1, &mut rx, sent.len());
         for ((bytes, offload), expected) in received.iter().zip(&sent) {
             assert!(bytes == expected, "{} bytes, sent {}", bytes.len(), expected.len());
             assert_eq!(*offload, Offload::NONE);
         }
-        assert_eq!(attachment.missed(), 0);
+        assert_eq!(attachment.gauges().rx_missed, 0);
     }
 
     /// Rows: A22, B6.
