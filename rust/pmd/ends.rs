@@ -15,7 +15,7 @@ pub enum Inlet {
     /// A guest's transmitq.
     Guest(Transmitq),
     /// A network device's receive queue.
-    Nic(Box<afxdp::RxQueue>),
+    Nic(afxdp::RxQueue),
 }
 
 impl From<Transmitq> for Inlet {
@@ -26,7 +26,7 @@ impl From<Transmitq> for Inlet {
 
 impl From<afxdp::RxQueue> for Inlet {
     fn from(queue: afxdp::RxQueue) -> Self {
-        Self::Nic(Box::new(queue))
+        Self::Nic(queue)
     }
 }
 
@@ -127,7 +127,7 @@ pub enum Outlet {
     /// A guest's receiveq.
     Guest(Receiveq),
     /// A network device's transmit queue.
-    Nic(Box<afxdp::TxQueue>),
+    Nic(afxdp::TxQueue),
 }
 
 impl From<Receiveq> for Outlet {
@@ -138,7 +138,7 @@ impl From<Receiveq> for Outlet {
 
 impl From<afxdp::TxQueue> for Outlet {
     fn from(queue: afxdp::TxQueue) -> Self {
-        Self::Nic(Box::new(queue))
+        Self::Nic(queue)
     }
 }
 
@@ -177,13 +177,11 @@ impl Outlet {
         }
     }
 
-    /// The first call to a guest, or that with a new call descriptor.
-    pub(super) fn greet(&mut self, new_call: Option<Option<Notifier>>) {
-        if let Self::Guest(queue) = self {
-            match new_call {
-                Some(call) => queue.ring_mut().set_call(call),
-                None => queue.ring_mut().greet(),
-            }
+    /// A guest's ring, to call it for the first time or in another way.
+    pub(super) fn ring_mut(&mut self) -> Option<&mut Ring> {
+        match self {
+            Self::Guest(queue) => Some(queue.ring_mut()),
+            Self::Nic(_) => None,
         }
     }
 
