@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use crate::pmd::Fault;
 use crate::pmd::balance::AutoLb;
 use crate::pmd::load::INTERVAL;
-use crate::pmd::Fault;
 use crate::vhost::Level;
 
 /// How often housekeeping looks around while all poll threads sleep.

@@ -307,7 +307,7 @@ impl Datapath {
         let endpoint_config =
             config.endpoint(&self.shared.recovery, &self.shared.offer, self.shared.postcopy.load(Ordering::Relaxed));
         let name = config.name.clone();
-        let record = self.shared.change(|state| state.add_port(bridge, &config))?;
+        let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));
         match Endpoint::spawn(endpoint_config, link) {
             Ok(endpoint) => {

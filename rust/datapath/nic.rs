@@ -86,7 +86,10 @@ impl NicDevice {
     pub(super) fn check(&self, port: &str) -> Result<()> {
         let refuse = |text: String| Err(Error::Config(format!("{port}: {text}")));
         if !netdev::is_name(&self.netdev) {
-            return refuse(format!("'{}' is no name of a network device: 1 to 15 bytes, no slash or space", self.netdev));
+            return refuse(format!(
+                "'{}' is no name of a network device: 1 to 15 bytes, no slash or space",
+                self.netdev
+            ));
         }
         if !(1..=QUEUES_MAX).contains(&self.n_rxq) {
             return refuse(format!("n_rxq {} is not in 1..{QUEUES_MAX}", self.n_rxq));
@@ -358,10 +361,22 @@ impl Keeper {
                 (Some(format!("cannot ask for network device {name}: {e}")), None)
             }
         };
-        self.tell_carrier(device.is_some_and(|device| device.is_up && device.has_carrier));
-        let status = self.status(device);
-        let mut report = self.report.lock();
+        let is_up = device.is_some_and(|device| device.is_up && device.has_carrier);
+        if !is_up {
+            self.tell_carrier(false);
+            // Whoever watches the links of this host tells us; if nobody does, it only takes longer.
+            self.retry = self.retry.or(Some(RETRY_MAX));
+        }
         let error = self.trouble.as_ref().map(|(reason, _)| reason.clone()).or(error);
+        self.tell(error, self.status(device));
+        if is_up {
+            // Last: a link that is up has a status.
+            self.tell_carrier(true);
+        }
+    }
+
+    fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
+        let mut report = self.report.lock();
         if (&report.error, &report.status) != (&error, &status) {
             (report.error, report.status) = (error, status);
             drop(report);
@@ -384,12 +399,14 @@ impl Keeper {
             }
         }
         if self.hold.is_none() {
-            if let Some(left) = self.trouble.as_ref().and_then(|(_, until)| until.checked_duration_since(Instant::now())) {
+            if let Some(left) =
+                self.trouble.as_ref().and_then(|(_, until)| until.checked_duration_since(Instant::now()))
+            {
                 self.retry = Some(left);
                 return (error, None);
             }
             match self.take_over(plan) {
-                Ok(()) => (self.trouble, self.retry) = (None, None),
+                Ok(()) => self.trouble = None,
                 Err(refused) => {
                     let wait = self.retry.map_or(RETRY_MIN, |wait| (wait * 2).min(RETRY_MAX));
                     self.retry = Some(wait);
@@ -397,6 +414,7 @@ impl Keeper {
                 }
             }
         }
+        self.retry = None;
         if !device.is_up {
             error = Some(format!("{0} is down: bring it up (ip link set {0} up)", self.device.netdev));
         }
@@ -458,8 +476,8 @@ impl Keeper {
 
     /// Gives the device back to the host: nobody has a queue of it any more.
     fn let_go(&mut self) {
+        self.tell_carrier(false);
         let Some(hold) = self.hold.take() else { return };
-        self.publish(&hold.slots, false);
         let Claim { shared, record } = &self.claim;
         for slot in &hold.slots {
             let seat = shared.state().places.leave(record.id, slot.vring + 1);

@@ -160,9 +160,9 @@ impl State {
         self.ports.keys().cloned().collect()
     }
 
-    pub(super) fn add_port(&mut self, bridge: &str, config: &PortConfig) -> Result<Arc<PortRecord>> {
-        let backing = Backing::Vhost { socket: config.socket.clone(), endpoint: None };
-        self.add(bridge, &config.name, config.settings(), backing, "guest_notifications")
+    pub(super) fn add_port(&mut self, bridge: &str, config: PortConfig) -> Result<Arc<PortRecord>> {
+        let (settings, backing) = (config.settings(), Backing::Vhost { socket: config.socket, endpoint: None });
+        self.add(bridge, &config.name, settings, backing, "guest_notifications")
     }
 
     pub(super) fn add_nic(&mut self, bridge: &str, config: &NicConfig) -> Result<Arc<PortRecord>> {
@@ -191,8 +191,7 @@ impl State {
         let id = id.ok_or_else(|| Error::Config(format!("{name}: {PORTS_MAX} ports exist already")))?;
         self.ids.insert(id);
         let record = Arc::new(PortRecord::new(id, name, settings.mtu, call));
-        let port =
-            Port { bridge: bridge.to_owned(), settings, admin_up: true, record: Arc::clone(&record), backing };
+        let port = Port { bridge: bridge.to_owned(), settings, admin_up: true, record: Arc::clone(&record), backing };
         self.ports.insert(name.to_owned(), port);
         Ok(record)
     }
@@ -212,7 +211,9 @@ impl State {
     /// Keeps a port's endpoint. Gives it back if the port was deleted meanwhile: drop it without the lock.
     pub(super) fn set_endpoint(&mut self, name: &str, id: PortId, new: Endpoint) -> Option<Endpoint> {
         match self.ports.get_mut(name) {
-            Some(Port { record, backing: Backing::Vhost { endpoint, .. }, .. }) if record.id == id => endpoint.replace(new),
+            Some(Port { record, backing: Backing::Vhost { endpoint, .. }, .. }) if record.id == id => {
+                endpoint.replace(new)
+            }
             _ => Some(new),
         }
     }
@@ -247,7 +248,9 @@ impl State {
         match self.ports.get(name).map(|port| &port.backing) {
             None => Err(Error::Config(format!("no port named {name}"))),
             Some(Backing::Nic { device, nic }) => Ok((device, nic.as_ref())),
-            Some(Backing::Vhost { .. }) => Err(Error::Config(format!("port {name} is a guest's, not a network device's"))),
+            Some(Backing::Vhost { .. }) => {
+                Err(Error::Config(format!("port {name} is a guest's, not a network device's")))
+            }
         }
     }
 

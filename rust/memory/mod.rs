@@ -16,8 +16,11 @@ mod area;
 pub mod copy;
 mod dirty_log;
 mod incoming;
+mod landing;
 mod map;
+mod mapping;
 mod region;
+mod residency;
 pub mod sigbus;
 mod words;
 

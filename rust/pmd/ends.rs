@@ -15,9 +15,9 @@ pub enum Inlet {
     /// A guest's transmitq.
     Guest(Transmitq),
     /// A network device's receive queue.
-    Nic(Box<afxdp::RxQueue>),
+    Nic(afxdp::RxQueue),
     /// The same over AF_PACKET.
-    Packet(Box<packet::RxQueue>),
+    Packet(packet::RxQueue),
 }
 
 impl From<Transmitq> for Inlet {
@@ -29,8 +29,8 @@ impl From<Transmitq> for Inlet {
 impl From<port::RxQueue> for Inlet {
     fn from(queue: port::RxQueue) -> Self {
         match queue {
-            port::RxQueue::Afxdp(queue) => Self::Nic(Box::new(queue)),
-            port::RxQueue::Packet(queue) => Self::Packet(Box::new(queue)),
+            port::RxQueue::Afxdp(queue) => Self::Nic(queue),
+            port::RxQueue::Packet(queue) => Self::Packet(queue),
         }
     }
 }
@@ -137,9 +137,9 @@ pub enum Outlet {
     /// A guest's receiveq.
     Guest(Receiveq),
     /// A network device's transmit queue.
-    Nic(Box<afxdp::TxQueue>),
+    Nic(afxdp::TxQueue),
     /// The same over AF_PACKET.
-    Packet(Box<packet::TxQueue>),
+    Packet(packet::TxQueue),
 }
 
 impl From<Receiveq> for Outlet {
@@ -151,8 +151,8 @@ impl From<Receiveq> for Outlet {
 impl From<port::TxQueue> for Outlet {
     fn from(queue: port::TxQueue) -> Self {
         match queue {
-            port::TxQueue::Afxdp(queue) => Self::Nic(Box::new(queue)),
-            port::TxQueue::Packet(queue) => Self::Packet(Box::new(queue)),
+            port::TxQueue::Afxdp(queue) => Self::Nic(queue),
+            port::TxQueue::Packet(queue) => Self::Packet(queue),
         }
     }
 }
@@ -195,13 +195,11 @@ impl Outlet {
         }
     }
 
-    /// The first call to a guest, or that with a new call descriptor.
-    pub(super) fn greet(&mut self, new_call: Option<Option<Notifier>>) {
-        if let Self::Guest(queue) = self {
-            match new_call {
-                Some(call) => queue.ring_mut().set_call(call),
-                None => queue.ring_mut().greet(),
-            }
+    /// A guest's ring, to call it for the first time or in another way.
+    pub(super) fn ring_mut(&mut self) -> Option<&mut Ring> {
+        match self {
+            Self::Guest(queue) => Some(queue.ring_mut()),
+            Self::Nic(_) => None,
         }
     }
 

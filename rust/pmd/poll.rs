@@ -45,13 +45,7 @@ pub struct TransmitQueue {
 
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
-    pub fn new(
-        queue: impl Into<Inlet>,
-        port: PortId,
-        vring: u16,
-        counters: Arc<QueueCounters>,
-        run: u64,
-    ) -> Self {
+    pub fn new(queue: impl Into<Inlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let queue = queue.into();
         let (cache, waiting) = (Cache::default(), Waiting::new());
         let (is_stopped, is_greeted, empty_looks, gathered_at) = (false, false, 0, 0);

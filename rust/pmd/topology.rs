@@ -100,13 +100,7 @@ struct NewCall(Option<Notifier>);
 
 impl ReceiveSlot {
     /// Makes a queue reachable.
-    pub fn new(
-        queue: impl Into<Outlet>,
-        port: PortId,
-        vring: u16,
-        counters: Arc<QueueCounters>,
-        run: u64,
-    ) -> Self {
+    pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
         let (queue, next_call) = (Lock::new(Some(queue.into())), Lock::default());
         Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
@@ -122,8 +116,11 @@ impl ReceiveSlot {
             return true;
         }
         let next_call = self.next_call.lock().take();
-        if let Some(queue) = guard.as_mut() {
-            queue.greet(next_call.map(|NewCall(call)| call));
+        if let Some(ring) = guard.as_mut().and_then(Outlet::ring_mut) {
+            match next_call {
+                Some(NewCall(call)) => ring.set_call(call),
+                None => ring.greet(),
+            }
         }
         true
     }

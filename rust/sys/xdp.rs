@@ -110,12 +110,8 @@ impl Socket {
     /// # Safety
     /// They are mapped, hold nothing but frames, and stay mapped as long as the socket is open.
     pub unsafe fn register(&self, start: *mut u8, size: usize, chunk: u32) -> io::Result<()> {
-        let region = libc::xdp_umem_reg_v1 {
-            addr: start.addr() as u64,
-            len: size as u64,
-            chunk_size: chunk,
-            headroom: 0,
-        };
+        let region =
+            libc::xdp_umem_reg_v1 { addr: start.addr() as u64, len: size as u64, chunk_size: chunk, headroom: 0 };
         self.set(libc::SOL_XDP, libc::XDP_UMEM_REG, &region)
     }
 
@@ -264,9 +260,8 @@ impl Ring {
         }
         let (access, sharing) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), size, access, sharing, socket.as_raw_fd(), kind.page_offset())
-        };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), size, access, sharing, socket.as_raw_fd(), kind.page_offset()) };
         let base = NonNull::new(base).filter(|base| base.as_ptr() != libc::MAP_FAILED);
         let base = base.ok_or_else(io::Error::last_os_error)?;
         let part = |offset: usize| NonNull::new(base.as_ptr().cast::<u8>().wrapping_add(offset)).unwrap_or(base.cast());

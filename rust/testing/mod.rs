@@ -40,3 +40,4 @@ pub mod traffic;
 pub mod wire;
 
 pub use error::{Error, Result};
+pub use sys::become_nobody;

@@ -90,7 +90,8 @@ impl FarEnd {
             (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20),
             (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 64 << 20),
         ] {
-            end.set(level, option, value).map_err(Error::kernel(format!("packet socket of {name}, option {option}")))?;
+            end.set(level, option, value)
+                .map_err(Error::kernel(format!("packet socket of {name}, option {option}")))?;
         }
         // SAFETY: all-zero is a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

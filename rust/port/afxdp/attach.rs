@@ -253,7 +253,9 @@ fn explain(plan: &Plan, way: Mode, step: Step, source: io::Error) -> Error {
             format!("{netdev} has another XDP program: take it off (ip link set {netdev} xdp off)")
         }
         (Step::Attach, Some(libc::EOPNOTSUPP)) => {
-            format!("{netdev}: its driver runs no XDP programs (xdp-mode {mode}): set xdp-mode to generic or best-effort")
+            format!(
+                "{netdev}: its driver runs no XDP programs (xdp-mode {mode}): set xdp-mode to generic or best-effort"
+            )
         }
         (Step::Attach, _) => format!(
             "{netdev} takes no XDP program in mode {mode}: a smaller mtu_request, or fewer queues (ethtool -L), may help; \
@@ -270,7 +272,11 @@ fn explain(plan: &Plan, way: Mode, step: Step, source: io::Error) -> Error {
         ),
         (Step::Bind(queue), Some(libc::EOPNOTSUPP)) => format!(
             "queue {queue} of {netdev} cannot be had in mode {mode}: set xdp-mode to another, best-effort finds it{}",
-            if plan.multi_buffer { ", or lower the MTU: its driver may not take frames of several buffers" } else { "" }
+            if plan.multi_buffer {
+                ", or lower the MTU: its driver may not take frames of several buffers"
+            } else {
+                ""
+            }
         ),
         (Step::Bind(_), Some(libc::ENETDOWN)) => format!("{netdev} is down: bring it up (ip link set {netdev} up)"),
         (Step::BusyPoll, _) => {

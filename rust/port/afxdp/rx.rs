@@ -124,7 +124,8 @@ impl RxQueue {
     fn take(&mut self, count: usize) {
         let (mut frame, mut at) = (0, 0);
         while frame < count {
-            let lone = self.pieces.get(frame..count).unwrap_or_default().iter().zip(self.spans.get(at..).unwrap_or_default());
+            let lone =
+                self.pieces.get(frame..count).unwrap_or_default().iter().zip(self.spans.get(at..).unwrap_or_default());
             let plain = lone.map(|(&pieces, &span)| (pieces == 1 && span.len >= ethernet::HEADER_SIZE).then_some(span));
             let taken = self.burst.push_plain(plain);
             (frame, at) = (frame + taken, at + taken);

@@ -2,13 +2,15 @@
 //! A namespace with a veth pair in it: `near` is the switch's, `far` ours.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use ovsvhost::datapath::{NicConfig, NicDevice};
 use ovsvhost::port::afxdp::XdpMode;
+use ovsvhost::sys::netdev::Asker;
 use ovsvhost::sys::xdp::Socket;
 use ovsvhost::testing::netdev::{FarEnd, in_own_namespace};
 
-use super::rig::{Switch, wait};
+use super::rig::{DEADLINE, Switch, wait};
 
 /// The device's address as stations see it: nobody has it, frames to it are the far end's.
 pub const FAR: [u8; 6] = [2, 0, 0, 0, 0, 0xfa];
@@ -77,6 +79,7 @@ fn plug(mtu: u32) {
         // No address of its own: then the kernel has nothing to say.
         ip(&format!("link set {device} addrgenmode none mtu {mtu} up"));
     }
+    wait_carrier();
 }
 
 /// Runs `ip` with these words.
@@ -102,10 +105,27 @@ pub fn join(switch: &Switch, change: impl FnOnce(&mut NicConfig)) {
 }
 
 /// Waits for a NIC's link; says what is in the way if it does not come.
+#[track_caller]
 pub fn wait_up(switch: &Switch, name: &str) {
-    let deadline = std::time::Instant::now() + super::rig::DEADLINE;
+    let deadline = Instant::now() + DEADLINE;
     while !switch.port(name).link_up {
-        assert!(std::time::Instant::now() < deadline, "{name} is not up: {:?}", switch.port(name).error);
-        std::thread::park_timeout(std::time::Duration::from_millis(1));
+        assert!(Instant::now() < deadline, "{name} is not up: {:?}", switch.port(name).error);
+        std::thread::park_timeout(Duration::from_millis(1));
     }
+}
+
+/// Waits, and is what a watch over the links of a host is to the switch meanwhile: it says that there is news.
+#[track_caller]
+pub fn wait_with_news(switch: &Switch, name: &str, what: &str, mut done: impl FnMut() -> bool) {
+    wait(what, || {
+        switch.datapath().refresh_nic(name).unwrap();
+        done()
+    });
+}
+
+/// Waits until the kernel has made up its mind about the cable, which it does behind our back.
+pub fn wait_carrier() {
+    let asker = Asker::new().unwrap();
+    let has_carrier = |name| asker.find(name).unwrap().is_some_and(|device| device.has_carrier);
+    wait("the carrier", || has_carrier("near") && has_carrier("far"));
 }

@@ -17,6 +17,8 @@
 
 mod cable;
 mod exchange;
+mod life;
+mod offloads;
 #[path = "../switch/rig.rs"]
 mod rig;
 #[path = "../switch/station.rs"]
