@@ -154,7 +154,9 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             ledger.ports[nic.name] = replace(nic, rxq_affinity=ledger.ports[nic.name].rxq_affinity)
         case AddPort(bridge=on, port=NicPort() as port):
             settings = _nic(port.settings)
-            datapath.add_nic(on, port.name, ofport=port.ofport, netdev=port.device, driver=port.driver, mtu=port.mtu, **settings)
+            datapath.add_nic(
+                on, port.name, ofport=port.ofport, netdev=port.device, driver=port.driver, mtu=port.mtu, **settings
+            )
             _keep(datapath, ledger, port)
         case AddPort(bridge=on, port=Port() as port):
             datapath.add_port(

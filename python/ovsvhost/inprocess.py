@@ -23,6 +23,7 @@ from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
     MTU_DEFAULT,
+    NIC_TYPES,
     OFPORT_MAX,
     PORT_TYPES,
     Bridge,
@@ -33,7 +34,7 @@ from ovsvhost.model import (
     free_ofport,
 )
 from ovsvhost.nic.links import LinkWatch
-from ovsvhost.nic.port import SERVED_TYPES, TYPE_OF, Asked, interpret
+from ovsvhost.nic.port import TYPE_OF, Asked, interpret
 from ovsvhost.plan import plan
 from ovsvhost.rundir import make_private, run_directory
 
@@ -235,7 +236,7 @@ class InProcess:
             return self._nic(name, nic_type, asked, ofport, mtu)
         if port_type != port_options.CLIENT and port_type != port_options.SERVER:  # noqa: PLR1714 - narrows the type
             raise ConfigError(
-                f"type={port_type!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *SERVED_TYPES)))}"
+                f"type={port_type!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *NIC_TYPES)))}"
             )
         mtu = MTU_DEFAULT if mtu is None else mtu
         port_options.check_mtu(name, mtu)

@@ -45,9 +45,6 @@ PORT_TYPES: frozenset[str] = frozenset(get_args(PortType))
 NIC_TYPES: frozenset[str] = frozenset(get_args(NicType))
 """Interface types for network devices of this machine."""
 
-NIC_DRIVERS: frozenset[NicDriver] = frozenset(get_args(NicDriver))
-"""Ways to a network device that the datapath serves."""
-
 OFPORT_LOCAL = 65534
 """The bridge's own port (``ovs-vswitchd.conf.db(5)``, OpenFlow's OFPP_LOCAL)."""
 OFPORT_MAX = 65279

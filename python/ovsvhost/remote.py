@@ -25,12 +25,13 @@ from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
     MTU_DEFAULT,
+    NIC_TYPES,
     OFPORT_LOCAL,
     OFPORT_MAX,
     PORT_TYPES,
 )
 from ovsvhost.nic import settings as nic_settings
-from ovsvhost.nic.port import SERVED_TYPES, TYPE_OF
+from ovsvhost.nic.port import TYPE_OF
 from ovsvhost.poll import Poller
 from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE, database_remote, run_directory
 from ovsvhost.store import idl
@@ -288,15 +289,15 @@ class OverDatabase:
             port_options.check_mtu(name, mtu)
         if ofport is not None:
             port_options.within("ofport", ofport, 1, OFPORT_MAX)
-        if kind in SERVED_TYPES:
+        if kind in NIC_TYPES:
             # which device it is, the switch knows: it may run in another namespace
-            complaints = nic_settings.parse(TYPE_OF[kind], "afxdp", asked).complaints
+            complaints = nic_settings.parse(TYPE_OF[kind], "packet" if kind == "system" else "afxdp", asked).complaints
             if complaints:
                 raise ConfigError("; ".join(complaints))
             return
         if kind != port_options.CLIENT and kind != port_options.SERVER:  # noqa: PLR1714 - narrows the type
             raise ConfigError(
-                f"type={kind!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *SERVED_TYPES)))}"
+                f"type={kind!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *NIC_TYPES)))}"
             )
         meant = port_options.parse(name, kind, asked, self._rundir)
         if meant.complaints:

@@ -199,7 +199,7 @@ impl Outlet {
     pub(super) fn ring_mut(&mut self) -> Option<&mut Ring> {
         match self {
             Self::Guest(queue) => Some(queue.ring_mut()),
-            Self::Nic(_) => None,
+            Self::Nic(_) | Self::Packet(_) => None,
         }
     }
 

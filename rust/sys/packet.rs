@@ -222,8 +222,7 @@ impl Inbox {
     fn tag(&self, index: usize, message: &libc::mmsghdr) -> Option<(u16, u16)> {
         let [size, kind, first, _, third, _] = *self.controls.get(index)?;
         let kind_wanted = u64::from(SOL_PACKET.to_le()) | u64::from(AUXDATA.to_le()) << 32;
-        if message.msg_hdr.msg_controllen < CONTROL_SIZE || size < CONTROL_SIZE as u64 || kind != kind_wanted
-        {
+        if message.msg_hdr.msg_controllen < CONTROL_SIZE || size < CONTROL_SIZE as u64 || kind != kind_wanted {
             return None;
         }
         #[allow(clippy::cast_possible_truncation, reason = "takes the fields apart")]

@@ -69,6 +69,38 @@ def test_A22_two_hosts_talk_through_the_switch_as_over_a_wire(joined: tuple[Kern
         assert copy_bytes(second, first, getattr(second.address, family), size=8 * MIB).intact
 
 
+@pytest.mark.rows("A22", "B6")
+@pytest.mark.parametrize("offloads", [False, True])
+def test_A22_two_hosts_talk_through_ports_over_af_packet(
+    switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost], offloads: bool
+) -> None:
+    first, second = hosts
+    add_bridge(switch)
+    for host in hosts:
+        ovs_vsctl(switch, "add-port", "br0", host.plug(offloads=offloads))  # as in OVS: no type is type=system
+        interface = row(switch, "Interface", host.outside)
+        assert (interface["error"], interface["status"]["driver_name"]) == (None, "veth")
+    wait_reachable(first, second.address.ipv4)
+    for family in FAMILIES:
+        assert first.ping(getattr(second.address, family), count=5, size=1400).received == 5
+        assert copy_bytes(first, second, getattr(first.address, family), size=8 * MIB).intact
+        assert copy_bytes(second, first, getattr(second.address, family), size=8 * MIB).intact
+
+
+@pytest.mark.rows("A22", "B6")
+def test_A22_a_host_over_af_packet_and_one_over_afxdp_talk(
+    switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost]
+) -> None:
+    first, second = hosts
+    add_bridge(switch)
+    add_afxdp(switch, first.plug())
+    ovs_vsctl(switch, "add-port", "br0", second.plug(offloads=True))
+    wait_reachable(first, second.address.ipv4)
+    for family in FAMILIES:
+        assert copy_bytes(first, second, getattr(first.address, family), size=8 * MIB).intact
+        assert copy_bytes(second, first, getattr(second.address, family), size=8 * MIB).intact
+
+
 @pytest.mark.rows("A22", "B1", "B2")
 def test_A22_a_nics_row_shows_its_device_its_mode_and_its_frames(
     switch: SwitchDaemon, joined: tuple[KernelHost, KernelHost]

@@ -190,9 +190,14 @@ def test_a_dpdk_port_without_a_device_says_how_to_name_one() -> None:
     assert "not served yet" in refusal(root(port(row)), "dpdk0")
 
 
+@pytest.mark.rows("A22")
 @pytest.mark.parametrize("kind", ["", "system"])
-def test_a_network_device_over_af_packet_is_not_served_and_names_what_is(kind: str) -> None:
-    assert "AF_PACKET is not served yet: set type=afxdp" in refusal(root(port(nic("eth1", kind))), "eth1")
+def test_A22_a_port_without_a_type_is_the_device_of_its_name_over_af_packet(kind: str) -> None:
+    configuration = result(root(port(nic("eth1", kind, options={"n_rxq_desc": "256", "n_rxq": "2"}))))
+    found = nic_port(configuration, "eth1")
+    assert (found.driver, found.device, found.settings.n_rxq_desc, found.settings.n_rxq) == ("packet", "eth1", 256, 1)
+    (complaint,) = verdict(configuration, "eth1").errors
+    assert "options:n_rxq is not in force, remove it: it belongs to ports over AF_XDP" in complaint
 
 
 def test_a_name_that_no_device_can_have_is_refused() -> None:

@@ -22,10 +22,9 @@ from ovsvhost.daemon import commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
-from ovsvhost.model import PORT_TYPES, Bridge, Desired, NicPort
+from ovsvhost.model import NIC_TYPES, PORT_TYPES, Bridge, Desired, NicPort
 from ovsvhost.nic.device import Facts, facts
 from ovsvhost.nic.links import LinkWatch
-from ovsvhost.nic.port import SERVED_TYPES
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
@@ -231,7 +230,7 @@ class Control:
         columns: writeback.Columns = {
             "ovs_version": self._version,
             "db_version": self._replica.schema_version,
-            "iface_types": writeback.string_set([*PORT_TYPES, *SERVED_TYPES, "internal"]),
+            "iface_types": writeback.string_set([*PORT_TYPES, *NIC_TYPES, "internal"]),
             "datapath_types": writeback.string_set(["netdev"]),
         }
         if not row.system_type:

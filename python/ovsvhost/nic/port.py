@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.model import MTU_MAX, MTU_MIN, NIC_DRIVERS, NicPort
+from ovsvhost.model import MTU_MAX, MTU_MIN, NicPort
 from ovsvhost.nic import devargs, settings
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ def interpret(asked: Asked, sysfs: Path = SYSFS) -> tuple[NicPort, tuple[str, ..
     """
     named = _named(asked, sysfs)
     options = settings.parse(asked.type, named.driver, {**named.options, **asked.options})
-    if named.driver not in NIC_DRIVERS:
-        raise ConfigError(f"{asked.name}: {_DRIVERS[named.driver]} is not served yet: {_CURES[asked.type]}")
     complaints = list(options.complaints)
     mtu = asked.mtu_request
     if mtu is not None and not MTU_MIN <= mtu <= MTU_MAX:
@@ -77,11 +75,3 @@ def _named(asked: Asked, sysfs: Path) -> devargs.Named:
 
 
 _DRIVER_OF: Mapping[NicType, NicDriver] = {"afxdp": "afxdp", "dpdk": "afxdp", "system": "packet"}
-SERVED_TYPES: frozenset[NicType] = frozenset(kind for kind, driver in _DRIVER_OF.items() if driver in NIC_DRIVERS)
-"""Interface types of network devices that work here."""
-_DRIVERS: Mapping[NicDriver, str] = {"afxdp": "AF_XDP", "packet": "AF_PACKET"}
-_CURES: Mapping[NicType, str] = {
-    "afxdp": "update the switch",
-    "dpdk": "give options:dpdk-devargs of a device over AF_XDP (net_af_xdp0,iface=eth0)",
-    "system": "set type=afxdp",
-}

@@ -67,13 +67,14 @@ class KernelHost(Namespace):
         """Its device's address."""
         return f"02:00:00:00:01:{self.number:02x}"
 
-    def plug(self, outside: str = "", *, mtu: int = 1500, queues: int = 1) -> str:
+    def plug(self, outside: str = "", *, mtu: int = 1500, queues: int = 1, offloads: bool = False) -> str:
         """Makes a veth pair into the host, both ends up, and gives the name of the end that is outside.
 
         Args:
             outside: its name; a new one if empty.
             mtu: bytes, of both ends.
             queues: queues of either end.
+            offloads: the kernel leaves checksums and segments to whoever gets its frames.
         """
         self.outside = outside or device_name("ov")
         shape = ("mtu", str(mtu), "numtxqueues", str(queues), "numrxqueues", str(queues))
@@ -81,7 +82,8 @@ class KernelHost(Namespace):
             *("ip", "link", "add", self.outside, *shape, "type", "veth"),
             *("peer", "name", INSIDE, *shape, "address", self.mac, "netns", str(self.pid)),
         )
-        self.inside(lambda: ethtool.set_tx_checksum(INSIDE, on=False))
+        if not offloads:
+            self.inside(lambda: ethtool.set_tx_checksum(INSIDE, on=False))
         self.ip("addr", "add", f"{self.address.ipv4}/24", "dev", INSIDE)
         self.ip("addr", "add", f"{self.address.ipv6}/64", "dev", INSIDE, "nodad")
         self.ip("link", "set", INSIDE, "up")
