@@ -327,11 +327,8 @@ impl Keeper {
     fn run(mut self, told: &Receiver<Command>) {
         loop {
             self.look();
-            let next = match self.retry {
-                Some(wait) => told.recv_timeout(wait),
-                None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match next {
+            // Nobody need tell of a device that changes: it is looked at now and then.
+            match told.recv_timeout(self.retry.unwrap_or(RETRY_MAX)) {
                 Err(RecvTimeoutError::Timeout) | Ok(Command::Refresh) => {}
                 Ok(Command::Device(device)) => self.device = device,
                 Ok(Command::Mtu(mtu)) => self.mtu = Some(mtu),

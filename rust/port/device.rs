@@ -2,7 +2,8 @@
 
 use super::afxdp::Gauges;
 use super::{afxdp, packet};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::sys::packet::Promiscuous;
 
 /// The way to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,8 +55,8 @@ pub enum TxQueue {
 /// The hold on a device: until it is dropped, frames of its queues come here.
 #[derive(Debug)]
 pub enum Attachment {
-    /// Over AF_XDP.
-    Afxdp(afxdp::Attachment),
+    /// Over AF_XDP, whose sockets leave to us what the device lets in.
+    Afxdp(afxdp::Attachment, Promiscuous),
     /// Over AF_PACKET.
     Packet(packet::Attachment),
 }
@@ -68,9 +69,15 @@ impl Attachment {
     pub fn open(plan: &Plan) -> Result<(Self, Vec<(RxQueue, TxQueue)>)> {
         match plan {
             Plan::Afxdp(plan) => {
+                let promiscuous = Promiscuous::hold(plan.ifindex).map_err(|e| {
+                    Error::kernel(
+                        format!("{}: cannot be made promiscuous: give this process CAP_NET_RAW", plan.netdev),
+                        e,
+                    )
+                })?;
                 let (attachment, sides) = afxdp::Attachment::open(plan)?;
                 let sides = sides.into_iter().map(|(rx, tx)| (RxQueue::Afxdp(rx), TxQueue::Afxdp(tx))).collect();
-                Ok((Self::Afxdp(attachment), sides))
+                Ok((Self::Afxdp(attachment, promiscuous), sides))
             }
             Plan::Packet(plan) => {
                 let (attachment, rx, tx) = packet::Attachment::open(plan)?;
@@ -82,7 +89,7 @@ impl Attachment {
     /// Where each queue's descriptors are.
     pub fn gauges(&self) -> Vec<Gauges> {
         match self {
-            Self::Afxdp(attachment) => attachment.gauges(),
+            Self::Afxdp(attachment, _) => attachment.gauges(),
             Self::Packet(attachment) => vec![attachment.gauges()],
         }
     }
@@ -90,7 +97,7 @@ impl Attachment {
     /// Which way frames take between driver and us, where there are several.
     pub fn mode(&self) -> Option<&'static str> {
         match self {
-            Self::Afxdp(attachment) => Some(attachment.mode.name()),
+            Self::Afxdp(attachment, _) => Some(attachment.mode.name()),
             Self::Packet(_) => None,
         }
     }

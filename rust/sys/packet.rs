@@ -34,23 +34,12 @@ impl Socket {
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW`, `ENODEV` without such a device, `ENETDOWN` if it is down.
     pub fn open(ifindex: u32) -> io::Result<Self> {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // No protocol: it receives nothing before it is bound.
-        // SAFETY: socket(2) takes no pointers.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just made `fd` and nobody else owns it.
-        let socket = Self(unsafe { OwnedFd::from_raw_fd(fd) });
+        let socket = Self(promiscuous(ifindex)?);
         let on: libc::c_int = 1;
         for option in [libc::PACKET_VNET_HDR, libc::PACKET_AUXDATA, libc::PACKET_IGNORE_OUTGOING] {
-            socket.set(libc::SOL_PACKET, option, &on)?;
+            set(&socket.0, libc::SOL_PACKET, option, &on)?;
         }
-        let ifindex = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
-        let promiscuous = Membership { ifindex, kind: PROMISCUOUS, address_size: 0, address: [0; 8] };
-        socket.set(libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &promiscuous)?;
-        socket.bind(ifindex)?;
+        socket.bind(libc::c_int::try_from(ifindex).map_err(io::Error::other)?)?;
         Ok(socket)
     }
 
@@ -59,7 +48,8 @@ impl Socket {
         let sizes = [(libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, receive), (libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, send)];
         for (option, forced, size) in sizes {
             // Without CAP_NET_ADMIN up to net.core.rmem_max and wmem_max: then it is less.
-            let _ = self.set(libc::SOL_SOCKET, forced, &size).or_else(|_| self.set(libc::SOL_SOCKET, option, &size));
+            let forced = set(&self.0, libc::SOL_SOCKET, forced, &size);
+            let _ = forced.or_else(|_| set(&self.0, libc::SOL_SOCKET, option, &size));
         }
     }
 
@@ -126,15 +116,47 @@ impl Socket {
             _ => Err(io::Error::last_os_error()),
         }
     }
+}
 
-    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
-        let size = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
-        let value = std::ptr::from_ref(value).cast();
-        // SAFETY: a live value of `size` bytes.
-        match unsafe { libc::setsockopt(self.0.as_raw_fd(), level, option, value, size) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+/// Keeps a device promiscuous as long as it lives: what a guest is sent has the guest's address, not the device's.
+#[derive(Debug)]
+pub struct Promiscuous {
+    _socket: OwnedFd,
+}
+
+impl Promiscuous {
+    /// The device with that number.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_RAW`, `ENODEV` without such a device.
+    pub fn hold(ifindex: u32) -> io::Result<Self> {
+        promiscuous(ifindex).map(|socket| Self { _socket: socket })
+    }
+}
+
+/// A socket of no protocol, which receives nothing, and its device promiscuous.
+fn promiscuous(ifindex: u32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made `fd` and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let ifindex = libc::c_int::try_from(ifindex).map_err(io::Error::other)?;
+    let membership = Membership { ifindex, kind: PROMISCUOUS, address_size: 0, address: [0; 8] };
+    set(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)?;
+    Ok(socket)
+}
+
+fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: a live value of `size` bytes.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
