@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from ovsvhost.errors import ConfigError
+from ovsvhost.switch import Switch
 from ovsvhost.testing.daemon import SwitchDaemon
 from ovsvhost.testing.kernel_host import KernelHost, copy_bytes
 from ovsvhost.testing.namespace import device_name, ip_command
@@ -286,6 +288,35 @@ def test_A22_a_device_that_another_switch_has_says_so_and_comes_when_it_is_free(
         ovs_vsctl(other, "del-port", device)
         switch.wait_link(device)
         assert row(switch, "Interface", device)["error"] is None
+
+
+@pytest.mark.rows("A20", "A22", "L5")
+def test_A22_switch_objects_take_network_devices_live_and_refuse_what_cannot_be(
+    hosts: tuple[KernelHost, KernelHost], short_folder: Path
+) -> None:
+    first, second = hosts
+    with Switch(short_folder / "run") as switch:
+        bridge = switch.add_bridge("br0")
+        one = bridge.add_port(first.plug(), type="afxdp", options={"n_txq_desc": "128"})
+        device = second.plug()
+        two = bridge.add_port("two", type="dpdk", options={"dpdk-devargs": f"net_af_xdp0,iface={device}"})
+        for port in (one, two):
+            port.wait_link(timeout_s=20)
+            assert port.error is None
+        assert (one.status["n_txq_desc"], two.status["if_name"]) == ("128", device)
+        wait_reachable(first, second.address.ipv4)
+        two.mtu = 1400
+        assert ip_command("cat", f"/sys/class/net/{device}/mtu").strip() == "1400"
+        second.unplug()
+        two.wait_link(timeout_s=20, up=False)
+        second.plug(device)
+        two.wait_link(timeout_s=20)
+        wait_reachable(first, second.address.ipv4)
+        bridge.del_port("two")
+        for options in ({"n_txq_desc": "100"}, {"dpdk-devargs": "0000:ff:1f.7"}, {}):
+            with pytest.raises(ConfigError):
+                bridge.add_port("three", type="dpdk", options=options)
+        assert [port.name for port in bridge.ports] == [first.outside]
 
 
 @pytest.mark.rows("A17", "A22")
