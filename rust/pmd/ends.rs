@@ -1,6 +1,7 @@
 //! Where frames come in and where they go out: at a guest's rings, or at a network device's.
 //!
-//! The set is closed, so each is an enum, asked once for a burst or a group and never for a frame.
+//! The set is closed, so each is an enum, asked once for a burst or a group and never for a frame. A device's side is a
+//! call, so that a guest's keeps the registers to itself.
 
 use std::os::fd::AsRawFd;
 

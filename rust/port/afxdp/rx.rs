@@ -63,7 +63,7 @@ impl RxQueue {
     ///
     /// # Errors
     /// The kernel's ring makes no sense.
-    #[inline]
+    #[inline(never)]
     pub fn gather(&mut self) -> Result<usize, RingFault> {
         let mut ready = self.rx.ready()?;
         if ready == 0 {
@@ -150,6 +150,7 @@ impl RxQueue {
     }
 
     /// Gives the burst's frames back to the kernel, and wakes it if it waits for them; true if so.
+    #[inline(never)]
     pub fn commit(&mut self) -> bool {
         let base = self.xsk.area.start().addr();
         for span in &self.spans {

@@ -60,6 +60,7 @@ impl TxQueue {
 
     /// Copies the packets `list` of `burst` and posts them together, in order. Stops at the first that finds no room.
     /// `list` has at most 64 indices.
+    #[inline(never)]
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
         let mut delivery = Delivery::default();
         self.reap();
@@ -83,6 +84,7 @@ impl TxQueue {
     }
 
     /// Has the kernel send what was posted, if it must be told; true if it was.
+    #[inline(never)]
     pub fn flush(&mut self) -> bool {
         if self.xsk.binding.need_wakeup {
             // Between the index and the flag, which the kernel sets before it looks at the index for the last time.
