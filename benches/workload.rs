@@ -16,12 +16,15 @@ fn main() {
     let all = LAYOUTS.into_iter().flat_map(|kind| SIZES.map(|size| (kind, size)));
     // What the others cost beyond a frame's bytes shows at the smallest.
     let others = OTHERS.map(|kind| (kind, SIZES[0]));
-    for (kind, size) in all.chain(others) {
-        let case = format!("{}, {size} B", kind.name);
+    let plain = all.chain(others).map(|(kind, size)| (kind, size, false));
+    let moves = [LAYOUTS[0], OTHERS[0]].map(|kind| (kind, SIZES[0], true));
+    for (kind, size, moves) in plain.chain(moves) {
+        let case = format!("{}, {size} B{}", kind.name, if moves { ", logged" } else { "" });
         if wanted == "LIST" {
             println!("{case}");
         } else if wanted == case {
-            let mut way = Way::new(SendingGuest::new(kind, size), ReceivingGuest::new(kind));
+            let receiver = if moves { ReceivingGuest::that_moves(kind) } else { ReceivingGuest::new(kind) };
+            let mut way = Way::new(SendingGuest::new(kind, size), receiver);
             for _ in 0..frames.div_ceil(usize::from(FRAMES)) {
                 way.check();
             }

@@ -9,7 +9,7 @@ pub(crate) mod way;
 
 use std::sync::Arc;
 
-use ovsvhost::memory::{GuestMap, RegionSpec};
+use ovsvhost::memory::{DirtyLog, GuestMap, Logging, RegionSpec};
 use ovsvhost::ring::{Receiveq, RingConfig, Transmitq, feature};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
 use ovsvhost::testing::frames::{Checksum, FramePlan, Mac, Network, PlanConfig, Transport};
@@ -116,6 +116,20 @@ pub(crate) struct ReceivingGuest {
 impl ReceivingGuest {
     /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them; and the switch's side of its receiveq.
     pub(crate) fn new(kind: Kind) -> (Self, Receiveq) {
+        Self::with_log(kind, &Arc::default())
+    }
+
+    /// The same of a guest on its way to another host.
+    pub(crate) fn that_moves(kind: Kind) -> (Self, Receiveq) {
+        let bytes = 1 << 16;
+        let memory = GuestRam::new(&RamSpec::spread(1, bytes, &Backing::Memfd)).unwrap();
+        let file = memory.regions()[0].file().try_clone().unwrap();
+        let logging = Arc::<Logging>::default();
+        logging.turn(Some(&Arc::new(DirtyLog::map(file, 0, bytes as u64, false).unwrap())));
+        Self::with_log(kind, &logging)
+    }
+
+    fn with_log(kind: Kind, logging: &Arc<Logging>) -> (Self, Receiveq) {
         let kind = Kind { layout: Layout::One, ..kind };
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
         let mut driver = slots(&mut ram, place, kind, ROOM, true);
@@ -124,8 +138,9 @@ impl ReceivingGuest {
             driver.post(slot, HEADER_SIZE + ROOM);
         }
         driver.publish();
-        let queue = Receiveq::new(device.activate(&map(&ram), None, None).unwrap());
-        (Self { driver, _ram: ram }, queue)
+        let mut ring = device.activate(&map(&ram), None, None).unwrap();
+        ring.log_to(logging, None, false);
+        (Self { driver, _ram: ram }, Receiveq::new(ring))
     }
 
     /// Gives every buffer back that the switch filled; gives how many those were.
