@@ -15,8 +15,11 @@ pub mod access;
 pub mod copy;
 mod dirty_log;
 mod incoming;
+mod landing;
 mod map;
+mod mapping;
 mod region;
+mod residency;
 pub mod sigbus;
 mod words;
 
