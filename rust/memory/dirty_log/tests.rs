@@ -90,14 +90,14 @@ proptest! {
     #[test]
     fn what_a_queue_notes_is_marked_once_it_settles(
         groups in proptest::collection::vec(proptest::collection::vec((0_usize..0x7_0000, 1_u32..0x3000), 0..60), 1..4),
-        skew in prop_oneof![Just(0), Just(0x800_u64)],
+        skew in prop_oneof![Just(0_usize), Just(0x800)],
     ) {
         const FIRST: usize = 7;
         const BASE: u64 = (FIRST as u64) << 12;
         let memory = file(0x8_0000);
-        let spec = RegionSpec { gpa: BASE + skew, uva: 0, size: 0x8_0000, mmap_offset: 0, file: memory };
+        let spec = RegionSpec { gpa: BASE + skew as u64, uva: 0, size: 0x8_0000, mmap_offset: 0, file: memory };
         let map = GuestMap::map(vec![spec], false).unwrap();
-        let host = map.translate_whole(Gpa(BASE + skew), 1).unwrap().start;
+        let host = map.translate_whole(Gpa(BASE + skew as u64), 1).unwrap().start;
         let file = file(64);
         let logging = Arc::new(Logging::default());
         logging.turn(Some(&Arc::new(log_of(&file, 0, 64).unwrap())));
@@ -109,7 +109,7 @@ proptest! {
             marks.settle();
             let mut naive = [false; 512];
             for (at, len) in writes {
-                let first = at + skew as usize;
+                let first = at + skew;
                 (first..first + len as usize).for_each(|byte| naive[FIRST + byte / 4096] = true);
             }
             let naive: Vec<u64> = (0..).zip(naive).filter(|(_, is_marked)| *is_marked).map(|(page, _)| page).collect();
