@@ -38,10 +38,14 @@ pub(crate) struct Kind {
     layout: Layout,
     /// Features besides those that all have.
     features: u64,
+    /// Addresses that frames go to in turn, [`RECEIVER`] and those after it.
+    pub(crate) destinations: u32,
+    /// Whether the receiver moves: what is written to it is marked in a dirty log.
+    moves: bool,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
-    Kind { name, layout, features }
+    Kind { name, layout, features, destinations: 1, moves: false }
 }
 
 /// One buffer a frame in split rings.
@@ -58,6 +62,15 @@ pub(crate) const OTHERS: [Kind; 5] = [
     kind("packed in order, one buffer", Layout::One, feature::RING_PACKED | feature::IN_ORDER),
 ];
 
+/// Each frame to another of very many addresses.
+pub(crate) const MANY: Kind = Kind { name: "one buffer, 100 000 addresses", destinations: 100_000, ..PLAIN };
+
+/// To a guest that moves to another host.
+pub(crate) const MOVES: [Kind; 2] = [
+    Kind { name: "one buffer, logged", moves: true, ..PLAIN },
+    Kind { name: "packed, one buffer, logged", moves: true, ..OTHERS[0] },
+];
+
 /// A guest that sends.
 pub(crate) struct SendingGuest {
     sender: Sender,
@@ -71,7 +84,7 @@ impl SendingGuest {
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
             destination: Mac(RECEIVER),
-            destinations: 1,
+            destinations: kind.destinations,
             network: Network::V4,
             transport: Transport::Udp,
             checksum: Checksum::Zero,
@@ -116,20 +129,6 @@ pub(crate) struct ReceivingGuest {
 impl ReceivingGuest {
     /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them; and the switch's side of its receiveq.
     pub(crate) fn new(kind: Kind) -> (Self, Receiveq) {
-        Self::with_log(kind, &Arc::default())
-    }
-
-    /// The same of a guest on its way to another host.
-    pub(crate) fn that_moves(kind: Kind) -> (Self, Receiveq) {
-        let bytes = 1 << 16;
-        let memory = GuestRam::new(&RamSpec::spread(1, bytes, &Backing::Memfd)).unwrap();
-        let file = memory.regions()[0].file().try_clone().unwrap();
-        let logging = Arc::<Logging>::default();
-        logging.turn(Some(&Arc::new(DirtyLog::map(file, 0, bytes as u64, false).unwrap())));
-        Self::with_log(kind, &logging)
-    }
-
-    fn with_log(kind: Kind, logging: &Arc<Logging>) -> (Self, Receiveq) {
         let kind = Kind { layout: Layout::One, ..kind };
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
         let mut driver = slots(&mut ram, place, kind, ROOM, true);
@@ -139,7 +138,7 @@ impl ReceivingGuest {
         }
         driver.publish();
         let mut ring = device.activate(&map(&ram), None, None).unwrap();
-        ring.log_to(logging, None, false);
+        ring.log_to(&if kind.moves { log() } else { Arc::default() }, None, false);
         (Self { driver, _ram: ram }, Receiveq::new(ring))
     }
 
@@ -156,6 +155,16 @@ impl ReceivingGuest {
         assert_eq!(self.driver.violations().total(), 0, "the switch broke the receiveq");
         count
     }
+}
+
+/// A dirty log of memory from 0 on, turned on.
+fn log() -> Arc<Logging> {
+    let bytes = 1 << 16;
+    let memory = GuestRam::new(&RamSpec::spread(1, bytes, &Backing::Memfd)).unwrap();
+    let file = memory.regions()[0].file().try_clone().unwrap();
+    let logging = Arc::<Logging>::default();
+    logging.turn(Some(&Arc::new(DirtyLog::map(file, 0, bytes as u64, false).unwrap())));
+    logging
 }
 
 /// The device's view of guest memory in `count` regions of `size` bytes, and the regions' owner.
