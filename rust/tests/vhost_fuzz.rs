@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Sessions of a short run.
-const SESSIONS: u64 = 400;
+const SESSIONS: u64 = 150;
 /// Messages of a session at most.
 const MESSAGES: u64 = 40;
 /// Request numbers tried; past the last known one.
@@ -117,7 +117,7 @@ fn number(dice: &mut Dice, memory: &Memory) -> u64 {
 
 /// The payload that a request has, with numbers of any kind in it; and how many descriptors it wants.
 fn shape(code: u32, dice: &mut Dice, memory: &Memory) -> (Vec<u8>, usize) {
-    let mut words = |count: u64, dice: &mut Dice| -> Vec<u8> {
+    let words = |count: u64, dice: &mut Dice| -> Vec<u8> {
         (0..count).flat_map(|_| number(dice, memory).to_ne_bytes()).collect()
     };
     match FrontendReq::try_from(code) {
@@ -179,7 +179,11 @@ fn region(dice: &mut Dice, memory: &Memory) -> Vec<u8> {
 
 /// One message, as the dice have it.
 fn message(dice: &mut Dice, files: &Files) -> (Vec<u8>, Vec<RawFd>) {
-    let code = u32::try_from(dice.below(REQUESTS)).unwrap();
+    let code = match u32::try_from(dice.below(REQUESTS)).unwrap() {
+        // As below: seldom.
+        1 if !dice.once_in(8) => 2,
+        code => code,
+    };
     let (mut body, wanted) = shape(code, dice, &files.memory);
     if dice.once_in(12) {
         body.resize(usize::try_from(dice.one_of(&[0, 1, 7, 8, 9, 40, 500, 5000])).unwrap(), 0xff);
@@ -188,7 +192,8 @@ fn message(dice: &mut Dice, files: &Files) -> (Vec<u8>, Vec<RawFd>) {
         let at = usize::try_from(dice.below(body.len() as u64)).unwrap();
         body[at] = body[at].wrapping_add(u8::try_from(dice.below(256)).unwrap());
     }
-    let flags = if dice.once_in(20) { dice.roll() as u32 } else { dice.one_of(&[PLAIN, NEED_REPLY]) };
+    let flags =
+        if dice.once_in(20) { u32::try_from(dice.below(1 << 32)).unwrap() } else { dice.one_of(&[PLAIN, NEED_REPLY]) };
     let mut bytes = rig::message(FrontendReq::GET_FEATURES, flags, &body);
     bytes[..4].copy_from_slice(&code.to_ne_bytes());
     if dice.once_in(30) {
@@ -257,6 +262,7 @@ fn a_port_outlives_whatever_it_is_told_and_keeps_nothing_of_it() {
 /// False where another front-end is being served yet: that one is turned away.
 fn answers(raw: &mut Raw) -> bool {
     use std::io::{Read, Write};
-    let question = rig::message(FrontendReq::GET_FEATURES, PLAIN, &[]);
+    // Who asks for the features and leaves is waited for, in case its process dies.
+    let question = rig::message(FrontendReq::GET_QUEUE_NUM, PLAIN, &[]);
     raw.0.write_all(&question).is_ok() && raw.0.read_exact(&mut [0; 20]).is_ok()
 }
