@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Sessions of a short run.
-const SESSIONS: u64 = 150;
+const SESSIONS: u64 = 1500;
 /// Messages of a session at most.
 const MESSAGES: u64 = 40;
 /// Request numbers tried; past the last known one.
