@@ -1,6 +1,7 @@
 //! The table of one guest's regions, and translation through it.
 #![allow(unsafe_code, reason = "a Span crosses threads with the map that keeps it alive")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -276,6 +277,16 @@ impl GuestMap {
         let e = self.entries.get(self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?)?;
         let left = e.size.checked_sub(gpa.0.checked_sub(e.gpa)?).filter(|&left| left > 0)?;
         Some((e, e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)), e.size)?))
+    }
+
+    /// Device and inode of every file.
+    pub fn files(&self) -> BTreeSet<(u64, u64)> {
+        self.entries.iter().map(|e| e.region.identity).collect()
+    }
+
+    /// True if no file has a hole: whoever was to put pages there has done so.
+    pub fn is_whole(&self) -> bool {
+        self.entries.iter().all(|e| e.region.is_whole())
     }
 
     /// True while a migration brings its pages.
