@@ -28,9 +28,9 @@ pub struct RegionSpec {
     pub file: File,
 }
 
-/// Bytes of guest memory that are mapped here: never empty-by-lie, never across two mappings.
+/// Bytes of guest memory, or of an [`Area`](super::Area), that are mapped here: never empty-by-lie, never across two mappings.
 ///
-/// Valid while the [`GuestMap`] it came from lives. Only `memory` and `ring` look inside.
+/// Valid while the map or the area it came from lives. Only `memory`, `burst`, `ring` and `port::afxdp` look inside.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     pub(crate) start: *mut u8,
