@@ -27,7 +27,7 @@ mod words;
 pub use area::Area;
 pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use incoming::{Incoming, Progress};
-pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Unreachable};
+pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Stretch, Unreachable};
 pub use words::Words;
 
 /// An address in the guest's physical memory, as descriptors hold it.
