@@ -299,8 +299,8 @@ class Datapath:
             name: unique in the datapath.
             ofport: 1..65279, unique on the bridge.
             netdev: the device's name in this process's network namespace.
-            driver: the way to it; over AF_PACKET there is one queue, and of what follows only the sizes of rings count: as
-                many frames wait in the kernel.
+            driver: the way to it. Over AF_PACKET there is one queue, and of what follows only the sizes of rings count:
+                as many frames wait in the kernel.
             mtu: 68..9702, given to the device; None leaves the device its own.
             tx_retries_max: 0..32 further attempts when the transmit ring is full.
             n_rxq: 1..128 queues, of which each receives and sends.
