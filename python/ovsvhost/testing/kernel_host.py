@@ -102,7 +102,7 @@ class KernelHost(Namespace):
                 self.unplug()
         super().stop()
 
-    def ping(self, target: str, *, count: int = 3, size: int = 56, timeout_s: float = 1.0) -> Ping:
+    def ping(self, target: str, *, count: int = 3, size: int = 56, timeout_s: float = 5.0) -> Ping:
         """Pings an address, one question at a time.
 
         Args:
