@@ -18,7 +18,6 @@ mod negotiate;
 mod postcopy;
 mod start;
 
-use std::cell::RefCell;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -28,6 +27,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::{FrontendConfig, MemoryMessage, Order, Side};
+use postcopy::Bases;
 pub use postcopy::{Migration, Serve};
 pub use start::region_entries;
 
@@ -50,7 +50,7 @@ pub struct Session {
     /// `POSTCOPY_LISTEN` was said: memory is made known in the post-copy forms.
     listening: bool,
     /// Where the back-end mapped each region, as it answered then.
-    bases: RefCell<Vec<u64>>,
+    bases: Bases,
 }
 
 impl Session {
@@ -77,11 +77,6 @@ impl Session {
     /// Queue pairs the back-end says it takes.
     pub fn queue_pairs(&self) -> u64 {
         self.queue_pairs
-    }
-
-    /// Where the back-end mapped each region; empty outside a post-copy migration.
-    pub fn bases(&self) -> Vec<u64> {
-        self.bases.borrow().clone()
     }
 }
 
