@@ -227,7 +227,7 @@ fn open_queue(plan: &Plan, way: Mode, queue: u32) -> std::result::Result<(Arc<Xs
 }
 
 #[allow(unsafe_code, reason = "hands memory to the kernel")]
-fn register(socket: &Socket, area: &Area) -> io::Result<()> {
+pub(super) fn register(socket: &Socket, area: &Area) -> io::Result<()> {
     // SAFETY: an area is mapped until it is dropped, which the `Xsk` that both go into does after it closed the socket; it
     // holds frames and nothing else, and they are read and written through raw addresses only.
     unsafe { socket.register(area.start(), area.size(), CHUNK) }

@@ -22,6 +22,9 @@ mod rx;
 mod tx;
 mod xsk;
 
+#[cfg(test)]
+mod tests;
+
 pub use attach::{Attachment, Mode, Plan, XdpMode};
 pub use rx::RxQueue;
 pub use tx::TxQueue;

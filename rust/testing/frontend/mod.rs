@@ -19,7 +19,6 @@ mod negotiate;
 mod postcopy;
 mod start;
 
-use std::cell::RefCell;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -30,6 +29,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::{FrontendConfig, Logging, MemoryMessage, Order, Side};
 pub use log::DirtyLog;
+use postcopy::Bases;
 pub use postcopy::{Migration, Serve};
 pub use start::region_entries;
 
@@ -52,7 +52,7 @@ pub struct Session {
     /// `POSTCOPY_LISTEN` was said: memory is made known in the post-copy forms.
     listening: bool,
     /// Where the back-end mapped each region, as it answered then.
-    bases: RefCell<Vec<u64>>,
+    bases: Bases,
 }
 
 impl Session {
@@ -79,11 +79,6 @@ impl Session {
     /// Queue pairs the back-end says it takes.
     pub fn queue_pairs(&self) -> u64 {
         self.queue_pairs
-    }
-
-    /// Where the back-end mapped each region; empty outside a post-copy migration.
-    pub fn bases(&self) -> Vec<u64> {
-        self.bases.borrow().clone()
     }
 }
 
