@@ -125,6 +125,8 @@ class Frontend(Generator):
         receives = f"--end=socket={receiver},role={'send' if case.both else 'receive'},mac={_mac(pair, 2)}"
         if case.addresses > 1:
             receives += f",addresses={case.addresses}"
+        if case.log != "no":
+            receives += f",log={case.log}"
         return [*words, *settings, f"--end=socket={sender},role=send,mac={_mac(pair, 1)}", receives]
 
     def paced(
@@ -227,6 +229,11 @@ class Run:
             raise self._error("ended without a report")
         report: dict[str, Any] = json.loads(last)
         return report
+
+    def end(self) -> dict[str, Any]:
+        """Ends a guest that stays until its standard input ends; what it has to say."""
+        _stream(self._process.stdin).close()
+        return self.report()
 
     def result(self) -> Counts:
         """The load of its window; waits for the end of it.

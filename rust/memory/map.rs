@@ -1,6 +1,7 @@
 //! The table of one guest's regions, and translation through it.
 #![allow(unsafe_code, reason = "a Span crosses threads with the map that keeps it alive")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,9 +28,9 @@ pub struct RegionSpec {
     pub file: File,
 }
 
-/// Bytes of guest memory that are mapped here: never empty-by-lie, never across two mappings.
+/// Bytes of guest memory, or of an [`Area`](super::Area), that are mapped here: never empty-by-lie, never across two mappings.
 ///
-/// Valid while the [`GuestMap`] it came from lives. Only `memory` and `ring` look inside.
+/// Valid while the map or the area it came from lives. Only `memory`, `burst`, `ring` and `port::afxdp` look inside.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     pub(crate) start: *mut u8,
@@ -52,6 +53,24 @@ pub struct Hint {
     gpa: u64,
     size: u64,
     host: *mut u8,
+}
+
+/// A region seen from our side, by value: where what lies at a host address is to the guest. To be used no longer than
+/// the [`GuestMap`] that it is of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stretch {
+    host: u64,
+    size: u64,
+    gpa: u64,
+}
+
+impl Stretch {
+    /// The guest-physical address of the byte that is mapped at `host`; None if it is not in this region.
+    #[inline]
+    pub fn gpa_of(&self, host: *const u8) -> Option<Gpa> {
+        let into = (host.addr() as u64).wrapping_sub(self.host);
+        (into < self.size).then(|| Gpa(self.gpa.wrapping_add(into)))
+    }
 }
 
 // SAFETY: as for a span, which it makes.
@@ -278,6 +297,16 @@ impl GuestMap {
         Some((e, e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)), e.size)?))
     }
 
+    /// Device and inode of every file.
+    pub fn files(&self) -> BTreeSet<(u64, u64)> {
+        self.entries.iter().map(|e| e.region.identity).collect()
+    }
+
+    /// True if no file has a hole: whoever was to put pages there has done so.
+    pub fn is_whole(&self) -> bool {
+        self.entries.iter().all(|e| e.region.is_whole())
+    }
+
     /// True while a migration brings its pages.
     pub fn is_incoming(&self) -> bool {
         self.incoming.is_some()
@@ -328,6 +357,12 @@ impl GuestMap {
         let (at, gpa) = self.entries.iter().enumerate().find_map(|(at, e)| Some((at, e.gpa_of(host)?)))?;
         *hint = at;
         Some(gpa)
+    }
+
+    /// The region that is mapped at `host`.
+    pub fn stretch_of(&self, host: *const u8) -> Option<Stretch> {
+        let entry = self.entries.iter().find(|e| e.gpa_of(host).is_some())?;
+        Some(Stretch { host: entry.host.addr() as u64, size: entry.size, gpa: entry.gpa })
     }
 
     /// The guest-physical address of the byte at the front-end's own address `uva`; None if it is not mapped.

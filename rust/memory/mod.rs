@@ -12,6 +12,7 @@
 //! zeroes by `sigbus` and marks its map broken.
 
 pub mod access;
+mod area;
 pub mod copy;
 mod dirty_log;
 mod incoming;
@@ -23,9 +24,10 @@ mod residency;
 pub mod sigbus;
 mod words;
 
+pub use area::Area;
 pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use incoming::{Incoming, Progress};
-pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Unreachable};
+pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Stretch, Unreachable};
 pub use words::Words;
 
 /// An address in the guest's physical memory, as descriptors hold it.

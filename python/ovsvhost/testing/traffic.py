@@ -143,15 +143,35 @@ def copy_file(source: Machine, target: Machine, host: str, *, size_mib: int) -> 
     # The guests' root is a tmpfs of half their memory: what earlier copies left would fill it.
     for guest in (source, target):
         guest.run("rm -f /var/www/* /tmp/fetched")
-    source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S)
-    source.run("pidof httpd || httpd -h /var/www")
-    sent = source.run("sha256sum </var/www/file", timeout_s=_COPY_TIMEOUT_S).split()[0]
+    sent = serve_file(source, size_mib=size_mib)
     began = time.monotonic()
-    target.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
+    _fetch(target, host)
     seconds = time.monotonic() - began
-    received = _body(target, "sha256sum").split()[0]
-    size = int(_body(target, "wc -c"))
+    size, received = _fetched(target)
     return Copy(size_mib * _MIB, size, sent, received, seconds)
+
+
+def serve_file(guest: Machine, *, size_mib: int) -> str:
+    """Makes a random file in the guest, serves it as ``/file`` over HTTP, and gives its SHA-256."""
+    guest.run("rm -f /var/www/*")
+    guest.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S)
+    guest.run("pidof httpd || httpd -h /var/www")
+    return guest.run("sha256sum </var/www/file", timeout_s=_COPY_TIMEOUT_S).split()[0]
+
+
+def fetched(guest: Machine, host: str) -> tuple[int, str]:
+    """Fetches ``/file`` from a host over HTTP inside the guest; gives its size and SHA-256 there."""
+    guest.run("rm -f /tmp/fetched")
+    _fetch(guest, host)
+    return _fetched(guest)
+
+
+def _fetch(guest: Machine, host: str) -> None:
+    guest.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
+
+
+def _fetched(guest: Machine) -> tuple[int, str]:
+    return int(_body(guest, "wc -c")), _body(guest, "sha256sum").split()[0]
 
 
 class Stream:
@@ -185,6 +205,54 @@ class Stream:
         received = self._job.wait(timeout_s).split()[0]
         self._source.run("rm /var/www/stream")
         return received == self._sent
+
+
+class Fetches:
+    """A file fetched over TCP over and over into a guest's memory, for as long as that guest is moved about.
+
+    Args:
+        source: the guest that serves it.
+        target: the guest that fetches it.
+        host: an address of ``source``.
+        size_mib: MiB.
+    """
+
+    def __init__(self, source: Machine, target: Machine, host: str, *, size_mib: int) -> None:
+        source.run(f"dd if=/dev/urandom of=/var/www/kept bs=1M count={size_mib} 2>/dev/null")
+        source.run("pidof httpd || httpd -h /var/www")
+        self._sent = source.run("sha256sum </var/www/kept").split()[0]
+        self._target = target
+        # The tail is the file: httpd's words come before it.
+        fetch = f"printf 'GET /kept HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 | tail -c {size_mib * _MIB} >/tmp/kept"
+        self._job = target.spawn(f"until test -e /tmp/enough; do {fetch}; sha256sum </tmp/kept; done")
+
+    def follow(self, target: Machine) -> None:
+        """The guest that fetches moved there."""
+        self._job.follow(target)
+        self._target = target
+
+    def wait_more(self) -> None:
+        """Waits until it was fetched twice more, so once from the beginning."""
+        wanted = len(self._job.output().splitlines()) + 2
+        wait_for(
+            lambda: len(self._job.output().splitlines()) >= wanted,
+            timeout_s=_COPY_TIMEOUT_S,
+            what="a file to be fetched again",
+            interval_s=0.1,
+        )
+
+    def finish(self) -> None:
+        """Ends it.
+
+        Raises:
+            RigError: a file arrived that is not what was sent, or the last one changed since it arrived.
+        """
+        self._target.run("touch /tmp/enough")
+        arrived = [line.split()[0] for line in self._job.wait().splitlines()]
+        kept = self._target.run("sha256sum </tmp/kept").split()[0]
+        wrong = sum(digest != self._sent for digest in arrived)
+        if wrong or kept != self._sent:
+            raise RigError(f"{wrong} of {len(arrived)} fetched files are not what was sent; the last: {kept}")
 
 
 def _body(guest: Machine, command: str) -> str:
