@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::doze::Doze;
-use super::{ReceiveSlot, Sleep, Topology, TransmitQueue};
+use super::{OutletSlot, PolledQueue, Sleep, Topology};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::switch::PortId;
@@ -18,7 +18,7 @@ pub enum Message {
     /// Use this from now on; answer when the one before is no longer used.
     Topology(Arc<Topology>, Sender<()>),
     /// Poll this queue.
-    Assign(Box<TransmitQueue>),
+    Assign(Box<PolledQueue>),
     /// Stop polling a queue and give it back; None if it is not here.
     Release {
         /// Whose.
@@ -29,7 +29,7 @@ pub enum Message {
         /// delivered or dropped by name.
         to_move: bool,
         /// Where to.
-        reply: Sender<Option<Box<TransmitQueue>>>,
+        reply: Sender<Option<Box<PolledQueue>>>,
     },
     /// Replace a transmitq's call descriptor; nothing happens if it is not here.
     SetCall {
@@ -42,7 +42,7 @@ pub enum Message {
     },
     /// Make the first call of a receiveq, with its new call descriptor if it has one: such calls may hang, so they are
     /// made where somebody watches.
-    Greet(Arc<ReceiveSlot>),
+    Greet(Arc<OutletSlot>),
     /// `pmd-sleep-max` changed.
     Sleep(Sleep),
     /// Announce `mac` into the bridge as if it came in on `port`.
