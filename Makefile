@@ -7,7 +7,7 @@ run:
 	@scripts/setup run
 	@OVSVHOST_CACHE=$${OVSVHOST_CACHE:-$(CURDIR)/.cache} .venv/bin/python scripts/demo $(if $(KEEP),--keep)
 
-# Every test; make test ARGS='-k ping' passes arguments to pytest.
+# The tests but the longest; make test ARGS='-k ping' passes arguments to pytest.
 test:
 	@scripts/setup test
 	@scripts/test $(ARGS)

@@ -3,7 +3,7 @@
 //! ```text
 //!   control ──Message──▶ mailbox ─▶ ┌ thread pmd-c<core> ─────────────────────────────────────┐
 //!                                   │ mailbox → poll owned transmitqs → account → maybe sleep │
-//!   OutletSlot ◀── deliver ────────┘      (poll: gather → classify → output → commit)        │
+//!   OutletSlot ◀─── deliver ────────┘      (poll: gather → classify → output → commit)        │
 //! ```
 //!
 //! A transmitq belongs to one thread and moves by message, whole: cursor, counters, caches, and a burst that waits. Only
