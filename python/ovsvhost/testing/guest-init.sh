@@ -25,14 +25,21 @@ done
 
 (while :; do setsid cttyhack sh; done) </dev/ttyS0 >/dev/ttyS0 2>&1 &
 
-exec 3<>/dev/ttyS1
-stty raw -echo -echoe -echok <&3
-echo ready >&3
-while read -r id command <&3; do
-    echo "$command" | base64 -d >/tmp/agent.command
-    sh /tmp/agent.command >/tmp/agent.output 2>&1 </dev/null
-    code=$?
-    echo "$id $code $(base64 -w 0 /tmp/agent.output)" >&3
-done
-echo "agent: its serial port closed"
+agent() {
+    exec 3<>/dev/ttyS1
+    stty raw -echo -echoe -echok <&3
+    echo ready >&3
+    while read -r id command <&3; do
+        echo "$command" | base64 -d >/tmp/agent.command
+        sh /tmp/agent.command >/tmp/agent.output 2>&1 </dev/null
+        code=$?
+        echo "$id $code $(base64 -w 0 /tmp/agent.output)" >&3
+    done
+    echo "agent: its serial port closed"
+}
+
+# A process of its own: a command's background jobs become the first process's children, and the shell's "read" begins
+# anew when a child ends, without what it had read of the line.
+agent &
+wait $!
 exec sh </dev/console >/dev/console 2>&1
