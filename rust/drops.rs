@@ -44,10 +44,12 @@ pub enum DropReason {
     RingBroken,
     /// A migration has not brought the receiver's buffers yet.
     PostcopyWait,
+    /// The receiver's IOMMU has not told in time where its buffers are, or the sender's took the frame back while it waited.
+    IotlbWait,
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 17;
+pub const COUNT: usize = 18;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -68,6 +70,7 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
     (DropReason::RingBroken, "ring_broken", false),
     (DropReason::PostcopyWait, "postcopy_wait", false),
+    (DropReason::IotlbWait, "iotlb_wait", false),
 ];
 
 #[cfg(test)]

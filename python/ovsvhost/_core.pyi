@@ -67,7 +67,7 @@ class PortState:
         ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
         ``peer-program``, ``waiting-for``, ``mtu-mismatch``, ``migration`` (``logging`` while a dirty log is kept),
         ``stops-move-to-ovs-3.1`` (what the guest accepted and Open vSwitch 3.1 does not offer),
-        ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``, ``postcopy-stall-ms``.
+        ``iommu`` (``on``), ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``, ``postcopy-stall-ms``.
         """
     @property
     def statistics(self) -> dict[str, int]:
@@ -216,6 +216,8 @@ class Datapath:
         Raises:
             ConfigError: another name.
         """
+    def offer_iommu(self) -> None:
+        """Serves guests that have an IOMMU before the device on client ports that are added from now on."""
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.
 

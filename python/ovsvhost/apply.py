@@ -73,6 +73,11 @@ def offer_postcopy(datapath: Datapath) -> None:
     datapath.offer_postcopy()
 
 
+def offer_iommu(datapath: Datapath) -> None:
+    """Client ports added from now on serve guests that have an IOMMU before the device."""
+    datapath.offer_iommu()
+
+
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
     """Carries out ``actions`` in order and records in ``ledger`` what was accepted.
 

@@ -170,6 +170,21 @@ impl Burst {
         self.large.clear();
     }
 
+    /// Which frames have bytes where `is_there` says so: bit i for frame i.
+    #[cold]
+    pub(crate) fn frames_in(&self, is_there: impl Fn(Span) -> bool) -> u64 {
+        let mut frames = 0;
+        for (i, packet) in self.packets().iter().enumerate() {
+            let (first, count) = (usize::from(packet.pieces.0), usize::from(packet.pieces.1));
+            let whole = [Span { start: packet.data, len: packet.len }];
+            let pieces = self.spans.get(first..first + count).filter(|_| count > 0).unwrap_or(&whole);
+            if pieces.iter().any(|&span| is_there(span)) {
+                frames |= 1 << i;
+            }
+        }
+        frames
+    }
+
     /// The region that held the last buffer of this burst's memory.
     #[inline]
     pub(crate) fn hint(&self) -> Hint {

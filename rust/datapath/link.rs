@@ -9,6 +9,7 @@ use super::Shared;
 use super::assignment::cannot_be_pinned;
 use super::events::Allowance;
 use super::port::PortRecord;
+use super::threads::Passage;
 use crate::frame::ethernet::Mac;
 use crate::pmd::{Message, ReceiveSlot, TransmitQueue};
 use crate::ring::{Receiveq, Ring, Transmitq};
@@ -96,6 +97,10 @@ impl PortLink for Link {
         let passage = self.shared.publish(&state);
         drop(state);
         passage.wait(&self.shared.events);
+    }
+
+    fn pass(&self) {
+        Passage::begin(self.shared.threads.all(), Message::Pass).wait(&self.shared.events);
     }
 
     fn set_call(&self, vring: usize, call: Option<File>) {

@@ -19,7 +19,7 @@ mod threads;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
@@ -39,6 +39,7 @@ use crate::vhost::offer::{Limit, Offer};
 use crate::vhost::{self, Endpoint, Level, features};
 use events::Events;
 use link::Link;
+use port::Options;
 use state::State;
 use threads::{Passage, Threads};
 
@@ -52,8 +53,7 @@ struct Shared {
     offer: Arc<Offer>,
     started: Instant,
     runs: AtomicU64,
-    /// Ports added from now on offer post-copy migration.
-    postcopy: AtomicBool,
+    options: Lock<Options>,
 }
 
 impl Shared {
@@ -126,10 +126,10 @@ impl Datapath {
         let threads = Threads::new(started, faults);
         let recovery = Arc::new(recovery);
         let runs = AtomicU64::new(0);
-        let postcopy = AtomicBool::new(false);
         let offer = Arc::default();
         let state = Lock::default();
-        let shared = Arc::new(Shared { state, threads, events, recovery, offer, started, runs, postcopy });
+        let shared =
+            Arc::new(Shared { state, threads, events, recovery, offer, started, runs, options: Lock::default() });
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -149,8 +149,14 @@ impl Datapath {
     /// Nothing is offered then.
     pub fn offer_postcopy(&self) -> Result<()> {
         vhost::check_postcopy()?;
-        self.shared.postcopy.store(true, Ordering::Relaxed);
+        self.shared.options.lock().postcopy = true;
         Ok(())
+    }
+
+    /// Client ports added from now on serve guests that have an IOMMU before the device
+    /// (`other_config:vhost-iommu-support`).
+    pub fn offer_iommu(&self) {
+        self.shared.options.lock().iommu = true;
     }
 
     /// Changes what front-ends are offered at most (`other_config:vhost-features`), live: for those that come from now on.
@@ -301,8 +307,7 @@ impl Datapath {
     /// `Config` for a value out of range or in use; `Kernel` if a server's socket cannot be made.
     pub fn add_port(&self, bridge: &str, config: PortConfig) -> Result<()> {
         config.check()?;
-        let endpoint_config =
-            config.endpoint(&self.shared.recovery, &self.shared.offer, self.shared.postcopy.load(Ordering::Relaxed));
+        let endpoint_config = config.endpoint(&self.shared.recovery, &self.shared.offer, *self.shared.options.lock());
         let name = config.name.clone();
         let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));

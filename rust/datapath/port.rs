@@ -87,7 +87,7 @@ impl PortConfig {
         Ok(())
     }
 
-    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, postcopy: bool) -> EndpointConfig {
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, options: Options) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -96,11 +96,21 @@ impl PortConfig {
             socket_owner: self.socket_owner,
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
-            postcopy,
+            postcopy: options.postcopy,
+            iommu: options.iommu,
             offer: Arc::clone(offer),
             recovery: Arc::clone(recovery),
         }
     }
+}
+
+/// What client ports that are added from now on serve besides.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Options {
+    /// `other_config:vhost-postcopy-support`.
+    pub(super) postcopy: bool,
+    /// `other_config:vhost-iommu-support`.
+    pub(super) iommu: bool,
 }
 
 /// What changes of a port, with its guest attached; None leaves it.
@@ -204,9 +214,13 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
     ] {
         add(format!("{side}_{name}"), counter.read());
     }
-    for (name, counter) in
-        [("good_packets", &queue.packets), ("good_bytes", &queue.bytes), ("guest_notifications", &queue.notifications)]
-    {
+    for (name, counter) in [
+        ("good_packets", &queue.packets),
+        ("good_bytes", &queue.bytes),
+        ("guest_notifications", &queue.notifications),
+        ("iotlb_hits", &queue.iotlb_hits),
+        ("iotlb_misses", &queue.iotlb_misses),
+    ] {
         add(format!("{side}_q{number}_{name}"), counter.read());
     }
     for (name, counter) in [
@@ -256,7 +270,8 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
             | DropReason::Contended
             | DropReason::BufferTooSmall
             | DropReason::RingBroken
-            | DropReason::PostcopyWait => add("ovs_tx_failure_drops".into(), n),
+            | DropReason::PostcopyWait
+            | DropReason::IotlbWait => add("ovs_tx_failure_drops".into(), n),
         }
     }
 }

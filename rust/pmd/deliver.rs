@@ -30,7 +30,7 @@ const MAX_QUEUES: usize = 128;
 /// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
 /// as a group takes to copy.
 const ASK_US: u64 = 100;
-/// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
+/// How long frames wait for buffers that are not at hand yet, µs: once, until the guest takes frames again.
 const HOLD_US: u32 = 5000;
 
 /// Room to sort the frames for one port by receiveq; empty between two ports.
@@ -89,9 +89,10 @@ impl Patience {
         Self { us: port.backpressure_us, at_once: DropReason::NoBuffer, in_the_end: DropReason::Backpressure }
     }
 
-    /// With a guest whose buffers a migration has not brought yet.
-    fn for_pages() -> Self {
-        Self { us: HOLD_US, at_once: DropReason::PostcopyWait, in_the_end: DropReason::PostcopyWait }
+    /// With a guest whose buffers are not at hand: a migration has not brought them yet, or its IOMMU has not told where they
+    /// are.
+    fn until_there(reason: DropReason) -> Self {
+        Self { us: HOLD_US, at_once: reason, in_the_end: reason }
     }
 }
 
@@ -206,8 +207,10 @@ impl Source<'_> {
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
-        let (mut rest, mut retries, mut tally, mut is_absent) = (list, 0, Tally::default(), false);
-        while !rest.is_empty() {
+        let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
+        // What its buffers wait for, if they do.
+        let mut absent = queue.is_shut(slot.vring).then_some(DropReason::IotlbWait);
+        while !rest.is_empty() && absent.is_none() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
             match share {
@@ -221,8 +224,9 @@ impl Source<'_> {
             }
             rest = left;
             if let Some(fault) = delivery.fault {
-                if fault == RingFault::Absent {
-                    is_absent = true;
+                if fault.is_wait() {
+                    let is_page = fault == RingFault::Absent;
+                    absent = Some(if is_page { DropReason::PostcopyWait } else { DropReason::IotlbWait });
                     break;
                 }
                 slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
@@ -246,6 +250,10 @@ impl Source<'_> {
             slot.counters.called(queue.flush());
             slot.counters.add(&tally);
         }
+        if queue.is_guarded() {
+            slot.counters.iotlb_hits.add((list.len() - rest.len()) as u64);
+            slot.counters.iotlb_misses.add(u64::from(absent == Some(DropReason::IotlbWait)));
+        }
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
         }
@@ -254,7 +262,7 @@ impl Source<'_> {
         }
         drop(guard);
         if !rest.is_empty() {
-            let patience = if is_absent { Patience::for_pages() } else { Patience::for_buffers(port) };
+            let patience = absent.map_or_else(|| Patience::for_buffers(port), Patience::until_there);
             self.hold_back(patience, port, slot, rest, since);
         }
     }

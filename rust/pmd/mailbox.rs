@@ -17,6 +17,8 @@ use crate::sys::eventfd::Notifier;
 pub enum Message {
     /// Use this from now on; answer when the one before is no longer used.
     Topology(Arc<Topology>, Sender<()>),
+    /// Answer: no burst that was begun before this is still under way.
+    Pass(Sender<()>),
     /// Poll this queue.
     Assign(Box<TransmitQueue>),
     /// Stop polling a queue and give it back; None if it is not here.

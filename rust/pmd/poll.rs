@@ -80,9 +80,30 @@ impl TransmitQueue {
         !self.waiting.is_empty()
     }
 
-    /// True while its next frame waits for a page: nothing is to be done before that comes.
+    /// True while its next frame waits for a page or a mapping: nothing is to be done before that comes.
     pub(super) fn is_parked(&self) -> bool {
         self.queue.is_parked()
+    }
+
+    /// True while nobody may touch its ring, which the guest's IOMMU has no mapping for.
+    #[inline]
+    pub(super) fn is_shut(&self) -> bool {
+        self.queue.is_shut(self.vring)
+    }
+
+    /// Drops a burst that waits and gives nothing back: its ring may not be touched. The guest sends it again.
+    #[cold]
+    fn give_up(&mut self) {
+        while let Some(group) = self.waiting.pop() {
+            group.slot.counters.lost(DropReason::IotlbWait, u64::from(group.frames.count_ones()));
+        }
+    }
+
+    /// Counts what the guest's IOMMU had to do with the `count` frames gathered.
+    #[cold]
+    fn count_translations(&mut self, count: usize) {
+        self.counters.iotlb_hits.add(count as u64);
+        self.counters.iotlb_misses.add(self.queue.take_misses());
     }
 }
 
@@ -129,6 +150,9 @@ impl Forwarder {
     /// The queue's ring is broken: stop polling it.
     #[inline]
     pub fn poll(&mut self, q: &mut TransmitQueue) -> Result<usize, RingFault> {
+        if q.is_shut() {
+            return Ok(0);
+        }
         if q.is_waiting() {
             self.resume(q, None);
             if q.is_waiting() {
@@ -136,6 +160,9 @@ impl Forwarder {
             }
         }
         let count = q.queue.gather()?;
+        if q.queue.is_guarded() {
+            q.count_translations(count);
+        }
         if count > 0 {
             self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
             if q.waiting.is_empty() {
@@ -147,6 +174,9 @@ impl Forwarder {
 
     /// Ends a burst that waits: what cannot be delivered now is dropped, and the guest has its buffers back.
     pub(super) fn settle(&mut self, q: &mut TransmitQueue) {
+        if q.is_shut() {
+            return q.give_up();
+        }
         if q.is_waiting() {
             self.resume(q, Some(settle_by()));
         }
@@ -155,6 +185,7 @@ impl Forwarder {
     /// Tries the groups again that wait; when none is left the burst is done.
     #[cold]
     fn resume(&mut self, q: &mut TransmitQueue, settle_by: Option<u64>) {
+        let taken_back = q.queue.taken_back();
         self.spread.begin();
         let mut source = Source {
             burst: q.queue.burst(),
@@ -168,7 +199,13 @@ impl Forwarder {
         };
         let mut room = [0; MAX_BURST];
         for _ in 0..source.waiting.len() {
-            if let Some(group) = source.waiting.pop() {
+            let Some(mut group) = source.waiting.pop() else { break };
+            let lost = group.frames & taken_back;
+            if lost != 0 {
+                group.slot.counters.lost(DropReason::IotlbWait, u64::from(lost.count_ones()));
+                group.frames &= !lost;
+            }
+            if group.frames != 0 {
                 source.resume(&group, indices(group.frames, &mut room));
             }
         }

@@ -309,6 +309,9 @@ impl Body {
                     let _ = done.send(());
                     self.ungreeted = topology.ports.iter().flatten().flat_map(|port| port.receiveqs.clone()).collect();
                 }
+                Message::Pass(done) => {
+                    let _ = done.send(());
+                }
                 Message::Assign(queue) if self.resting || queue.is_stopped => self.stopped.push(*queue),
                 Message::Assign(mut queue) => {
                     if !std::mem::replace(&mut queue.is_greeted, true) {
@@ -373,9 +376,9 @@ impl Body {
         }
         let (mut work, mut parked) = (false, false);
         for queue in &mut self.queues {
-            let is_parked = queue.is_parked();
-            parked |= is_parked;
-            work |= queue.queue.enable_kicks() && !is_parked;
+            let (is_parked, is_shut) = (queue.is_parked(), queue.is_shut());
+            parked |= is_parked || is_shut;
+            work |= !is_shut && queue.queue.enable_kicks() && !is_parked;
         }
         // After the last look at the rings: what that found gone is said now, not when the guest kicks again.
         self.check_queues();
@@ -384,7 +387,7 @@ impl Body {
             self.stats.sleep_cycles.add(self.sleeper.sleep(parked));
         }
         self.mailbox.awake();
-        for queue in &mut self.queues {
+        for queue in self.queues.iter_mut().filter(|queue| !queue.is_shut()) {
             queue.queue.disable_kicks();
         }
     }

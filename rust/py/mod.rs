@@ -75,6 +75,13 @@ impl Datapath {
         })
     }
 
+    fn offer_iommu(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |d| {
+            d.offer_iommu();
+            Ok(())
+        })
+    }
+
     fn event_fd(&self, py: Python<'_>) -> PyResult<i32> {
         self.with(py, |d| Ok(d.event_fd()))
     }

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use super::chain::{Chain, Direction, Scratch, WRITE};
+use super::chain::{Chain, Direction, INDIRECT, Scratch, WRITE};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::transmitq::header_size;
 use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, Head, MAX_BURST, Packet};
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, GuestMap, Hint, Marks, Span, access, copy};
+use crate::memory::{GuestMap, Hint, Iova, Marks, Span, Tlb, access, copy};
 
 mod large;
 mod segment;
@@ -29,7 +29,8 @@ pub struct Delivery {
     pub too_small: u64,
     /// Bit i set: the i-th of the list was delivered in the pieces of its [`Plan`](crate::frame::gso::Plan).
     pub in_pieces: u64,
-    /// The ring broke at the first one not settled; or, if `Absent`, its buffer is on its way.
+    /// The ring broke at the first one not settled; or, if it [is one to wait for](RingFault::is_wait), its buffer is on
+    /// its way.
     pub fault: Option<RingFault>,
 }
 
@@ -74,7 +75,11 @@ impl Receiveq {
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
         let slots = Box::new([Slot::other(Chain::UNKNOWN); MAX_BURST]);
-        Self { writer: Writer::new(&ring), slots, pending: 0, ring }
+        let mut writer = Writer::new(&ring);
+        if writer.tlb.is_on() {
+            with_layout!(&mut ring.0, ring => writer.ask_on(ring, 0));
+        }
+        Self { writer, slots, pending: 0, ring }
     }
 
     /// Gives the ring back.
@@ -97,6 +102,18 @@ impl Receiveq {
         delivery
     }
 
+    /// True if the guest's IOMMU guards its memory.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.writer.tlb.is_on()
+    }
+
+    /// True if nobody may touch the ring, which is vring `vring` of its port: where it is has no mapping now.
+    #[inline]
+    pub fn is_shut(&self, vring: u16) -> bool {
+        self.is_guarded() && self.ring.memory().iotlb().is_some_and(|iotlb| iotlb.is_shut(vring))
+    }
+
     /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
     pub fn flush(&mut self) -> bool {
         let places = std::mem::take(&mut self.pending);
@@ -112,6 +129,9 @@ struct Writer {
     /// What the guest takes as it is.
     takes: OffloadSet,
     hint: Hint,
+    tlb: Tlb,
+    /// Places from the cursor on whose buffers were asked for, or found, ahead of need.
+    asked: u16,
     scratch: Scratch,
     /// The most buffers there can be.
     ring_size: u32,
@@ -132,6 +152,8 @@ impl Writer {
             mergeable: features & feature::MRG_RXBUF != 0,
             takes: offload::taken_by(features),
             hint: Hint::NONE,
+            tlb: Tlb::new(ring.memory(), Direction::Writable.access()),
+            asked: 0,
             scratch: Scratch::new(),
             ring_size: ring.size(),
             idents: Idents::new(),
@@ -157,6 +179,9 @@ impl Writer {
             Ok(ready) => ready,
             Err(fault) => return (Delivery { fault: Some(fault), ..delivery }, 0),
         };
+        if self.tlb.is_on() && self.tlb.catch_up(ring.memory()) {
+            (self.hint, self.asked) = (Hint::NONE, 0);
+        }
         let logging = self.marks.are_wanted();
         let wanted = slots.get_mut(..usize::from(ready).min(list.len())).unwrap_or_default();
         let looked = self.look_ahead(ring, wanted, &mut delivery.fault);
@@ -190,8 +215,8 @@ impl Writer {
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
                         delivery.fault = match stop {
-                            Some(RingFault::Absent) => {
-                                ask_ahead(ring, ready);
+                            Some(fault) if fault.is_wait() => {
+                                ask_ahead(ring, 0, ready);
                                 stop
                             }
                             _ => delivery.fault.or(stop),
@@ -218,14 +243,26 @@ impl Writer {
         } else {
             ring.forget(0);
         }
+        if self.tlb.is_on() {
+            self.ask_on(ring, taken);
+        }
         (delivery, taken)
+    }
+
+    /// Asks for the mappings of buffers that come after those taken, each once: they are there when their frames are.
+    #[cold]
+    fn ask_on<L: Layout>(&mut self, ring: &mut L, taken: u16) {
+        let from = self.asked.saturating_sub(taken);
+        let to = ring.ready(usize::from(ASKED_AHEAD)).map_or(0, |ready| ready.min(ASKED_AHEAD));
+        self.asked = from.max(to);
+        ask_ahead(ring, from, to);
     }
 
     /// Reads as many posted buffers as there are slots and asks for their lines. Gives how many are good, each in a chain
     /// of one place.
     #[inline]
     fn look_ahead<L: Layout>(&mut self, ring: &L, slots: &mut [Slot], fault: &mut Option<RingFault>) -> usize {
-        let (memory, mut hint, mut looked) = (ring.memory(), self.hint, 0);
+        let (memory, tlb, mut hint, mut looked) = (ring.memory(), &mut self.tlb, self.hint, 0);
         for (place, slot) in (0_u16..).zip(slots) {
             let (chain, desc) = match ring.head(place) {
                 Ok(Some((chain, desc))) if L::ends_at(desc) => (chain, desc),
@@ -237,7 +274,7 @@ impl Writer {
             };
             let mut ahead = Slot::other(chain);
             if desc.flags == WRITE
-                && let Some(Span { start, len }) = memory.translate(Gpa(desc.addr), desc.len, &mut hint)
+                && let Some(Span { start, len }) = memory.translate(Iova(desc.addr), desc.len, &mut hint, tlb)
             {
                 access::prefetch_write(start);
                 access::prefetch_write(start.wrapping_add(LINE as usize));
@@ -432,13 +469,14 @@ impl Writer {
     }
 }
 
-/// A posted buffer is still on its way here: asks for those after it too, so that they come together.
+/// A posted buffer is still on its way here: asks for those at these places too, so that they come together.
 #[cold]
-fn ask_ahead<L: Layout>(ring: &L, ready: u16) {
-    for place in 0..ready.min(ASKED_AHEAD) {
+fn ask_ahead<L: Layout>(ring: &L, from: u16, to: u16) {
+    for place in from..to.min(ASKED_AHEAD) {
         if let Ok(Some((_, desc))) = ring.head(place) {
             // A buffer or an indirect table; either is touched next.
-            let _ = ring.memory().translate_prefix(Gpa(desc.addr), desc.len);
+            let direction = if desc.flags & INDIRECT == 0 { Direction::Writable } else { Direction::Readable };
+            let _ = ring.memory().translate_prefix(Iova(desc.addr), desc.len, direction.access());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
 use crate::drops::DropReason;
 use crate::frame::ethernet;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, GuestMap, Hint, Span, access};
+use crate::memory::{GuestMap, Hint, Iova, Span, Tlb, access};
 
 /// What the first passes found out about one chain.
 #[derive(Debug, Clone, Copy)]
@@ -43,15 +43,17 @@ impl Ahead {
 pub struct Transmitq {
     ring: Ring,
     gatherer: Gatherer,
-    /// The next frame waits for a page: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
+    /// The next frame waits for a page or a mapping: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
     parked: Option<u64>,
+    /// How often it had to wait for a mapping since somebody asked.
+    misses: u64,
 }
 
 impl Transmitq {
     /// Takes a ring over.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        Self { gatherer: Gatherer::new(&ring), ring, parked: None }
+        Self { gatherer: Gatherer::new(&ring), ring, parked: None, misses: 0 }
     }
 
     /// Gives the ring back, every burst settled.
@@ -104,29 +106,57 @@ impl Transmitq {
             return Ok(0);
         }
         match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
-            Err(RingFault::Absent) => self.park(),
+            Err(fault) if fault.is_wait() => self.park(fault),
             gathered => gathered,
         }
     }
 
-    /// True while the next frame waits for a page that is on its way.
+    /// True while the next frame waits for a page or a mapping that is on its way.
     #[inline]
     pub fn is_parked(&self) -> bool {
         self.parked.is_some_and(|seen| seen == self.gatherer.burst.memory().arrived())
     }
 
-    /// Nothing more is gathered before a page comes.
+    /// Nothing more is gathered before a page or a mapping comes.
     #[cold]
-    fn park(&mut self) -> Result<usize, RingFault> {
+    fn park(&mut self, why: RingFault) -> Result<usize, RingFault> {
+        if why == RingFault::Unmapped {
+            self.misses += 1;
+            with_layout!(&mut self.ring.0, ring => self.gatherer.ask_ahead(ring));
+        }
         // One that came between the look and this word would be missed for ever: look again after it.
         self.parked = Some(self.gatherer.burst.memory().arrived());
         match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
-            Err(RingFault::Absent) => Ok(0),
+            Err(fault) if fault.is_wait() => Ok(0),
             gathered => {
                 self.parked = None;
                 gathered
             }
         }
+    }
+
+    /// True if the guest's IOMMU guards its memory.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.gatherer.tlb.is_on()
+    }
+
+    /// True if nobody may touch the ring, which is vring `vring` of its port: where it is has no mapping now.
+    #[inline]
+    pub fn is_shut(&self, vring: u16) -> bool {
+        self.is_guarded() && self.gatherer.burst.memory().iotlb().is_some_and(|iotlb| iotlb.is_shut(vring))
+    }
+
+    /// How often a frame had to wait for a mapping since the last time this was asked.
+    pub fn take_misses(&mut self) -> u64 {
+        std::mem::take(&mut self.misses)
+    }
+
+    /// Which frames of the burst lie in memory that the guest's IOMMU has taken back since they were gathered: bit i for
+    /// frame i. Nobody may read those.
+    #[inline]
+    pub fn taken_back(&mut self) -> u64 {
+        if self.is_guarded() { self.gatherer.taken_back() } else { 0 }
     }
 
     /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
@@ -159,6 +189,9 @@ struct Gatherer {
     /// Beside the burst's packets: which chain each came in.
     ahead: Box<[Ahead; MAX_BURST]>,
     scratch: Scratch,
+    tlb: Tlb,
+    /// [`GuestMap::generation`] when the burst was gathered.
+    generation: u64,
 }
 
 impl Gatherer {
@@ -172,7 +205,49 @@ impl Gatherer {
             in_order: features & feature::IN_ORDER != 0,
             ahead: Box::new([Ahead::other(Chain::UNKNOWN); MAX_BURST]),
             scratch: Scratch::new(),
+            tlb: Tlb::new(ring.memory(), Direction::Readable.access()),
+            generation: 0,
         }
+    }
+
+    /// Before anything is translated: what was taken back since is forgotten.
+    #[cold]
+    fn catch_up(&mut self) {
+        let memory = self.burst.memory();
+        // Before the look at what is gone: what goes after it is looked for again.
+        self.generation = memory.generation();
+        if self.tlb.catch_up(memory) {
+            self.burst.set_hint(Hint::NONE);
+        }
+    }
+
+    /// Asks for the mappings that the next chains lack, of each for the first: they come together.
+    #[cold]
+    fn ask_ahead<L: Layout>(&mut self, ring: &mut L) {
+        let ready = ring.ready(MAX_BURST).unwrap_or(0);
+        let mut place = 0;
+        while place < ready && usize::from(place) < MAX_BURST {
+            let Ok(Some((chain, first))) = ring.head(place) else { break };
+            self.scratch.clear();
+            let chain = match ring.walk(place, chain, first, Direction::Readable, &mut self.scratch) {
+                Ok((chain, _)) => chain,
+                Err(fault) if fault.is_wait() && L::ends_at(first) => chain,
+                Err(_) => break,
+            };
+            place += L::places(chain);
+        }
+    }
+
+    /// [`Transmitq::taken_back`].
+    fn taken_back(&mut self) -> u64 {
+        let memory = self.burst.memory();
+        let now = memory.generation();
+        if now == self.generation {
+            return 0;
+        }
+        let gone = self.burst.frames_in(|span| memory.is_gone_since(self.generation, span));
+        self.generation = now;
+        gone
     }
 
     /// [`Transmitq::gather`].
@@ -185,6 +260,9 @@ impl Gatherer {
         }
         self.burst.clear();
         ring.check()?;
+        if self.tlb.is_on() {
+            self.catch_up();
+        }
         let most = usize::from(ready).min(MAX_BURST);
         let mut end = self.gather_known(ring, 0, most);
         while end == End::Unknown {
@@ -248,7 +326,7 @@ impl Gatherer {
         most: usize,
         hint: &mut Hint,
     ) -> (usize, u64, End) {
-        let (memory, mut tables) = (self.burst.memory(), 0_u64);
+        let (memory, tlb, mut tables) = (self.burst.memory(), &mut self.tlb, 0_u64);
         let slots = self.ahead.get_mut(from..most).unwrap_or_default();
         for (i, slot) in slots.iter_mut().enumerate() {
             let (chain, desc) = match ring.head(place) {
@@ -257,17 +335,19 @@ impl Gatherer {
                 Err(fault) => return (from + i, tables, End::Fault(fault)),
             };
             let known = match desc.flags {
-                0 if desc.len >= self.header_size => memory.translate(Gpa(desc.addr), desc.len, hint).map(|span| {
-                    access::prefetch(span.start);
-                    access::prefetch(span.start.wrapping_add(64));
-                    let start = span.start.wrapping_add(self.header_size as usize);
-                    Ahead { header: span.start, data: Span { start, len: span.len - self.header_size }, chain }
-                }),
+                0 if desc.len >= self.header_size => {
+                    memory.translate(Iova(desc.addr), desc.len, hint, tlb).map(|span| {
+                        access::prefetch(span.start);
+                        access::prefetch(span.start.wrapping_add(64));
+                        let start = span.start.wrapping_add(self.header_size as usize);
+                        Ahead { header: span.start, data: Span { start, len: span.len - self.header_size }, chain }
+                    })
+                }
                 NEXT if desc.len == self.header_size => ring
                     .second(place, chain, desc)
-                    .and_then(|(chain, second)| Self::header_and_data(memory, desc, second, chain, hint)),
+                    .and_then(|(chain, second)| Self::header_and_data(memory, [desc, second], chain, hint, tlb)),
                 INDIRECT if desc.len == 32 && self.indirect => {
-                    memory.translate(Gpa(desc.addr), 32, hint).map(|table| {
+                    memory.translate(Iova(desc.addr), 32, hint, tlb).map(|table| {
                         access::prefetch(table.start);
                         tables |= 1 << ((from + i) % MAX_BURST);
                         Ahead { header: table.start, data: Span::EMPTY, chain }
@@ -287,9 +367,15 @@ impl Gatherer {
 
     /// A chain whose header and frame are each in one place.
     #[inline]
-    fn header_and_data(memory: &GuestMap, first: Desc, second: Desc, chain: Chain, hint: &mut Hint) -> Option<Ahead> {
-        let header = memory.translate(Gpa(first.addr), first.len, hint)?.start;
-        let data = memory.translate(Gpa(second.addr), second.len, hint)?;
+    fn header_and_data(
+        memory: &GuestMap,
+        [first, second]: [Desc; 2],
+        chain: Chain,
+        hint: &mut Hint,
+        tlb: &mut Tlb,
+    ) -> Option<Ahead> {
+        let header = memory.translate(Iova(first.addr), first.len, hint, tlb)?.start;
+        let data = memory.translate(Iova(second.addr), second.len, hint, tlb)?;
         access::prefetch(header);
         access::prefetch(data.start);
         Some(Ahead { header, data, chain })
@@ -297,7 +383,7 @@ impl Gatherer {
 
     /// Second pass: indirect tables of header and data become the same two buffers.
     fn open_tables<L: Layout>(&mut self, mut tables: u64, hint: &mut Hint) {
-        let memory = self.burst.memory();
+        let (memory, tlb) = (self.burst.memory(), &mut self.tlb);
         while tables != 0 {
             let place = tables.trailing_zeros() as usize;
             tables &= tables - 1;
@@ -306,7 +392,7 @@ impl Gatherer {
             let pair = L::in_table(table, 0).zip(L::in_table(table, 1));
             let known = pair
                 .filter(|&(first, second)| L::is_pair(first, second) && first.len == self.header_size)
-                .and_then(|(first, second)| Self::header_and_data(memory, first, second, ahead.chain, hint));
+                .and_then(|(first, second)| Self::header_and_data(memory, [first, second], ahead.chain, hint, tlb));
             *ahead = known.unwrap_or(Ahead::other(ahead.chain));
         }
     }

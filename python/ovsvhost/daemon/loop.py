@@ -158,6 +158,9 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
     datapath = apply.open_datapath(rundir, at_start.restart_hold_ms)
+    if at_start.iommu:
+        apply.offer_iommu(datapath)
+        _log.info("IOMMU support for vhost-user-client enabled.")
     if at_start.postcopy:
         try:
             apply.offer_postcopy(datapath)

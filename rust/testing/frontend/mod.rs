@@ -14,6 +14,7 @@
 //! offers less is refused, as QEMU does.
 
 mod config;
+pub mod iommu;
 mod negotiate;
 mod postcopy;
 mod start;
@@ -28,11 +29,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::{FrontendConfig, MemoryMessage, Order, Side};
+pub use iommu::{Answer, Iommu, IommuConfig};
 pub use postcopy::{Migration, Serve};
 pub use start::region_entries;
 
 use super::driver::RingPlace;
 use super::memory::GuestRam;
+use super::wire::features::IOMMU_PLATFORM;
 use super::wire::{Channel, Message, Request};
 use super::{Error, Result, sys};
 
@@ -51,6 +54,8 @@ pub struct Session {
     listening: bool,
     /// Where the back-end mapped each region, as it answered then.
     bases: RefCell<Vec<u64>>,
+    /// Answers for the guest's IOMMU.
+    iommu: Option<Iommu>,
 }
 
 impl Session {
@@ -163,7 +168,10 @@ impl Frontend {
         let Some(stream) = self.try_stream()? else { return Ok(false) };
         let mut channel = Channel::new(stream, self.config.deadline)?;
         channel.hang_up_at(self.config.hang_up_at);
-        let session = negotiate::negotiate(&self.config, self.settled, &self.calls, channel)?;
+        let mut session = negotiate::negotiate(&self.config, self.settled, &self.calls, channel)?;
+        if let Some(iommu) = self.config.iommu.filter(|_| session.features & IOMMU_PLATFORM != 0) {
+            session.iommu = Some(Iommu::begin(iommu, &self.ram, &session)?);
+        }
         self.settled = Some(session.features);
         self.session = Some(session);
         Ok(true)

@@ -29,6 +29,7 @@ pub(super) fn negotiate(
         started: false,
         listening: false,
         bases: RefCell::default(),
+        iommu: None,
     };
     if config.order == Order::VirtioUser {
         session.channel.send(&Message::new(Request::SET_OWNER), &[])?;

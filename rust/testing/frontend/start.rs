@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{FrontendConfig, MemoryMessage, Order, Session};
 use crate::testing::driver::RingPlace;
-use crate::testing::memory::GuestRam;
+use crate::testing::memory::{Gpa, GuestRam};
 use crate::testing::wire::features::protocol;
 use crate::testing::wire::{self, Message, RegionEntry, Request, VringAddresses};
 use crate::testing::{Error, Result};
@@ -99,7 +99,12 @@ pub fn region_entries(ram: &GuestRam) -> Vec<RegionEntry> {
 }
 
 fn set_memory(config: &FrontendConfig, ram: &GuestRam, session: &Session) -> Result<()> {
-    let entries = region_entries(ram);
+    let mut entries = region_entries(ram);
+    if let Some(iommu) = config.iommu.filter(|_| session.iommu.is_some()) {
+        for entry in &mut entries {
+            entry.gpa = entry.gpa.plus(iommu.offset);
+        }
+    }
     if session.listening {
         return super::postcopy::set_memory(config, ram, session, &entries);
     }
@@ -143,10 +148,12 @@ pub(super) fn set_ring(config: &FrontendConfig, ram: &GuestRam, session: &Sessio
     let Ring { index, place, base, kick, call } = *ring;
     set(session, Message::vring(Request::SET_VRING_NUM, index, config.ring_size.into()), &[])?;
     set(session, Message::vring(Request::SET_VRING_BASE, index, base), &[])?;
+    // As QEMU: those of a guest with an IOMMU go as they are.
+    let address = |gpa: Gpa| if session.iommu.is_some() { Ok(gpa.0) } else { ram.user_address(gpa) };
     let addresses = VringAddresses {
-        descriptors: ram.user_address(place.descriptors)?,
-        used: ram.user_address(place.used)?,
-        available: ram.user_address(place.available)?,
+        descriptors: address(place.descriptors)?,
+        used: address(place.used)?,
+        available: address(place.available)?,
         log: place.used.0,
         flags: 0,
     };

@@ -18,6 +18,7 @@ mod bridge;
 mod checksum;
 mod crowd;
 mod hostile;
+mod iommu;
 mod killed;
 mod life;
 mod matrix;
