@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use guest::way::Way;
-use guest::{FRAMES, LAYOUTS, ReceivingGuest, SendingGuest};
+use guest::{FRAMES, LAYOUTS};
 
 fn burst(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("driver to driver");
     group.throughput(Throughput::Elements(1));
     for kind in LAYOUTS {
         for size in [64, 512, 1518, 9000] {
-            let mut way = Way::new(SendingGuest::new(kind, size), ReceivingGuest::new(kind));
+            let mut way = Way::new(kind, size);
             way.check();
             group.bench_function(BenchmarkId::new(kind.name, format!("{size} B")), |bencher| {
                 bencher.iter_custom(|frames| {

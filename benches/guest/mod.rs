@@ -38,10 +38,12 @@ pub(crate) struct Kind {
     layout: Layout,
     /// Features besides those that all have.
     features: u64,
+    /// Addresses that frames go to in turn, [`RECEIVER`] and those after it.
+    pub(crate) destinations: u32,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
-    Kind { name, layout, features }
+    Kind { name, layout, features, destinations: 1 }
 }
 
 /// One buffer a frame in split rings.
@@ -58,6 +60,9 @@ pub(crate) const OTHERS: [Kind; 5] = [
     kind("packed in order, one buffer", Layout::One, feature::RING_PACKED | feature::IN_ORDER),
 ];
 
+/// Each frame to another of very many addresses.
+pub(crate) const MANY: Kind = Kind { name: "one buffer, 100 000 addresses", destinations: 100_000, ..PLAIN };
+
 /// A guest that sends.
 pub(crate) struct SendingGuest {
     sender: Sender,
@@ -71,7 +76,7 @@ impl SendingGuest {
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
             destination: Mac(RECEIVER),
-            destinations: 1,
+            destinations: kind.destinations,
             network: Network::V4,
             transport: Transport::Udp,
             checksum: Checksum::Zero,

@@ -7,10 +7,9 @@ use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::pmd::{BridgeView, Forwarder, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
-use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
-use super::{FRAMES, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
+use super::{FRAMES, Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
 
 const FROM: u16 = 0;
 const TO: u16 = 1;
@@ -28,11 +27,15 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Between these two.
-    pub(crate) fn new((from, sends): (SendingGuest, Transmitq), (to, receives): (ReceivingGuest, Receiveq)) -> Self {
-        let fdb = Fdb::new(8192, 300);
-        for (address, port) in [(SENDER, FROM), (RECEIVER, TO)] {
-            fdb.learn(Key::new(0, Mac::from_bytes(address)), port, NOW_S);
+    /// Between two guests whose rings `kind` describes, with frames of `size` bytes.
+    pub(crate) fn new(kind: Kind, size: usize) -> Self {
+        let ((from, sends), (to, receives)) = (SendingGuest::new(kind, size), ReceivingGuest::new(kind));
+        // As a bridge has by default, unless it needs more.
+        let fdb = Fdb::new(8192.max(kind.destinations as usize + 1), 300);
+        fdb.learn(Key::new(0, Mac::from_bytes(SENDER)), FROM, NOW_S);
+        let first = Mac::from_bytes(RECEIVER);
+        for number in 0..u64::from(kind.destinations) {
+            fdb.learn(Key::new(0, Mac(first.0 + number)), TO, NOW_S);
         }
         let delivered = Arc::<QueueCounters>::default();
         let slot = Arc::new(ReceiveSlot::new(receives, TO, 0, Arc::clone(&delivered), 0));

@@ -56,7 +56,11 @@ def stolen_s() -> float:
 
 def process_clock(pid: int) -> SchedulerClock:
     """The account of all threads a process has now. Threads that ended are not in it."""
-    clocks = [scheduler_clock(pid, tid) for tid in threads(pid)]
+    clocks = []
+    for tid in threads(pid):
+        # One may end between being listed and being asked.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            clocks.append(scheduler_clock(pid, tid))
     return SchedulerClock(sum(clock.ran_ns for clock in clocks), sum(clock.waited_ns for clock in clocks))
 
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cases import Row
@@ -132,44 +132,39 @@ def throughput_rows(results: Results) -> Rows:
         "cycles/packet",
         "lost",
     ]
-    lines = []
-    for row, series in _series(results, "pps"):
-        first, *_ = series.windows
-        for number, name in enumerate(series.windows):
-            start = [row.title, row.load] if number == 0 else ["", ""]
-            if rates := sorted(value / 1e6 for value in series.values(name, "pps")):
-                ratios = series.ratios("pps", first, name) if number else []
-                numbers = [
-                    f"{rates[0]:.2f} / {statistics.median(rates):.2f} / {rates[-1]:.2f}",
-                    f"{statistics.median(ratios):.2f}" if ratios else "",
-                    *_work(series, name),
-                    f"{series.median(name, 'lost_share'):.1%}",
-                ]
-            else:
-                numbers = [_failure(series, name), *[""] * 5]
-            lines.append([*start, name, *numbers])
-    return head, lines
+    return head, _rate_lines(
+        results, "pps", 2, lambda series, name: [*_work(series, name), f"{series.median(name, 'lost_share'):.1%}"]
+    )
 
 
 def tcp_rows(results: Results) -> Rows:
     """The table of transfers between guests' kernels."""
     head = ["case", "front-end", "who", "Mbit/s min / median / max", "first by it", "busy", "cycles/packet"]
+    # A kernel does not tell how full its ring is.
+    return head, _rate_lines(results, "bits_per_s", 0, lambda series, name: _work(series, name)[1:])
+
+
+def _rate_lines(
+    results: Results, metric: str, digits: int, more: Callable[[Series, str], list[str]]
+) -> list[list[str]]:
+    """A line for each contestant: its rate in millions, by that of the row's first, and ``more``."""
     lines = []
-    for row, series in _series(results, "bits_per_s"):
+    for row, series in _series(results, metric):
         first, *_ = series.windows
         for number, name in enumerate(series.windows):
             start = [row.title, row.load] if number == 0 else ["", ""]
-            if rates := sorted(value / 1e6 for value in series.values(name, "bits_per_s")):
-                ratios = series.ratios("bits_per_s", first, name) if number else []
+            if rates := sorted(value / 1e6 for value in series.values(name, metric)):
+                ratios = series.ratios(metric, first, name) if number else []
+                found = [rates[0], statistics.median(rates), rates[-1]]
                 numbers = [
-                    f"{rates[0]:.0f} / {statistics.median(rates):.0f} / {rates[-1]:.0f}",
+                    " / ".join(f"{rate:.{digits}f}" for rate in found),
                     f"{statistics.median(ratios):.2f}" if ratios else "",
-                    *_work(series, name)[1:],
+                    *more(series, name),
                 ]
             else:
-                numbers = [_failure(series, name), "", "", ""]
+                numbers = [_failure(series, name)]
             lines.append([*start, name, *numbers])
-    return head, lines
+    return lines
 
 
 def latency_rows(results: Results) -> Rows:
@@ -285,5 +280,6 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ta
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    padded = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    lines = [head, ["---"] * len(head), *padded]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

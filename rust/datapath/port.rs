@@ -55,6 +55,24 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
+    /// A port with nothing set: what an Interface without options is.
+    pub fn new(name: &str, kind: EndpointKind, ofport: u16, socket: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            ofport,
+            socket,
+            mtu: 1500,
+            retries: 8,
+            backpressure_us: 0,
+            steering: Steering::Hash,
+            socket_mode: 0o600,
+            socket_owner: None,
+            socket_group: None,
+            allow_file_memory: false,
+        }
+    }
+
     /// # Errors
     /// `Config` naming what is out of range.
     pub(super) fn check(&self) -> Result<()> {

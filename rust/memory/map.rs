@@ -324,10 +324,10 @@ impl GuestMap {
         self.at_uva(uva, len).is_none_or(|(e, span)| e.is_here(span))
     }
 
-    /// Where a region begins in this process; 0 if it is not mapped.
+    /// Where the pages of a region land that a migration brings; 0 if it is not mapped.
     pub fn base_of(&self, gpa: u64, uva: u64, size: u64) -> u64 {
         let found = self.entries.iter().find(|e| (e.gpa, e.uva, e.size) == (gpa, uva, size));
-        found.map_or(0, |e| e.host.addr() as u64)
+        found.and_then(|e| e.region.landing()).map_or(0, |landing| landing.base() as u64)
     }
 
     /// Tells the migration that memory that is not in `map` is nobody's any more.
@@ -397,7 +397,7 @@ impl GuestMap {
 impl Entry {
     /// True if nothing of the span is still to come.
     fn is_here(&self, span: Span) -> bool {
-        self.reach == self.size || self.region.residency().is_none_or(|r| r.has(span.start.addr(), span.len))
+        self.reach == self.size || self.region.landing().is_none_or(|l| l.has(span.start.addr(), span.len))
     }
 
     fn is(&self, spec: &RegionSpec) -> bool {

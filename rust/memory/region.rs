@@ -1,14 +1,13 @@
-//! One region: one mapping of one file that a front-end sent.
-#![allow(unsafe_code, reason = "a mapping is replaced under its address")]
+//! One region: the mapping of a file that a front-end sent, and while a migration brings its pages the place where
+//! they land.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, MmapRegion};
-
-use super::incoming::{Incoming, Residency};
-use super::sigbus;
+use super::incoming::Incoming;
+use super::landing::Landing;
+use super::mapping::Mapping;
 use crate::error::{Error, Result};
 use crate::sys::file::{self, Backing};
 
@@ -16,14 +15,12 @@ use crate::sys::file::{self, Backing};
 /// region's bytes start `offset` into it.
 #[derive(Debug)]
 pub(super) struct Region {
-    // Dropped in this order: out of the SIGBUS table first, then unmapped.
-    guard: sigbus::Guard,
-    mapping: MmapRegion<()>,
+    mapping: Mapping,
     offset: usize,
     /// Device and inode: two descriptors of one file are one memory.
     pub(super) identity: (u64, u64),
-    /// Which of its pages are here, if a migration brings them.
-    residency: Option<Residency>,
+    /// Where its pages land, if a migration brings them.
+    landing: Option<Landing>,
 }
 
 impl Region {
@@ -67,48 +64,31 @@ impl Region {
                 .map_err(|_| Error::Bug(format!("{subject}: an offset inside a mapping is past the address space")))
         };
         let (offset, size, page) = (inside(offset)?, inside(size)?, inside(page)?);
-        let mapping = MmapRegion::build(
-            Some(FileOffset::new(file, 0)),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-        )
-        .map_err(|e| {
-            Error::Peer(format!("{subject}: cannot map {length} bytes: {e}; check hugepages and vm.max_map_count"))
-        })?;
-        file::keep_private(mapping.as_ptr(), length);
-        let guard = sigbus::Guard::register(mapping.as_ptr() as usize, length)
-            .map_err(|e| kernel("cannot guard its mapping", e))?;
-        let start = mapping.as_ptr() as usize + offset;
-        let residency = incoming.map(|incoming| Residency::new(incoming, start, size, page)).transpose()?;
-        Ok(Self { guard, mapping, offset, identity: (meta.dev(), meta.ino()), residency })
+        let mapping = Mapping::new(subject, file, length)?;
+        let place = [offset, size, page];
+        let landing = incoming.map(|incoming| Landing::new(subject, incoming, &mapping, place)).transpose()?;
+        Ok(Self { mapping, offset, identity: (meta.dev(), meta.ino()), landing })
     }
 
-    /// Which of its pages are here; None if all are, as in memory that no migration brings.
-    pub(super) fn residency(&self) -> Option<&Residency> {
-        self.residency.as_ref()
-    }
-
-    /// Takes the file away from under its addresses: they hold zeroes from now on.
-    pub(super) fn blank(&self) {
-        // SAFETY: the whole mapping, which lives as long as `self`. A refusal leaves the file there.
-        let _ = unsafe { sigbus::blank(self.mapping.as_ptr() as usize, self.mapping.size()) };
+    /// Where its pages land; None if all are here, as in memory that no migration brings.
+    pub(super) fn landing(&self) -> Option<&Landing> {
+        self.landing.as_ref()
     }
 
     /// Where the region's first byte is mapped here.
     pub(super) fn host(&self) -> *mut u8 {
-        self.mapping.as_ptr().wrapping_add(self.offset)
+        self.mapping.start().wrapping_add(self.offset)
     }
 
     /// True once a page of it was lost.
     #[inline]
     pub(super) fn is_broken(&self) -> bool {
-        self.guard.is_broken()
+        self.mapping.is_broken() || self.landing.as_ref().is_some_and(Landing::is_broken)
     }
 
     /// True if the file holds no page at all: whoever owns this memory writes somewhere else, which is what QEMU does
     /// without `share=on`.
     pub(super) fn is_untouched(&self) -> bool {
-        self.mapping.file_offset().is_some_and(|at| at.file().metadata().is_ok_and(|meta| meta.blocks() == 0))
+        self.mapping.file().is_some_and(|file| file.metadata().is_ok_and(|meta| meta.blocks() == 0))
     }
 }

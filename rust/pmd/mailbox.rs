@@ -1,11 +1,11 @@
 //! How control speaks to a poll thread: rarely, in order, and without ever making it wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::doze::Doze;
 use super::{ReceiveSlot, Sleep, Topology, TransmitQueue};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
@@ -63,8 +63,7 @@ pub enum Message {
 /// One thread's inbox.
 #[derive(Debug)]
 pub(super) struct Mailbox {
-    pending: AtomicBool,
-    asleep: AtomicBool,
+    doze: Doze,
     /// None once the thread is gone: what is sent to it then is dropped, and who waits for an answer knows.
     messages: Lock<Option<Vec<Message>>>,
     pub(super) wake: EventFd,
@@ -72,8 +71,7 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     pub(super) fn new(wake: EventFd) -> Self {
-        let messages = Lock::new(Some(Vec::new()));
-        Self { pending: AtomicBool::new(false), asleep: AtomicBool::new(false), messages, wake }
+        Self { doze: Doze::default(), messages: Lock::new(Some(Vec::new())), wake }
     }
 
     /// Leaves a message and wakes the thread if it sleeps.
@@ -81,9 +79,7 @@ impl Mailbox {
         if let Some(messages) = self.messages.lock().as_mut() {
             messages.push(message);
         }
-        // Pairs with `about_to_sleep`: either the thread sees `pending`, or we see `asleep`.
-        self.pending.store(true, Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) {
+        if self.doze.post() {
             // A full counter wakes as well.
             let _ = self.wake.write(1);
         }
@@ -92,17 +88,18 @@ impl Mailbox {
     /// True if there may be mail. One relaxed load.
     #[inline]
     pub(super) fn has_mail(&self) -> bool {
-        self.pending.load(Ordering::Relaxed)
+        self.doze.is_pending()
     }
 
     /// The thread's own: look into the mailbox again, there is something left to do.
     pub(super) fn remind(&self) {
-        self.pending.store(true, Ordering::SeqCst);
+        // Whoever calls this is awake.
+        let _ = self.doze.post();
     }
 
     /// Takes what is there.
     pub(super) fn take(&self) -> Vec<Message> {
-        self.pending.store(false, Ordering::SeqCst);
+        self.doze.take();
         self.messages.lock().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
@@ -113,12 +110,11 @@ impl Mailbox {
 
     /// Says that the thread is about to sleep; false if mail came in: then do not.
     pub(super) fn about_to_sleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
-        !self.pending.load(Ordering::SeqCst)
+        self.doze.about_to_sleep()
     }
 
     /// Says that the thread is up.
     pub(super) fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.doze.awake();
     }
 }

@@ -18,6 +18,7 @@ pub mod balance;
 pub mod load;
 
 mod deliver;
+mod doze;
 mod mailbox;
 mod output;
 mod poll;
@@ -32,6 +33,8 @@ pub use poll::{Forwarder, TransmitQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
 pub use topology::{BridgeView, PortView, ReceiveSlot, Steering, Topology};
+
+use std::sync::atomic;
 
 use crate::ring::RingFault;
 use crate::switch::PortId;

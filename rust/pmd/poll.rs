@@ -233,14 +233,14 @@ impl Forwarder {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
         cache.refresh(&bridge.fdb, self.now_s);
-        cache.look_ahead(&bridge.fdb, burst.heads(), self.now_s);
         let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
-        while let Some((index, (packet, head))) = frames.next() {
+        while let Some((index, (packet, _))) = frames.next() {
             if let Some(reason) = packet.drop {
                 counters.dropped(reason, 1);
                 continue;
             }
-            let output = cache.classify(&bridge.fdb, port, &head.0, bridge.forward_bpdu, self.now_s);
+            let frame = (burst.heads(), usize::from(index));
+            let output = cache.classify(&bridge.fdb, port, frame, bridge.forward_bpdu, self.now_s);
             match output {
                 Output::Port(to) => {
                     let Some(list) = self.groups.list(to, view.bridge, &self.topology) else {

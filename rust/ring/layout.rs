@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::RingFault;
 use super::chain::{Chain, Desc, Direction, Scratch};
+use super::doorbell::Doorbell;
 use super::log::RingLog;
 use crate::memory::{GuestMap, Logging, Span};
 
@@ -34,8 +35,21 @@ pub(super) trait Layout {
     /// Marks everything in the ring that is ours to write.
     fn mark_own_areas(&self);
 
+    /// Its kick and call descriptors.
+    fn doorbell(&self) -> &Doorbell;
+
+    /// The same, to replace or use them.
+    fn doorbell_mut(&mut self) -> &mut Doorbell;
+
     /// What makes every further use of this ring pointless, if anything.
-    fn check(&self) -> Result<(), RingFault>;
+    #[inline]
+    fn check(&self) -> Result<(), RingFault> {
+        self.doorbell().check()?;
+        if self.memory().is_broken() {
+            return Err(RingFault::MemoryLost);
+        }
+        if self.logging().is_broken() { Err(RingFault::LogLost) } else { Ok(()) }
+    }
 
     /// What lies behind a fault: memory that was taken away reads as zeroes, and those as nonsense.
     #[cold]

@@ -127,16 +127,6 @@ impl PackedRing {
         &self.memory
     }
 
-    /// Its kick and call descriptors.
-    pub(super) fn doorbell(&self) -> &Doorbell {
-        &self.doorbell
-    }
-
-    /// The same, to replace or use them.
-    pub(super) fn doorbell_mut(&mut self) -> &mut Doorbell {
-        &mut self.doorbell
-    }
-
     /// The descriptor at `place`, less than a lap ahead, if it is available.
     #[inline]
     fn available(&self, place: u16) -> Option<Desc> {
@@ -263,12 +253,12 @@ impl Layout for PackedRing {
     }
 
     #[inline]
-    fn check(&self) -> std::result::Result<(), RingFault> {
-        self.doorbell.check()?;
-        if self.memory.is_broken() {
-            return Err(RingFault::MemoryLost);
-        }
-        if self.log.logging.is_broken() { Err(RingFault::LogLost) } else { Ok(()) }
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    fn doorbell_mut(&mut self) -> &mut Doorbell {
+        &mut self.doorbell
     }
 
     #[inline]

@@ -121,16 +121,6 @@ impl SplitRing {
         &self.memory
     }
 
-    /// Its kick and call descriptors.
-    pub(super) fn doorbell(&self) -> &Doorbell {
-        &self.doorbell
-    }
-
-    /// The same, to replace or use them.
-    pub(super) fn doorbell_mut(&mut self) -> &mut Doorbell {
-        &mut self.doorbell
-    }
-
     /// Reads the driver's index: available entries not yet taken. One acquire load.
     #[inline]
     fn look(&mut self) -> std::result::Result<u16, RingFault> {
@@ -236,12 +226,12 @@ impl Layout for SplitRing {
     }
 
     #[inline]
-    fn check(&self) -> std::result::Result<(), RingFault> {
-        self.doorbell.check()?;
-        if self.memory.is_broken() {
-            return Err(RingFault::MemoryLost);
-        }
-        if self.log.logging.is_broken() { Err(RingFault::LogLost) } else { Ok(()) }
+    fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    fn doorbell_mut(&mut self) -> &mut Doorbell {
+        &mut self.doorbell
     }
 
     #[inline]

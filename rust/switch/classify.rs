@@ -1,10 +1,10 @@
 //! Where a frame goes: learning, forwarding, flooding (IEEE 802.1D §7.7).
 
 use super::PortId;
-use super::fdb::{Fdb, Key};
+use super::fdb::{Fdb, Key, Place};
 use crate::burst::{HEAD_SIZE, Head, MAX_BURST};
 use crate::drops::DropReason;
-use crate::frame::ethernet::{self, Mac};
+use crate::frame::ethernet;
 
 /// A verdict on one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,10 +17,8 @@ pub enum Output {
     Drop(DropReason),
 }
 
-/// Twice a burst, so that the answers for one that goes to as many addresses as it has frames mostly find room.
-const CACHE: usize = 2 * MAX_BURST;
-/// Lookups that the table answered in one burst, from which on those of the next are asked for together.
-const MANY_MISSES: u32 = 8;
+/// Frames whose destinations are asked for together: as many misses as a core has under way at once, and some.
+const AHEAD: usize = 32;
 
 /// The first 16 bytes of a frame that went to a port, and where it went: those that follow it mostly go there too.
 #[derive(Debug, Clone, Copy)]
@@ -50,19 +48,19 @@ impl Last {
     }
 }
 
-/// What one transmitq saw last: spares the table most of its lookups. Valid for one generation of the FDB.
+/// What one transmitq saw last: spares the table most of its lookups. Valid for one generation of the FDB, and for a second:
+/// then ageing gets its say.
 #[derive(Debug)]
 pub struct Cache {
     last: Last,
     generation: u32,
+    second: u32,
     /// The last source, and the second in which it was learned.
     source: (Key, u32),
-    /// Direct-mapped answers for destinations.
-    destinations: [(Key, PortId); CACHE],
-    /// Answers are kept for a second: then ageing gets its say.
-    second: u32,
-    /// Lookups of this burst that the table had to answer, be it ahead of its frames.
-    misses: u32,
+    /// By frame of the burst, its destination and where to look for it.
+    ahead: [(Key, Place); MAX_BURST],
+    /// Frames of the burst that this is known of.
+    looked: usize,
 }
 
 impl Default for Cache {
@@ -70,48 +68,23 @@ impl Default for Cache {
         Self {
             last: Last::NONE,
             generation: 0,
-            source: (Key::NONE, 0),
-            destinations: [(Key::NONE, 0); CACHE],
             second: u32::MAX,
-            misses: 0,
+            source: (Key::NONE, 0),
+            ahead: [(Key::NONE, Place::default()); MAX_BURST],
+            looked: 0,
         }
     }
 }
 
 impl Cache {
-    /// Call once a burst: drops what may be stale.
+    /// Call once a burst: forgets the one before, and drops what may be stale.
     #[inline]
     pub fn refresh(&mut self, fdb: &Fdb, now_s: u32) {
+        self.looked = 0;
         let generation = fdb.generation();
         if generation != self.generation || now_s != self.second {
-            *self = Self { generation, second: now_s, misses: self.misses, ..Self::default() };
-        }
-    }
-
-    /// Call once a burst, before its frames are classified: where the burst before went to many addresses, those of this one
-    /// are looked up together, so that the frames do not wait for the table's memory one after the other.
-    #[inline]
-    pub fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
-        if std::mem::take(&mut self.misses) >= MANY_MISSES {
-            self.look_up_all(fdb, heads, now_s);
-        }
-    }
-
-    fn look_up_all(&mut self, fdb: &Fdb, heads: &[Head], now_s: u32) {
-        let (mut keys, mut ports) = ([Key::NONE; MAX_BURST], [None; MAX_BURST]);
-        for (key, head) in keys.iter_mut().zip(heads) {
-            let header = ethernet::parse(&head.0);
-            *key = Key::new(header.vlan, header.dst);
-        }
-        let keys = keys.get(..heads.len()).unwrap_or(&keys);
-        fdb.lookup_all(keys, &mut ports, now_s);
-        for (&key, port) in keys.iter().zip(ports) {
-            if let (Some(to), Some(entry)) = (port, self.destinations.get_mut(key.low_bits() % CACHE))
-                && entry.0 != key
-            {
-                *entry = (key, to);
-                self.misses += 1;
-            }
+            (self.generation, self.second) = (generation, now_s);
+            (self.last, self.source) = (Last::NONE, (Key::NONE, 0));
         }
     }
 
@@ -121,20 +94,22 @@ impl Cache {
         self.last
     }
 
-    /// Learns the source of a frame that came in on `port` and says where the frame goes. A cache is of one port.
+    /// Learns the source of frame `index` of a burst that came in on `port` and says where the frame goes. A cache is of one
+    /// port, and sees a burst's frames in order.
     #[inline]
     pub fn classify(
         &mut self,
         fdb: &Fdb,
         port: PortId,
-        head: &[u8; HEAD_SIZE],
+        (heads, index): (&[Head], usize),
         forward_bpdu: bool,
         now_s: u32,
     ) -> Output {
-        if self.last.is_like(head) {
+        let Some(head) = heads.get(index) else { return Output::Drop(DropReason::BadSource) };
+        if self.last.is_like(&head.0) {
             return self.last.output;
         }
-        let header = ethernet::parse(head);
+        let header = ethernet::parse(&head.0);
         let source = Key::new(header.vlan, header.src);
         if self.source != (source, now_s) {
             if header.src.is_group() || header.src.0 == 0 {
@@ -144,44 +119,41 @@ impl Cache {
                 self.source = (source, now_s);
             }
         }
-        let output = self.destination(fdb, port, header.vlan, header.dst, forward_bpdu, now_s);
-        // What the table may learn, or has to be taught, is asked for again.
-        if matches!(output, Output::Port(_)) && self.source == (source, now_s) {
-            let mask = if header.tagged { u128::MAX } else { Last::UNTAGGED };
-            self.last = Last { head: Last::head(head), mask, output };
+        if index >= self.looked {
+            self.look_ahead(fdb, heads, index);
         }
-        output
+        let (key, place) = self.ahead.get(index).copied().unwrap_or((Key::NONE, Place::default()));
+        if header.dst.is_group() {
+            let stays = header.dst.is_reserved() && !forward_bpdu;
+            return if stays { Output::Drop(DropReason::Reserved) } else { Output::Flood };
+        }
+        let Some(to) = fdb.lookup_at(place, key, now_s) else { return Output::Flood };
+        if to == port {
+            return Output::Drop(DropReason::SamePort);
+        }
+        // What the table may learn, or has to be taught, is asked for again.
+        if self.source == (source, now_s) {
+            let mask = if header.tagged { u128::MAX } else { Last::UNTAGGED };
+            self.last = Last { head: Last::head(&head.0), mask, output: Output::Port(to) };
+        }
+        Output::Port(to)
     }
 
-    #[inline]
-    fn destination(&mut self, fdb: &Fdb, port: PortId, vlan: u16, dst: Mac, forward_bpdu: bool, now_s: u32) -> Output {
-        if dst.is_group() {
-            return if dst.is_reserved() && !forward_bpdu { Output::Drop(DropReason::Reserved) } else { Output::Flood };
+    /// Asks for the table's lines of this frame and those after it, so that their misses overlap.
+    fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head], from: usize) {
+        for (ahead, head) in self.ahead.iter_mut().zip(heads).skip(from).take(AHEAD) {
+            let header = ethernet::parse(&head.0);
+            let key = Key::new(header.vlan, header.dst);
+            *ahead = (key, fdb.ask_for(key));
         }
-        let key = Key::new(vlan, dst);
-        let place = key.low_bits() % CACHE;
-        let found = match self.destinations.get(place) {
-            Some(&(cached, to)) if cached == key => Some(to),
-            _ => {
-                self.misses += 1;
-                let found = fdb.lookup(key, now_s);
-                if let (Some(to), Some(entry)) = (found, self.destinations.get_mut(place)) {
-                    *entry = (key, to);
-                }
-                found
-            }
-        };
-        match found {
-            Some(to) if to == port => Output::Drop(DropReason::SamePort),
-            Some(to) => Output::Port(to),
-            None => Output::Flood,
-        }
+        self.looked = from + AHEAD;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::ethernet::Mac;
 
     fn head(dst: u64, src: u64) -> [u8; HEAD_SIZE] {
         let mut head = [0; HEAD_SIZE];
@@ -192,7 +164,12 @@ mod tests {
 
     fn ask(cache: &mut Cache, fdb: &Fdb, port: PortId, dst: u64, src: u64) -> Output {
         cache.refresh(fdb, 1);
-        cache.classify(fdb, port, &head(dst, src), false, 1)
+        classify(cache, fdb, port, head(dst, src))
+    }
+
+    fn classify(cache: &mut Cache, fdb: &Fdb, port: PortId, head: [u8; HEAD_SIZE]) -> Output {
+        cache.looked = 0;
+        cache.classify(fdb, port, (&[Head(head)], 0), false, 1)
     }
 
     #[test]
@@ -245,40 +222,40 @@ mod tests {
         }
         cache.refresh(&fdb, 1);
         for (first, second) in heads.iter().flat_map(|first| heads.iter().map(move |second| (first, second))) {
-            cache.classify(&fdb, 1, first, false, 1);
+            classify(&mut cache, &fdb, 1, *first);
             cache.refresh(&fdb, 1);
-            let alone = Cache::default().classify(&fdb, 1, second, false, 1);
+            let alone = classify(&mut Cache::default(), &fdb, 1, *second);
             let last = cache.last();
             assert!(!last.is_like(second) || last.output == alone, "{:x?} after {:x?}", &second[..16], &first[..16]);
-            assert_eq!(
-                cache.classify(&fdb, 1, second, false, 1),
-                alone,
-                "{:x?} after {:x?}",
-                &second[..16],
-                &first[..16]
-            );
+            assert_eq!(classify(&mut cache, &fdb, 1, *second), alone, "{:x?} after {:x?}", &second[..16], &first[..16]);
         }
     }
 
     #[test]
-    fn lookups_asked_for_together_give_what_they_gave_one_by_one() {
-        let (fdb, mut a) = (Fdb::new(1024, 300), Cache::default());
-        let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n, 0x0201))).collect();
+    fn a_burst_gets_the_answers_its_frames_would_have_got_alone() {
+        let fdb = Fdb::new(1024, 300);
         for n in 0..32 {
             fdb.learn(Key::new(0, Mac(0x0002_0000 + n)), 2, 1);
         }
-        for round in 0..3 {
-            a.refresh(&fdb, 1);
-            // As if frames to others came in between.
-            a.destinations = [(Key::NONE, 0); CACHE];
-            a.look_ahead(&fdb, &heads, 1);
-            assert_eq!(a.misses, if round == 0 { 0 } else { 32 }, "the known ones, from the second burst on");
-            for (n, head) in heads.iter().enumerate() {
-                let expected = if n < 32 { Output::Port(2) } else { Output::Flood };
-                assert_eq!(a.classify(&fdb, 1, &head.0, false, 1), expected, "{n}, round {round}");
+        let mut cache = Cache::default();
+        // Runs of one, of several and of all; known addresses and unknown ones; the burst before had others in their places.
+        for stride in [1, 3, 7, 64] {
+            let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n / stride * 5 % 64, 0x0201))).collect();
+            cache.refresh(&fdb, 1);
+            for (n, alone) in heads.iter().enumerate() {
+                let expected = classify(&mut Cache::default(), &fdb, 1, alone.0);
+                assert_eq!(cache.classify(&fdb, 1, (&heads, n), false, 1), expected, "{n} of runs of {stride}");
             }
-            assert!(a.misses >= MANY_MISSES, "the next burst is asked for together");
         }
+    }
+
+    #[test]
+    fn a_source_that_a_burst_brings_is_known_to_the_frames_after_it() {
+        let (fdb, mut cache) = (Fdb::new(64, 300), Cache::default());
+        let heads = [Head(head(0x0202, 0x0201)), Head(head(0x0201, 0x0203))];
+        cache.refresh(&fdb, 1);
+        assert_eq!(cache.classify(&fdb, 1, (&heads, 0), false, 1), Output::Flood);
+        assert_eq!(cache.classify(&fdb, 1, (&heads, 1), false, 1), Output::Drop(DropReason::SamePort));
     }
 
     #[test]
@@ -293,6 +270,8 @@ mod tests {
         let (fdb, mut a) = (Fdb::new(64, 300), Cache::default());
         assert_eq!(ask(&mut a, &fdb, 1, 0x0180_c200_0000, 0x0201), Output::Drop(DropReason::Reserved));
         assert_eq!(ask(&mut a, &fdb, 1, 0x0202, 0x0100_0000_0201), Output::Drop(DropReason::BadSource));
-        assert_eq!(a.classify(&fdb, 1, &head(0x0180_c200_0000, 0x0201), true, 1), Output::Flood);
+        a.refresh(&fdb, 1);
+        let heads = [Head(head(0x0180_c200_0000, 0x0201))];
+        assert_eq!(a.classify(&fdb, 1, (&heads, 0), true, 1), Output::Flood);
     }
 }

@@ -56,15 +56,11 @@ impl Key {
     pub fn vlan(self) -> u16 {
         u16::try_from(self.0 >> 48 & 0xfff).unwrap_or_default()
     }
-
-    /// Bits to choose a place in a small cache.
-    #[inline]
-    pub fn low_bits(self) -> usize {
-        #[allow(clippy::cast_possible_truncation, reason = "any bits do")]
-        let bits = (self.0 ^ self.0 >> 8 ^ self.0 >> 16) as usize;
-        bits
-    }
 }
+
+/// Where an address is looked for first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place(u32);
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -212,27 +208,27 @@ impl Fdb {
         [hash as usize & mask, (hash >> 32) as usize & mask]
     }
 
-    /// Looks up many addresses at once, each into its place of `found`: every line is asked for before the first is looked
-    /// at, so that their misses overlap.
+    /// Asks for the line of memory that `key` is in, for [`Self::lookup_at`] a little later: the misses of several overlap.
     #[inline]
-    pub fn lookup_all(&self, keys: &[Key], found: &mut [Option<PortId>], now_s: u32) {
-        for &key in keys {
-            let [first, _] = self.places(key);
-            if let Some(bucket) = self.buckets.get(first) {
-                access::prefetch(std::ptr::from_ref(bucket).cast());
-            }
+    pub fn ask_for(&self, key: Key) -> Place {
+        let place = self.place(key);
+        if let Some(bucket) = self.buckets.get(place.0 as usize) {
+            access::prefetch(std::ptr::from_ref(bucket).cast());
         }
-        for (&key, found) in keys.iter().zip(found) {
-            *found = self.lookup(key, now_s);
-        }
+        place
+    }
+
+    #[inline]
+    fn place(&self, key: Key) -> Place {
+        #[allow(clippy::cast_possible_truncation, reason = "a table has a million addresses at most")]
+        Place(self.places(key)[0] as u32)
     }
 
     /// The entry that seems to hold `key`. All places of a bucket are looked at, whichever it is in: that cannot be guessed,
     /// and a wrong guess of the processor costs more than the other places do. That it is in the first bucket can.
     #[inline]
-    fn locate(&self, key: Key) -> Option<&Entry> {
-        let [first, second] = self.places(key);
-        self.locate_in(first, key).or_else(|| self.locate_in(second, key))
+    fn locate(&self, Place(first): Place, key: Key) -> Option<&Entry> {
+        self.locate_in(first as usize, key).or_else(|| self.locate_in(self.places(key)[1], key))
     }
 
     #[inline]
@@ -247,7 +243,12 @@ impl Fdb {
 
     #[inline]
     fn find(&self, key: Key) -> Option<(&Entry, u64)> {
-        let entry = self.locate(key)?;
+        self.find_at(self.place(key), key)
+    }
+
+    #[inline]
+    fn find_at(&self, place: Place, key: Key) -> Option<(&Entry, u64)> {
+        let entry = self.locate(place, key)?;
         // Another thread may be writing it, three stores long: look again, but never wait for one that stands still.
         for _ in 0..PATIENCE {
             let value = entry.value.load(Ordering::Acquire);
@@ -264,7 +265,13 @@ impl Fdb {
     /// The port behind which `key` was last seen, if that is not too long ago.
     #[inline]
     pub fn lookup(&self, key: Key, now_s: u32) -> Option<PortId> {
-        let (port, seen) = unpack(self.find(key)?.1);
+        self.lookup_at(self.place(key), key, now_s)
+    }
+
+    /// The same for a key whose place is known already, of this table.
+    #[inline]
+    pub fn lookup_at(&self, place: Place, key: Key, now_s: u32) -> Option<PortId> {
+        let (port, seen) = unpack(self.find_at(place, key)?.1);
         (age(now_s, seen) <= self.aging_s.load(Ordering::Relaxed)).then_some(port)
     }
 

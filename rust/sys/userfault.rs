@@ -4,9 +4,12 @@
 //! here blocks.
 #![allow(unsafe_code, reason = "userfaultfd(2), its ioctls and mincore(2) are not in std")]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Bytes of the pages that [`pages_at_hand`] knows, as a power of two.
+pub const SMALL_PAGE: u32 = 12;
 
 const API: u64 = 0xaa;
 /// `UFFD_FEATURE_MISSING_HUGETLBFS` and `UFFD_FEATURE_MISSING_SHMEM`.
@@ -17,7 +20,6 @@ const USER_MODE_ONLY: libc::c_int = 1;
 const NEW: libc::c_ulong = 0xaa00;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 
 #[repr(C)]
@@ -76,11 +78,6 @@ impl Userfault {
         self.ioctl(UFFDIO_REGISTER, &mut argument)
     }
 
-    /// From now on missing pages are the kernel's to make; who waits for one goes on.
-    pub fn unregister(&self, start: usize, size: usize) -> io::Result<()> {
-        self.ioctl(UFFDIO_UNREGISTER, &mut range(start, size))
-    }
-
     /// Lets everybody who waits for a page in these bytes look again.
     pub fn wake(&self, start: usize, size: usize) -> io::Result<()> {
         self.ioctl(UFFDIO_WAKE, &mut range(start, size))
@@ -118,11 +115,30 @@ fn owned(fd: i64) -> io::Result<OwnedFd> {
     }
 }
 
+/// True if [`pages_at_hand`] is true of `file`. Of a file that this process may not write to by its owner and mode, a
+/// descriptor it was sent or not, the kernel says that every page is there: one past its end, too, which cannot be.
+pub fn tells_pages_at_hand(file: &File) -> bool {
+    let Ok(size) = file.metadata().map(|meta| meta.len().next_multiple_of(1 << SMALL_PAGE)) else { return false };
+    let Ok(past) = libc::off_t::try_from(size) else { return false };
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+    let page =
+        unsafe { libc::mmap(std::ptr::null_mut(), 1 << SMALL_PAGE, libc::PROT_READ, flags, file.as_raw_fd(), past) };
+    if page == libc::MAP_FAILED {
+        return false;
+    }
+    let mut is_there = [1];
+    let is_true = pages_at_hand(page as usize, &mut is_there).is_ok() && is_there[0] & 1 == 0;
+    // SAFETY: the mapping just made, which nobody else knows.
+    unsafe { libc::munmap(page, 1 << SMALL_PAGE) };
+    is_true
+}
+
 /// Of each small page from `start` on, one byte whose lowest bit says whether its file has it (`mincore(2)`). Asks only:
 /// no page comes of it. Of huge pages it knows only those that were touched here.
 pub fn pages_at_hand(start: usize, pages: &mut [u8]) -> io::Result<()> {
     // SAFETY: `pages` has room for one byte a page; a range that is not mapped gives ENOMEM.
-    match unsafe { libc::mincore(start as *mut libc::c_void, pages.len() * 4096, pages.as_mut_ptr()) } {
+    match unsafe { libc::mincore(start as *mut libc::c_void, pages.len() << SMALL_PAGE, pages.as_mut_ptr()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

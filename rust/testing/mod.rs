@@ -38,3 +38,4 @@ pub mod traffic;
 pub mod wire;
 
 pub use error::{Error, Result};
+pub use sys::become_nobody;

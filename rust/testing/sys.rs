@@ -41,3 +41,18 @@ pub(super) fn pin(cpu: usize) -> Result<()> {
     }
     Ok(())
 }
+
+/// Makes the calling thread, and those that it starts from now on, a stranger to files of others: user `nobody`, with no
+/// rights but those that everybody has (`setresuid(2)`; the C library's would change the whole process).
+///
+/// # Errors
+/// `Kernel` for whoever is not root.
+pub fn become_nobody() -> Result<()> {
+    const NOBODY: libc::uid_t = 65_534;
+    const AS_IT_IS: libc::uid_t = libc::uid_t::MAX;
+    // SAFETY: three numbers; it changes what this thread may do and no memory.
+    match unsafe { libc::syscall(libc::SYS_setresuid, AS_IT_IS, NOBODY, AS_IT_IS) } {
+        0 => Ok(()),
+        _ => Err(Error::last_os("cannot become nobody")),
+    }
+}

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use ovsvhost::datapath::{Datapath, PortConfig};
-use ovsvhost::pmd::Steering;
 use ovsvhost::testing::hostile::Case;
 use ovsvhost::testing::traffic::{EndSettings, Json, RunSettings, Runner};
 use ovsvhost::vhost::EndpointKind;
@@ -28,21 +27,8 @@ impl Bench {
         datapath.add_bridge("br0").unwrap();
         for ofport in 1..=3 {
             let name = format!("v{}", ofport - 1);
-            let config = PortConfig {
-                socket: dir.as_path().join(&name),
-                name,
-                kind,
-                ofport,
-                mtu: 9000,
-                retries: 8,
-                backpressure_us: 0,
-                steering: Steering::Hash,
-                socket_mode: 0o600,
-                socket_owner: None,
-                socket_group: None,
-                allow_file_memory: false,
-            };
-            datapath.add_port("br0", config).unwrap();
+            let config = PortConfig::new(&name, kind, ofport, dir.as_path().join(&name));
+            datapath.add_port("br0", PortConfig { mtu: 9000, ..config }).unwrap();
         }
         Self { datapath, dir, kind }
     }

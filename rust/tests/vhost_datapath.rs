@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use ovsvhost::datapath::{Datapath, PortConfig, PortState};
-use ovsvhost::pmd::Steering;
 use ovsvhost::vhost::EndpointKind;
 use rig::{Vm, eventually};
 use vhost::VhostBackend;
@@ -40,20 +39,7 @@ impl Bench {
     }
 
     fn add(&self, name: &str, ofport: u16) {
-        let config = PortConfig {
-            name: name.into(),
-            kind: EndpointKind::Server,
-            ofport,
-            socket: self.socket(name),
-            mtu: 1500,
-            retries: 8,
-            backpressure_us: 0,
-            steering: Steering::Hash,
-            socket_mode: 0o600,
-            socket_owner: None,
-            socket_group: None,
-            allow_file_memory: false,
-        };
+        let config = PortConfig::new(name, EndpointKind::Server, ofport, self.socket(name));
         self.datapath.add_port("br0", config).unwrap();
     }
 

@@ -13,7 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use ovsvhost::datapath::{Datapath, PortConfig};
-use ovsvhost::pmd::Steering;
 use ovsvhost::vhost::EndpointKind;
 use rig::{GPA, MEMORY, MRG_RXBUF, PROTOCOL_FEATURES, Raw, VERSION_1, Vm, eventfd, eventually, memfd};
 use vhost::vhost_user::VhostUserFrontend;
@@ -43,20 +42,7 @@ impl Bench {
         datapath.add_bridge("br0").unwrap();
         let guest = |name: &str, ofport| {
             let socket: PathBuf = dir.as_path().join(name);
-            let config = PortConfig {
-                name: name.into(),
-                kind: EndpointKind::Server,
-                ofport,
-                socket: socket.clone(),
-                mtu: 1500,
-                retries: 8,
-                backpressure_us: 0,
-                steering: Steering::Hash,
-                socket_mode: 0o600,
-                socket_owner: None,
-                socket_group: None,
-                allow_file_memory: false,
-            };
+            let config = PortConfig::new(name, EndpointKind::Server, ofport, socket.clone());
             datapath.add_port("br0", config).unwrap();
             let mut vm = Vm::new(UnixStream::connect(socket).unwrap());
             vm.start(1);
@@ -301,20 +287,7 @@ fn a_front_end_that_wants_to_hear_of_news_in_its_log_does() {
 fn a_log_is_answered_whether_it_is_taken_or_not() {
     let bench = Bench::new();
     let socket = bench.dir.as_path().join("v2");
-    let config = PortConfig {
-        name: "v2".into(),
-        kind: EndpointKind::Server,
-        ofport: 3,
-        socket: socket.clone(),
-        mtu: 1500,
-        retries: 8,
-        backpressure_us: 0,
-        steering: Steering::Hash,
-        socket_mode: 0o600,
-        socket_owner: None,
-        socket_group: None,
-        allow_file_memory: false,
-    };
+    let config = PortConfig::new("v2", EndpointKind::Server, 3, socket.clone());
     bench.datapath.add_port("br0", config).unwrap();
     let mut raw = Raw(UnixStream::connect(socket).unwrap());
     raw.send_number(FrontendReq::SET_PROTOCOL_FEATURES, VhostUserProtocolFeatures::LOG_SHMFD.bits());

@@ -65,6 +65,8 @@ class Guest(Machine):
         cpus: virtual CPUs; as many as queue pairs that shall be used.
         cpu: their model; QEMU's default knows SSE2 and little more.
         kernel_line: further words for the kernel, such as ``hugepages=80``.
+        iommu: has one before its devices, which NICs with the options ``iommu_platform`` and ``ats`` use; the kernel needs
+            ``intel_iommu=on`` for it.
         folder: where sockets and logs go; made if None, and removed at the end. Keep it short: a socket's path has at
             most 107 bytes.
         incoming: a state saved by ``save`` to resume instead of booting; or ``defer`` to wait for another guest that
@@ -85,6 +87,7 @@ class Guest(Machine):
         cpus: int = 1,
         cpu: str | None = None,
         kernel_line: str = "",
+        iommu: bool = False,
         folder: Path | None = None,
         incoming: Path | Literal["defer"] | None = None,
         stays: bool = False,
@@ -101,6 +104,7 @@ class Guest(Machine):
         self._cpus = cpus
         self._cpu = cpu
         self._kernel_line = f"{kernel_command_line()} {kernel_line}".rstrip()
+        self._iommu = iommu
         self._incoming = incoming
         self._stays = stays
         self._program: Program | None = None
@@ -131,7 +135,8 @@ class Guest(Machine):
     def arguments(self) -> list[str]:
         """QEMU's command line."""
         command = [*self.qemu.arguments(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        command += ["-machine", "q35", "-accel", os.environ.get("OVSVHOST_ACCEL", "tcg,thread=multi")]
+        machine = "q35,kernel-irqchip=split" if self._iommu else "q35"
+        command += ["-machine", machine, "-accel", os.environ.get("OVSVHOST_ACCEL", "tcg,thread=multi")]
         command += ["-smp", str(self._cpus), "-name", self.name]
         command += ["-cpu", self._cpu] if self._cpu else []
         hugepages = str(self._memory) if isinstance(self._memory, Path) else None
@@ -145,6 +150,8 @@ class Guest(Machine):
             "-append",
             self._kernel_line,
         ]
+        # Before the devices it translates for.
+        command += ["-device", "intel-iommu,intremap=on,device-iotlb=on"] if self._iommu else []
         # These come before the NICs, whose netdev blocks until the switch is there.
         for label in _CONTROLS:
             suffix = f",logfile={self._path('console.log')}" if label == "console" else ""

@@ -15,7 +15,7 @@ fn lesson_missed_while_control_writes_is_learned_from_the_next_frame() {
     head[11] = 7;
     let mut pass = || {
         cache.refresh(&fdb, 0);
-        cache.classify(&fdb, 3, &head, false, 0);
+        cache.classify(&fdb, 3, (&[crate::burst::Head(head)], 0), false, 0);
         fdb.lookup(Key::new(0, Mac(7)), 0)
     };
     let control = fdb.writer.lock();

@@ -28,6 +28,9 @@ pub trait ChainDriver: Sized {
     /// Takes back the next buffer the device is done with.
     fn poll_used(&mut self) -> Option<Used>;
 
+    /// Asks for calls, or asks for none.
+    fn want_calls(&mut self, wanted: bool);
+
     /// Where the device has come to, as ring memory tells: the used index, or the descriptor with its wrap counter.
     fn device_position(&mut self) -> u16;
 
@@ -50,6 +53,10 @@ impl ChainDriver for SplitDriver {
 
     fn poll_used(&mut self) -> Option<Used> {
         self.poll_used()
+    }
+
+    fn want_calls(&mut self, wanted: bool) {
+        self.ring_mut().want_calls(wanted);
     }
 
     fn device_position(&mut self) -> u16 {
@@ -78,6 +85,10 @@ impl ChainDriver for PackedDriver {
 
     fn poll_used(&mut self) -> Option<Used> {
         self.poll_used()
+    }
+
+    fn want_calls(&mut self, wanted: bool) {
+        self.ring_mut().want_calls(wanted);
     }
 
     fn device_position(&mut self) -> u16 {

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::time::Duration;
 
-use super::{GuestRam, Window};
+use super::{GuestRam, Region, Window};
 use crate::testing::{Error, Result};
 
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
@@ -80,6 +80,23 @@ pub struct MissingPages {
     regions: Vec<(Window, usize, Vec<u8>)>,
 }
 
+impl Region {
+    /// Takes every page out of the file: there are holes now.
+    ///
+    /// # Errors
+    /// `Kernel` when the file cannot have holes.
+    pub fn punch(&self) -> Result<()> {
+        let [from, bytes] =
+            [self.file_offset(), self.size() as u64].map(|n| libc::off_t::try_from(n).unwrap_or(libc::off_t::MAX));
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: the descriptor is open; the windows on the memory bear any content.
+        match unsafe { libc::fallocate(self.file().as_raw_fd(), mode, from, bytes) } {
+            0 => Ok(()),
+            _ => Err(Error::last_os("cannot take pages out of guest memory")),
+        }
+    }
+}
+
 impl GuestRam {
     /// Takes every page out of the files: whoever touches the memory from now on waits until the page is
     /// [placed](MissingPages::place).
@@ -92,13 +109,8 @@ impl GuestRam {
         for region in self.regions() {
             let mut content = vec![0; region.size()];
             region.window().read(0, &mut content);
-            let (start, size) = (region.file_offset(), region.size() as u64);
-            let [from, bytes] = [start, size].map(|n| libc::off_t::try_from(n).unwrap_or(libc::off_t::MAX));
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            // SAFETY: the descriptor is open; the windows on the memory bear any content.
-            if unsafe { libc::fallocate(region.file().as_raw_fd(), mode, from, bytes) } != 0 {
-                return Err(Error::last_os("cannot take pages out of guest memory"));
-            }
+            region.punch()?;
+            let size = region.size() as u64;
             userfault.call(UFFDIO_REGISTER, &mut [region.user_address(), size, MISSING, 0])?;
             regions.push((region.window().clone(), region.page_size(), content));
         }

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use ovsvhost::burst::MAX_BURST;
 use ovsvhost::datapath::{Datapath, PortConfig};
-use ovsvhost::pmd::Steering;
 use ovsvhost::recovery::Recovery;
 use ovsvhost::testing::traffic::LinkState;
 use ovsvhost::vhost::EndpointKind;
@@ -36,21 +35,8 @@ fn the_switch() {
     let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder, HOLD).unwrap()).unwrap();
     datapath.add_bridge("br0").unwrap();
     for (name, ofport) in [("a", 1), ("b", 2)] {
-        let config = PortConfig {
-            name: name.to_owned(),
-            kind: EndpointKind::Client,
-            ofport,
-            socket: socket(&folder, name),
-            mtu: 9_000,
-            retries: 8,
-            backpressure_us: 0,
-            steering: Steering::Hash,
-            socket_mode: 0o600,
-            socket_owner: None,
-            socket_group: None,
-            allow_file_memory: false,
-        };
-        datapath.add_port("br0", config).unwrap();
+        let config = PortConfig::new(name, EndpointKind::Client, ofport, socket(&folder, name));
+        datapath.add_port("br0", PortConfig { mtu: 9_000, ..config }).unwrap();
     }
     println!("\nready");
     std::io::stdout().flush().unwrap();

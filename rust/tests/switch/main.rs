@@ -5,6 +5,7 @@
 //! * `rig`: a switch with one bridge, and where its sockets are.
 //! * `traffic`: ends that send numbered frames and judge every byte of what arrives.
 //! * `station`: one guest, frame by frame, honest or not.
+//! * `incoming`: memory that a migration brings, without a switch.
 #![allow(unreachable_pub, reason = "a test has no users: what is pub is for its other rooms")]
 #![allow(
     clippy::unwrap_used,
@@ -18,6 +19,7 @@ mod bridge;
 mod checksum;
 mod crowd;
 mod hostile;
+mod incoming;
 mod iommu;
 mod killed;
 mod life;

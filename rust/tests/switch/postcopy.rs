@@ -3,16 +3,19 @@
 //! Beside every one of them another pair of guests goes on exchanging frames.
 
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ovsvhost::testing::frontend::{FrontendConfig, MemoryMessage, Serve};
+use ovsvhost::testing::driver::{ChainDriver, PackedDriver, SplitDriver};
+use ovsvhost::testing::frontend::{FrontendConfig, MemoryMessage, Migration, Serve};
 use ovsvhost::testing::memory::{Backing, RegionSpec};
-use ovsvhost::testing::wire::features::protocol;
+use ovsvhost::testing::wire::features::{RING_PACKED, protocol};
 use ovsvhost::testing::wire::{Message, Request};
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
-use super::station::Station;
+use super::station::{Station, StationOf};
 
 /// The region with the rings; the other has the buffers.
 const RINGS: usize = 0;
@@ -22,10 +25,10 @@ fn moves(config: &mut FrontendConfig) {
 }
 
 /// A switch that offers post-copy; the guest that will move, whom it talks to, and two that have nothing to do with it.
-fn four(change: impl Fn(&mut FrontendConfig)) -> (Switch, Station, Station, [Station; 2]) {
+fn four<D: ChainDriver>(change: impl Fn(&mut FrontendConfig)) -> (Switch, StationOf<D>, Station, [Station; 2]) {
     let mut switch = Switch::new();
     switch.datapath().offer_postcopy().unwrap();
-    let moving = Station::join_with(&mut switch, "moving", 1, |config| {
+    let moving = StationOf::join_with(&mut switch, "moving", 1, |config| {
         moves(config);
         change(config);
     });
@@ -35,25 +38,55 @@ fn four(change: impl Fn(&mut FrontendConfig)) -> (Switch, Station, Station, [Sta
 }
 
 /// Everybody says where it is, so that no frame is flooded from now on.
-fn introduce(all: &mut [&mut Station]) {
-    let macs: Vec<_> = all.iter().map(|station| station.mac).collect();
-    for from in 0..all.len() {
-        let frame = all[from].frame([0xff; 6], 60);
-        all[from].send(&frame);
-        for to in (0..all.len()).filter(|&to| to != from) {
-            assert_eq!(all[to].next()[6..12], macs[from]);
+fn introduce<D: ChainDriver>(moving: &mut StationOf<D>, others: &mut [&mut Station]) {
+    let frame = moving.frame([0xff; 6], 60);
+    moving.send(&frame);
+    for other in &mut *others {
+        assert_eq!(other.next()[6..12], moving.mac);
+    }
+    for from in 0..others.len() {
+        let frame = others[from].frame([0xff; 6], 60);
+        others[from].send(&frame);
+        let mac = others[from].mac;
+        assert_eq!(moving.next()[6..12], mac);
+        for to in (0..others.len()).filter(|&to| to != from) {
+            assert_eq!(others[to].next()[6..12], mac);
         }
     }
 }
 
 /// Every one of `count` frames that one sends reaches the other.
 #[track_caller]
-fn exchange(from: &mut Station, to: &mut Station, count: usize) {
+fn exchange<A: ChainDriver, B: ChainDriver>(from: &mut StationOf<A>, to: &mut StationOf<B>, count: usize) {
     for number in 0..count {
         let frame = from.frame(to.mac, 60 + number % 1000);
         from.send(&frame);
         assert_eq!(to.next(), frame, "frame {number}");
     }
+}
+
+/// A guest that came without its buffers, and they do not come: its rings run, and its first frame waits.
+struct Arrived {
+    switch: Switch,
+    moving: Station,
+    friend: Station,
+    others: [Station; 2],
+    /// Where its rings stopped when it left.
+    bases: Vec<u32>,
+    /// What waits, for its friend.
+    sent: Vec<u8>,
+    source: Migration,
+}
+
+fn arrive_without_buffers() -> Arrived {
+    let (switch, mut moving, mut friend, [mut c, mut d]) = four::<SplitDriver>(|_| {});
+    introduce(&mut moving, &mut [&mut friend, &mut c, &mut d]);
+    let bases = moving.leave();
+    let sent = moving.frame(friend.mac, 500);
+    moving.send(&sent);
+    let source = moving.arrive(&bases, |region, _| if region == RINGS { Serve::Now } else { Serve::Never });
+    switch.wait_link("moving", true);
+    Arrived { switch, moving, friend, others: [c, d], bases, sent, source }
 }
 
 fn status(switch: &Switch, key: &str) -> String {
@@ -66,9 +99,12 @@ fn held(station: &Station, region: usize) -> u64 {
 }
 
 /// Frames that wait in the guest's ring while it moves, frames to it as it arrives, frames after that.
-fn move_in(change: impl Fn(&mut FrontendConfig), policy: impl FnMut(usize, usize) -> Serve + Send + 'static) {
-    let (switch, mut moving, mut friend, [mut c, mut d]) = four(change);
-    introduce(&mut [&mut moving, &mut friend, &mut c, &mut d]);
+fn move_in<D: ChainDriver>(
+    change: impl Fn(&mut FrontendConfig),
+    policy: impl FnMut(usize, usize) -> Serve + Send + 'static,
+) {
+    let (switch, mut moving, mut friend, [mut c, mut d]) = four::<D>(change);
+    introduce(&mut moving, &mut [&mut friend, &mut c, &mut d]);
     exchange(&mut moving, &mut friend, 5);
     exchange(&mut friend, &mut moving, 5);
     let bases = moving.leave();
@@ -113,19 +149,25 @@ fn move_in(change: impl Fn(&mut FrontendConfig), policy: impl FnMut(usize, usize
 /// Rows: A15.
 #[test]
 fn a_guest_that_moves_in_page_by_page_loses_no_frame_that_is_not_counted() {
-    move_in(|_| {}, |_, _| Serve::Now);
+    move_in::<SplitDriver>(|_| {}, |_, _| Serve::Now);
 }
 
 /// Rows: A15.
 #[test]
 fn regions_that_are_added_one_by_one_come_page_by_page_too() {
-    move_in(|config| config.memory_message = MemoryMessage::Regions, |_, _| Serve::Now);
+    move_in::<SplitDriver>(|config| config.memory_message = MemoryMessage::Regions, |_, _| Serve::Now);
 }
 
 /// Rows: A15.
 #[test]
 fn pages_may_come_late_and_in_any_order() {
-    move_in(|_| {}, |_, page| Serve::After(Duration::from_millis(if page % 2 == 0 { 4 } else { 1 })));
+    move_in::<SplitDriver>(|_| {}, |_, page| Serve::After(Duration::from_millis(if page % 2 == 0 { 4 } else { 1 })));
+}
+
+/// Rows: A15, C3.
+#[test]
+fn packed_rings_come_page_by_page_as_well() {
+    move_in::<PackedDriver>(|config| config.features |= RING_PACKED, |_, _| Serve::Now);
 }
 
 /// Rows: A9, A15.
@@ -137,7 +179,7 @@ fn memory_of_huge_pages_comes_page_by_page() {
         return;
     }
     let regions = RegionSpec::spread(2, backing.page_size(), &backing);
-    move_in(move |config| config.regions.clone_from(&regions), |_, _| Serve::Now);
+    move_in::<SplitDriver>(move |config| config.regions.clone_from(&regions), |_, _| Serve::Now);
 }
 
 fn free_pages(backing: &Backing) -> usize {
@@ -148,13 +190,7 @@ fn free_pages(backing: &Backing) -> usize {
 /// Rows: A15, C8.
 #[test]
 fn a_source_that_does_not_answer_stalls_its_port_alone_and_is_named() {
-    let (switch, mut moving, mut friend, [mut c, mut d]) = four(|_| {});
-    introduce(&mut [&mut moving, &mut friend, &mut c, &mut d]);
-    let bases = moving.leave();
-    let sent = moving.frame(friend.mac, 500);
-    moving.send(&sent);
-    let source = moving.arrive(&bases, |region, _| if region == RINGS { Serve::Now } else { Serve::Never });
-    switch.wait_link("moving", true);
+    let Arrived { switch, mut moving, mut friend, others: [mut c, mut d], sent, source, .. } = arrive_without_buffers();
     let to_it = friend.frame(moving.mac, 60);
     friend.send(&to_it);
     wait("a frame to it to be dropped by name", || switch.count("moving", "tx_drop_postcopy_wait") == 1);
@@ -171,14 +207,35 @@ fn a_source_that_does_not_answer_stalls_its_port_alone_and_is_named() {
 
 /// Rows: A15, C8.
 #[test]
-fn a_front_end_that_goes_in_mid_migration_leaves_its_memory_as_it_was_and_may_come_back() {
-    let (switch, mut moving, mut friend, [mut c, mut d]) = four(|_| {});
-    introduce(&mut [&mut moving, &mut friend, &mut c, &mut d]);
+fn memory_that_is_taken_away_after_it_came_is_zeroes_and_puts_no_poll_thread_to_sleep() {
+    let (switch, mut moving, mut friend, [mut c, mut d]) = four::<SplitDriver>(|_| {});
+    introduce(&mut moving, &mut [&mut friend, &mut c, &mut d]);
     let bases = moving.leave();
-    let sent = moving.frame(friend.mac, 500);
-    moving.send(&sent);
-    let source = moving.arrive(&bases, |region, _| if region == RINGS { Serve::Now } else { Serve::Never });
-    switch.wait_link("moving", true);
+    let is_willing = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&is_willing);
+    let policy = move |_, _| if asked.load(Ordering::Acquire) { Serve::Now } else { Serve::Never };
+    let source = moving.arrive(&bases, policy);
+    source.serve_all();
+    wait("every page to come", || status(&switch, "postcopy-pages-missing") == "0");
+    exchange(&mut friend, &mut moving, 5);
+    is_willing.store(false, Ordering::Release);
+    moving.punch_buffers();
+    assert_eq!(held(&moving, 1), 0);
+    exchange(&mut c, &mut d, 50);
+    // The page that the frame is written into is a new one, without a word to the source.
+    let asked = source.asked();
+    exchange(&mut friend, &mut moving, 1);
+    assert_eq!((held(&moving, 1), source.asked()), (4096, asked));
+    exchange(&mut d, &mut c, 50);
+    assert!(switch.port("moving").error.is_none(), "{:?}", switch.port("moving").error);
+    drop(source);
+}
+
+/// Rows: A15, C8.
+#[test]
+fn a_front_end_that_goes_in_mid_migration_leaves_its_memory_as_it_was_and_may_come_back() {
+    let Arrived { switch, mut moving, mut friend, others: [mut c, mut d], bases, sent, source } =
+        arrive_without_buffers();
     wait("the switch to ask for a buffer", || source.asked() > 0 && switch.port("moving").error.is_some());
     moving.frontend.hang_up();
     switch.wait_link("moving", false);
@@ -196,7 +253,7 @@ fn a_front_end_that_goes_in_mid_migration_leaves_its_memory_as_it_was_and_may_co
 /// Rows: A15.
 #[test]
 fn every_message_is_answered_while_the_pages_of_the_rings_are_missing() {
-    let (mut switch, mut moving, _friend, [mut c, mut d]) = four(|_| {});
+    let (mut switch, mut moving, _friend, [mut c, mut d]) = four::<SplitDriver>(|_| {});
     let bases = moving.leave();
     // The front-end waits for an answer to each message as it starts.
     let source = moving.arrive(&bases, |_, _| Serve::Never);
@@ -212,13 +269,7 @@ fn every_message_is_answered_while_the_pages_of_the_rings_are_missing() {
 /// Rows: A15.
 #[test]
 fn an_end_that_is_told_too_early_frees_everybody() {
-    let (switch, mut moving, mut friend, [mut c, mut d]) = four(|_| {});
-    introduce(&mut [&mut moving, &mut friend, &mut c, &mut d]);
-    let bases = moving.leave();
-    let sent = moving.frame(friend.mac, 500);
-    moving.send(&sent);
-    let source = moving.arrive(&bases, |region, _| if region == RINGS { Serve::Now } else { Serve::Never });
-    switch.wait_link("moving", true);
+    let Arrived { switch, mut moving, others: [mut c, mut d], source, .. } = arrive_without_buffers();
     moving.frontend.end_postcopy().unwrap();
     // By the front-end's word the buffers are what the file holds: zeroes.
     moving.wait_sent();
@@ -253,7 +304,7 @@ fn post_copy_is_offered_where_it_was_asked_for_and_never_on_a_server_port() {
 /// Rows: A15, C13.
 #[test]
 fn steps_of_a_migration_out_of_order_are_refused_and_harm_nobody() {
-    let (_switch, moving, mut friend, [mut c, mut d]) = four(|_| {});
+    let (_switch, mut moving, mut friend, [mut c, mut d]) = four::<SplitDriver>(|_| {});
     let channel = moving.frontend.session().unwrap().channel();
     let ask = |request| {
         channel.send(&Message::new(request).need_reply(), &[]).unwrap();
@@ -266,7 +317,6 @@ fn steps_of_a_migration_out_of_order_are_refused_and_harm_nobody() {
     // Its memory is here and in use.
     assert_ne!(ask(Request::POSTCOPY_LISTEN).number().unwrap(), 0);
     assert_eq!(ask(Request::POSTCOPY_END).number().unwrap(), 0);
-    let mut moving = moving;
-    introduce(&mut [&mut moving, &mut friend, &mut c, &mut d]);
+    introduce(&mut moving, &mut [&mut friend, &mut c, &mut d]);
     exchange(&mut moving, &mut friend, 10);
 }

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ovsvhost::datapath::{Datapath, PortConfig, PortState};
-use ovsvhost::pmd::Steering;
 use ovsvhost::vhost::EndpointKind;
 
 /// The longest wait for anything that must happen: long, for the machine may be busy.
@@ -58,20 +57,7 @@ impl Switch {
     pub fn add_with(&mut self, name: &str, kind: EndpointKind, change: impl FnOnce(&mut PortConfig)) -> PathBuf {
         let socket = self.folder.join(name);
         let ofport = (1..=u16::MAX).find(|n| self.ports.iter().all(|p| p.ofport != *n)).unwrap();
-        let mut config = PortConfig {
-            name: name.to_owned(),
-            kind,
-            ofport,
-            socket: socket.clone(),
-            mtu: 9_000,
-            retries: 8,
-            backpressure_us: 0,
-            steering: Steering::Hash,
-            socket_mode: 0o600,
-            socket_owner: None,
-            socket_group: None,
-            allow_file_memory: false,
-        };
+        let mut config = PortConfig { mtu: 9_000, ..PortConfig::new(name, kind, ofport, socket.clone()) };
         change(&mut config);
         self.datapath().add_port("br0", config.clone()).unwrap();
         self.ports.push(config);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One guest with one queue pair, frame by frame: it sends any bytes and sees every header, and it need not be honest.
+//! Its rings are split ([`Station`]) or packed.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use ovsvhost::testing::driver::{RingPlace, Segment, SplitDriver};
+use ovsvhost::testing::driver::{ChainDriver, RingPlace, Segment, SplitDriver};
 use ovsvhost::testing::frames::vnet_header_size;
 use ovsvhost::testing::frontend::{Frontend, FrontendConfig, Migration, Serve, Side};
 use ovsvhost::testing::memory::{Backing, Gpa, RegionSpec};
@@ -19,10 +20,12 @@ const SEND: usize = 16 << 10;
 /// Rings lie in the first region, buffers in the second.
 const BUFFERS: usize = 1;
 
-pub struct Station {
+pub type Station = StationOf<SplitDriver>;
+
+pub struct StationOf<D> {
     pub frontend: Frontend,
-    pub rx: SplitDriver,
-    pub tx: SplitDriver,
+    pub rx: D,
+    pub tx: D,
     pub mac: [u8; 6],
     places: Vec<RingPlace>,
     header: usize,
@@ -31,7 +34,7 @@ pub struct Station {
     in_flight: HashMap<u16, Gpa>,
 }
 
-impl Station {
+impl<D: ChainDriver> StationOf<D> {
     /// Adds port `name` to the switch, plugs a guest into it and waits for the link. `last` is the last byte of its
     /// address.
     pub fn join(switch: &mut Switch, name: &str, last: u8) -> Self {
@@ -57,9 +60,9 @@ impl Station {
         let mut drivers = Vec::new();
         let mut places = Vec::new();
         for _ in 0..2 {
-            let place = RingPlace::alloc(frontend.ram_mut(), 0, SIZE).unwrap();
-            let mut driver = SplitDriver::new(frontend.ram(), place, SIZE, agreed).unwrap();
-            driver.ring_mut().want_calls(false);
+            let place = RingPlace::alloc_agreed(frontend.ram_mut(), 0, SIZE, agreed).unwrap();
+            let mut driver = D::over(frontend.ram(), place, SIZE, agreed).unwrap();
+            driver.want_calls(false);
             places.push(place);
             drivers.push(driver);
         }
@@ -71,7 +74,7 @@ impl Station {
         }
         rx.publish();
         let send_slots = (0..32).map(|_| frontend.ram_mut().alloc(BUFFERS, SEND, 64).unwrap()).collect();
-        let bases = vec![0; places.len()];
+        let bases = vec![D::first_base(); places.len()];
         frontend.start(&places, &bases, 1).unwrap();
         Self {
             frontend,
@@ -185,6 +188,11 @@ impl Station {
         let _ = self.frontend.kick(vring).unwrap().write(1);
     }
 
+    /// Makes holes where the buffers are, as `madvise(2)` with `MADV_REMOVE` does: the file has its size, and no pages.
+    pub fn punch_buffers(&self) {
+        self.frontend.ram().regions()[BUFFERS].punch().unwrap();
+    }
+
     /// Takes the buffers of the ring out of guest memory: the pages are gone for everybody.
     pub fn cut_buffers(&self) {
         self.frontend.ram().regions()[BUFFERS].file().set_len(0).unwrap();
@@ -213,7 +221,9 @@ impl Station {
     pub fn resume(&mut self, bases: &[u32]) {
         self.frontend.start(&self.places, bases, 1).unwrap();
     }
+}
 
+impl Station {
     /// Sets rings and memory up anew with the switch, as a driver that was reset does; the rings are those there are.
     pub fn restart(&mut self) {
         wait("the switch to connect", || self.frontend.try_connect().unwrap());

@@ -52,8 +52,7 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nothing is left to do if it ended in order.
-        self.incoming.abandon();
+        self.incoming.end();
         if let Some(thread) = self.thread.take() {
             // Nothing keeps it: what it may have slept for is there, or zeroes of our own are.
             let _ = thread.join();
@@ -135,12 +134,11 @@ impl Handler {
         };
         let was_listening = running.thread.is_some();
         let progress = running.incoming.progress();
-        running.incoming.end();
+        drop(running);
         if let Some(memory) = self.memory.take_if(|memory| memory.is_incoming()) {
             self.stop_all();
             self.memory = Some(Arc::new(memory.arrived_whole()));
         }
-        drop(running);
         if was_listening {
             self.postcopy.last = Some(progress);
             self.event(
