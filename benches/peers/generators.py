@@ -228,6 +228,11 @@ class Run:
         report: dict[str, Any] = json.loads(last)
         return report
 
+    def end(self) -> dict[str, Any]:
+        """Ends a guest that stays until its standard input ends; what it has to say."""
+        _stream(self._process.stdin).close()
+        return self.report()
+
     def result(self) -> Counts:
         """The load of its window; waits for the end of it.
 

@@ -67,7 +67,8 @@ class PortState:
         ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
         ``peer-program``, ``waiting-for``, ``mtu-mismatch``, ``migration`` (``logging`` while a dirty log is kept),
         ``stops-move-to-ovs-3.1`` (what the guest accepted and Open vSwitch 3.1 does not offer),
-        ``iommu`` (``on``), ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``, ``postcopy-stall-ms``.
+        ``iommu`` (``on``), ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``,
+        ``postcopy-stall-ms``.
         """
     @property
     def statistics(self) -> dict[str, int]:

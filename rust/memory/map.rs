@@ -6,6 +6,7 @@
 
 mod guarded;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -306,6 +307,16 @@ impl GuestMap {
     /// The last region that begins at `gpa` or before.
     fn region_at(&self, gpa: Gpa) -> Option<&Entry> {
         self.entries.get(self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?)
+    }
+
+    /// Device and inode of every file.
+    pub fn files(&self) -> BTreeSet<(u64, u64)> {
+        self.entries.iter().map(|e| e.region.identity).collect()
+    }
+
+    /// True if no file has a hole: whoever was to put pages there has done so.
+    pub fn is_whole(&self) -> bool {
+        self.entries.iter().all(|e| e.region.is_whole())
     }
 
     /// True while a migration brings its pages.

@@ -89,6 +89,17 @@ impl Region {
     /// True if the file holds no page at all: whoever owns this memory writes somewhere else, which is what QEMU does
     /// without `share=on`.
     pub(super) fn is_untouched(&self) -> bool {
-        self.mapping.file().is_some_and(|file| file.metadata().is_ok_and(|meta| meta.blocks() == 0))
+        self.held().is_some_and(|(held, _)| held == 0)
+    }
+
+    /// True if the file has every page of its size.
+    pub(super) fn is_whole(&self) -> bool {
+        self.held().is_some_and(|(held, size)| held >= size)
+    }
+
+    /// Bytes that the file holds, and its size.
+    fn held(&self) -> Option<(u64, u64)> {
+        let meta = self.mapping.file()?.metadata().ok()?;
+        Some((meta.blocks() * 512, meta.len()))
     }
 }

@@ -1,4 +1,5 @@
-//! What survives the switch: where each vring stood, for the process that comes after a crash.
+//! What survives the switch: where each vring stood, for the process that comes after a crash, and whose memory was on
+//! its way.
 //!
 //! ```text
 //!   session ── identity ──▶ Recovery ──▶ Seat: a journal, and whether what it says is true
@@ -15,6 +16,7 @@
 //! Invariants: what cannot be read is set aside and named, never guessed; a record says LIVE while a ring may write into
 //! it; all here is control, the packet path sees the journal's words only.
 
+mod arrivals;
 mod hold;
 mod record;
 mod store;
@@ -29,8 +31,10 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub use arrivals::Files;
 pub use record::Identity;
 
+use self::arrivals::Arrivals;
 use self::hold::Hold;
 use self::record::{CELL, KEPT, LIVE, NEW, SHADOW, STATE};
 use self::store::{Contents, Store};
@@ -127,13 +131,15 @@ pub struct Recovery {
     records: Lock<Records>,
     notices: Vec<String>,
     hold: Hold,
+    arrivals: Arrivals,
 }
 
 impl Recovery {
     /// Records that end with the process: sessions come and go, a crash loses them.
     pub fn in_process() -> Self {
         let hold = Hold::new(BTreeSet::new(), Duration::ZERO);
-        Self { store: None, records: Lock::default(), notices: Vec::new(), hold }
+        let arrivals = Arrivals::default();
+        Self { store: None, records: Lock::default(), notices: Vec::new(), hold, arrivals }
     }
 
     /// The records of the switch in `rundir`, which is there already. If the process before died with rings live,
@@ -143,7 +149,7 @@ impl Recovery {
     /// `Config`: the place is somebody else's, or in use. `Kernel`: it cannot be made or read.
     pub fn open(rundir: &Path, longest: Duration) -> Result<Self> {
         let store = Store::open(rundir)?;
-        let Contents { records: found, notices } = store.read()?;
+        let Contents { records: found, arrivals, notices } = store.read()?;
         let (mut records, mut interrupted) = (Records::default(), BTreeSet::new());
         for (identity, words) in found {
             let (key, record) = (identity.key(), Record { identity, words: Arc::new(words) });
@@ -165,7 +171,8 @@ impl Recovery {
             records.all.insert(key, record);
         }
         let hold = Hold::new(interrupted, longest);
-        let recovery = Self { store: Some(store), records: Lock::new(records), notices, hold };
+        let arrivals = Arrivals::new(arrivals);
+        let recovery = Self { store: Some(store), records: Lock::new(records), notices, hold, arrivals };
         recovery.shed(&mut recovery.records());
         Ok(recovery)
     }
@@ -265,6 +272,24 @@ impl Recovery {
     /// The front-end knows better from now on, or starts from nothing.
     pub fn forget(&self, socket: &Path, vring: usize) {
         self.drop_record(&mut self.records(), &Key::new(socket, vring));
+    }
+
+    /// The memory of the guest on `socket` is on its way here, page by page.
+    ///
+    /// # Errors
+    /// `Kernel`: it cannot be written down.
+    pub fn memory_arrives(&self, socket: &Path, files: Files) -> Result<()> {
+        self.arrivals.begin(self.store.as_ref(), socket, files)
+    }
+
+    /// It is here, or the guest has other memory now.
+    pub fn memory_arrived(&self, socket: &Path) {
+        self.arrivals.end(self.store.as_ref(), socket);
+    }
+
+    /// True if memory in one of these files was on its way when the session before ended, this process's or not.
+    pub fn is_memory_arriving(&self, socket: &Path, files: &Files) -> bool {
+        self.arrivals.has(socket, files)
     }
 
     fn shed(&self, records: &mut Records) {

@@ -3,6 +3,7 @@
 //! ```text
 //!   run directory on tmpfs:   <rundir>/state/            else   /dev/shm/ovsvhost-<uid>-<hash of rundir>/
 //!     <hash of socket and vring>          one vring's record, one page or a few
+//!     <hash of socket>.arriving           a guest whose memory is on its way
 //!     ….new                               one on its way; whoever finds it removes it
 //!     ….bad                               one that could not be read; kept for a person
 //! ```
@@ -10,6 +11,8 @@
 //! tmpfs, because a file on a disk would make a poll thread wait for its write-back. It ends with the machine, as every
 //! guest does.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Key;
+use super::arrivals::{self, Files};
 use super::record::{self, HEADER_SIZE, Identity};
 use crate::error::{Error, Result};
 use crate::memory::Words;
@@ -24,6 +28,8 @@ use crate::sys::file::{self, Backing};
 
 /// Where tmpfs is, whatever the run directory is on.
 const SHARED_MEMORY: &str = "/dev/shm";
+/// What the notes of memory on its way end in.
+const ARRIVING: &[u8] = b"arriving";
 
 /// The directory of records, ours alone while this lives.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub(super) struct Store {
 pub(super) struct Contents {
     /// Oldest first.
     pub(super) records: Vec<(Identity, Words)>,
+    /// Guests whose memory was on its way, by socket.
+    pub(super) arrivals: BTreeMap<PathBuf, Files>,
     /// What was set aside, a sentence each.
     pub(super) notices: Vec<String>,
 }
@@ -90,6 +98,10 @@ impl Store {
             match path.extension().map(OsStrExt::as_bytes) {
                 Some(b"new") => drop(fs::remove_file(&path)),
                 Some(b"bad") => {}
+                Some(ARRIVING) => match fs::read(&path).ok().and_then(|bytes| arrivals::parse(&bytes)) {
+                    Some((socket, files)) => drop(contents.arrivals.insert(socket, files)),
+                    None => contents.notices.push(set_aside(&path, "it is no note of memory on its way")),
+                },
                 _ => found.push((fs::symlink_metadata(&path).and_then(|meta| meta.modified()).ok(), path)),
             }
         }
@@ -128,6 +140,30 @@ impl Store {
     /// Removes a record; one that is gone is gone.
     pub(super) fn remove(&self, key: &Key) {
         let _ = fs::remove_file(self.path_of(key));
+    }
+
+    /// Writes down that a guest's memory is on its way.
+    ///
+    /// # Errors
+    /// `Kernel`: the file system is full.
+    pub(super) fn write_note(&self, socket: &Path, files: &Files) -> Result<()> {
+        let path = self.note_of(socket);
+        let new = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        let made = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
+        made.and_then(|mut file| file.write_all(&arrivals::encode(socket, files)))
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|e| kernel(&path, "make (is the file system full?)", e))
+    }
+
+    /// Removes what [`Self::write_note`] wrote.
+    pub(super) fn remove_note(&self, socket: &Path) {
+        let _ = fs::remove_file(self.note_of(socket));
+    }
+
+    fn note_of(&self, socket: &Path) -> PathBuf {
+        let name = record::fnv(socket.as_os_str().as_bytes());
+        self.directory.join(format!("{name:016x}")).with_extension(OsStr::from_bytes(ARRIVING))
     }
 
     pub(super) fn path_of(&self, key: &Key) -> PathBuf {

@@ -291,3 +291,39 @@ proptest! {
         prop_assert_eq!(recovery.notices().len(), usize::from(bytes != before));
     }
 }
+
+#[test]
+fn the_next_process_knows_whose_memory_was_on_its_way() {
+    let dir = rundir();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    let (memory, other) = (Files::from([(1, 7), (1, 8)]), Files::from([(1, 9)]));
+    recovery.memory_arrives("/s".as_ref(), memory.clone()).unwrap();
+    recovery.memory_arrives("/t".as_ref(), other.clone()).unwrap();
+    recovery.memory_arrived("/t".as_ref());
+    die(recovery);
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    assert!(recovery.notices().is_empty());
+    let is_arriving = |socket: &str, files: &Files| recovery.is_memory_arriving(socket.as_ref(), files);
+    assert!(is_arriving("/s", &memory));
+    // A part of it is announced before the rest.
+    assert!(is_arriving("/s", &Files::from([(1, 8)])));
+    assert!(!is_arriving("/s", &other));
+    assert!(!is_arriving("/t", &other) && !is_arriving("/t", &memory));
+    recovery.memory_arrived("/s".as_ref());
+    assert!(!is_arriving("/s", &memory));
+    assert!(files(&dir).is_empty());
+}
+
+#[test]
+fn a_note_that_is_none_is_set_aside_and_named() {
+    let dir = rundir();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    recovery.memory_arrives("/s".as_ref(), Files::from([(1, 7)])).unwrap();
+    let path = files(&dir).remove(0);
+    die(recovery);
+    fs::write(&path, b"/s\x00seven\n").unwrap();
+    let recovery = Recovery::open(dir.as_path(), HOLD).unwrap();
+    assert!(!recovery.is_memory_arriving("/s".as_ref(), &Files::from([(1, 7)])));
+    assert_eq!(recovery.notices().len(), 1);
+    assert!(recovery.notices()[0].contains("no note"), "{}", recovery.notices()[0]);
+}

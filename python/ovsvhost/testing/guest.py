@@ -65,8 +65,8 @@ class Guest(Machine):
         cpus: virtual CPUs; as many as queue pairs that shall be used.
         cpu: their model; QEMU's default knows SSE2 and little more.
         kernel_line: further words for the kernel, such as ``hugepages=80``.
-        iommu: has one before its devices, which NICs with the options ``iommu_platform`` and ``ats`` use; the kernel needs
-            ``intel_iommu=on`` for it.
+        iommu: has one before its devices, which NICs with the options ``iommu_platform`` and ``ats`` use; the kernel
+            needs ``intel_iommu=on`` for it.
         folder: where sockets and logs go; made if None, and removed at the end. Keep it short: a socket's path has at
             most 107 bytes.
         incoming: a state saved by ``save`` to resume instead of booting; or ``defer`` to wait for another guest that

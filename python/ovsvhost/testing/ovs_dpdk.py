@@ -33,10 +33,18 @@ class OvsDpdk:
         memory_mib: hugepage memory of the switch.
         sleeps: True lets an idle poll thread sleep up to 200 µs (``pmd-maxsleep``), for when it is not measured.
         offloads: True offers segmentation and checksum offloads to guests (``userspace-tso-enable``).
+        postcopy: True lets guests move in by post-copy (``vhost-postcopy-support``).
     """
 
     def __init__(
-        self, folder: Path, *, pmd_cpu: int = 1, memory_mib: int = 384, sleeps: bool = True, offloads: bool = False
+        self,
+        folder: Path,
+        *,
+        pmd_cpu: int = 1,
+        memory_mib: int = 384,
+        sleeps: bool = True,
+        offloads: bool = False,
+        postcopy: bool = False,
     ) -> None:
         self.folder = folder
         self._environment = {**os.environ, "OVS_RUNDIR": str(folder), "OVS_LOGDIR": str(folder)}
@@ -48,6 +56,7 @@ class OvsDpdk:
             "dpdk-socket-mem": str(memory_mib),
             "pmd-cpu-mask": hex(1 << pmd_cpu),
             "userspace-tso-enable": str(offloads).lower(),
+            "vhost-postcopy-support": str(postcopy).lower(),
         }
         if sleeps:
             self._settings["pmd-maxsleep"] = "200"

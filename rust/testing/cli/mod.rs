@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::hostile::Case;
-use super::traffic::{Command, Crowd, EndSettings, RunSettings, Runner, seconds};
+use super::traffic::{Arriving, Command, Crowd, EndSettings, RunSettings, Runner, seconds};
 use super::{Error, Result};
 
 /// Runs the command line `arguments` (without the program's name).
@@ -19,13 +19,16 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     let outcome = match words.split_first() {
         Some((&"run", rest)) => run(rest),
         Some((&"crowd", rest)) => crowd(rest),
+        Some((&"arriving", rest)) => arriving(rest),
         Some((&"hostile", rest)) => hostile(rest),
         Some((&("help" | "--help" | "-h"), _)) => {
             say(&help());
             Ok(())
         }
-        Some((other, _)) => Err(Error::Config(format!("'{other}' is not a command: run, crowd, hostile or help"))),
-        None => Err(Error::Config("a command is needed: run, crowd, hostile or help".into())),
+        Some((other, _)) => {
+            Err(Error::Config(format!("'{other}' is not a command: run, crowd, arriving, hostile or help")))
+        }
+        None => Err(Error::Config("a command is needed: run, crowd, arriving, hostile or help".into())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,6 +85,29 @@ fn crowd(words: &[&str]) -> Result<()> {
     say("{\"event\": \"ready\"}\n");
     // Whatever is typed is of no interest, its end is.
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    Ok(())
+}
+
+/// A guest that moves in by post-copy, its frames late, until standard input ends.
+fn arriving(words: &[&str]) -> Result<()> {
+    let mut settings = EndSettings::default();
+    let mut late = Duration::from_millis(20);
+    let mut timeout = Duration::from_secs(20);
+    for word in words {
+        match word.strip_prefix("--").and_then(|option| option.split_once('=')) {
+            Some(("end", list)) => settings = end(&settings, list)?,
+            Some(("late", value)) => late = seconds("late", value)?,
+            Some(("link-timeout", value)) => timeout = seconds("link-timeout", value)?,
+            Some((name, value)) => settings.set(name, value)?,
+            None => return Err(Error::Config(format!("'{word}' is not --name=value; see vhost-frontend help"))),
+        }
+    }
+    let mut guest = Arriving::begin(&settings, late, timeout)?;
+    say("{\"event\": \"ready\"}\n");
+    // Whatever is typed is of no interest, its end is.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    let (asked, taken) = guest.progress();
+    say(&format!("{{\"pages_asked\": {asked}, \"frames_taken\": {taken}}}\n"));
     Ok(())
 }
 
@@ -149,6 +175,7 @@ fn help() -> String {
         "vhost-frontend: a vhost-user front-end that sends and checks numbered frames\n\n\
          vhost-frontend run [--OPTION VALUE]… --end NAME=VALUE[,NAME=VALUE]… [--end …]\n\
          vhost-frontend crowd [--link-timeout=SECONDS] [--SETTING=VALUE]… --end=NAME=VALUE[,NAME=VALUE]… [--end=…]\n\
+         vhost-frontend arriving [--late=SECONDS] [--link-timeout=SECONDS] --end=NAME=VALUE[,NAME=VALUE]…\n\
          vhost-frontend hostile CASE [--hold SECONDS] --end NAME=VALUE[,NAME=VALUE]…\n\
          vhost-frontend hostile --list\n\n\
          options of a run:\n",

@@ -10,9 +10,10 @@
 //! ```
 //! An [`End`] is one guest: a session, a [`Sender`] per transmitq and a [`Receiver`] per receiveq.
 //! A [`Runner`] takes the ends through link, announcement, warm-up, measurement and drain, and
-//! writes the report. A [`Crowd`] is any number of ends that only listen. Nothing on the packet path allocates, locks or asks the time more than once a
-//! pass.
+//! writes the report. A [`Crowd`] is any number of ends that only listen, an [`Arriving`] a guest whose memory is late.
+//! Nothing on the packet path allocates, locks or asks the time more than once a pass.
 
+mod arriving;
 mod control;
 mod counters;
 mod crowd;
@@ -30,6 +31,7 @@ mod settings;
 mod throughput;
 mod transit;
 
+pub use arriving::Arriving;
 pub use control::Command;
 pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};
 pub use crowd::Crowd;

@@ -250,6 +250,47 @@ fn a_front_end_that_goes_in_mid_migration_leaves_its_memory_as_it_was_and_may_co
     exchange(&mut friend, &mut moving, 40);
 }
 
+/// Rows: A13, A15, C8.
+#[test]
+fn a_front_end_that_comes_back_in_mid_migration_waits_for_the_rest_of_its_memory() {
+    let Arrived { switch, mut moving, mut friend, others: [mut c, mut d], bases, sent, source } =
+        arrive_without_buffers();
+    moving.frontend.hang_up();
+    switch.wait_link("moving", false);
+    moving.reconnect();
+    // As QEMU, it says no word of a migration.
+    moving.resume(&bases);
+    wait("what it waits for to be shown", || status(&switch, "waiting-for").contains("the rest of the guest's memory"));
+    exchange(&mut c, &mut d, 50);
+    assert_eq!(held(&moving, 1), 0);
+    source.serve_all();
+    switch.wait_link("moving", true);
+    assert_eq!(friend.next(), sent);
+    exchange(&mut friend, &mut moving, 40);
+    // It is memory like any other now: a hole in it is one.
+    moving.frontend.hang_up();
+    switch.wait_link("moving", false);
+    moving.punch_buffers();
+    drop(source);
+    moving.reconnect();
+    moving.resume(&[moving.rx.ring().used_index(), moving.tx.ring().used_index()].map(u32::from));
+    switch.wait_link("moving", true);
+}
+
+/// Rows: A13, A15.
+#[test]
+fn a_front_end_that_comes_back_says_that_the_rest_of_its_memory_came() {
+    let Arrived { switch, mut moving, bases, source, .. } = arrive_without_buffers();
+    moving.frontend.hang_up();
+    switch.wait_link("moving", false);
+    moving.reconnect();
+    moving.resume(&bases);
+    assert!(!switch.port("moving").link_up);
+    moving.frontend.end_postcopy().unwrap();
+    switch.wait_link("moving", true);
+    drop(source);
+}
+
 /// Rows: A15.
 #[test]
 fn every_message_is_answered_while_the_pages_of_the_rings_are_missing() {

@@ -201,6 +201,10 @@ impl Handler {
                 None if vring.fault.is_some() => Some(format!("{name} to be set up anew")),
                 None if !vring.is_enabled(features) => Some(format!("{name} to be enabled (SET_VRING_ENABLE)")),
                 None if let Some(obstacle) = self.log_obstacle_of(at) => Some(obstacle),
+                None if self.is_interrupted() => Some(
+                    "the rest of the guest's memory: it was on its way here when the session before this one ended"
+                        .into(),
+                ),
                 None if vring.areas.is_none() => {
                     Some(format!("the guest's IOMMU to translate the addresses of {name}"))
                 }
@@ -305,6 +309,7 @@ impl Handler {
 
     fn start(&mut self, at: usize) {
         let (Some(memory), Some(features)) = (self.memory.clone(), self.features) else { return };
+        self.forget_arrival();
         let past = self.past_of(at, &memory, features);
         let Some(vring) = self.vrings.get_mut(at) else { return };
         match vring.activate(&memory, features, past, &self.migration.logging) {
@@ -391,6 +396,7 @@ impl Handler {
         }
         self.guard_memory();
         self.ask_for_acknowledgement();
+        self.note_arrival();
         for vring in &mut self.vrings {
             vring.fault = None;
         }

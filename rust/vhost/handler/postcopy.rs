@@ -7,6 +7,10 @@
 //!   POSTCOPY_END    ─▶ every page is here: the same memory, an ordinary map; vrings go on where they stood
 //! ```
 //!
+//! A session that ends before `POSTCOPY_END`, with the switch or without it, leaves a note of the guest's memory: the
+//! front-end that comes back shares the same files and does not say that pages are missing. Its vrings wait until it says
+//! that all came, or until no file has a hole.
+//!
 //! Invariants: this thread touches no page that is not here, so it always answers; a vring is with the `PortLink` only
 //! while its rings are here. The userfaultfd and the fault thread end with the session, whatever the front-end did.
 
@@ -37,6 +41,8 @@ pub(super) struct Postcopy {
     running: Option<Running>,
     /// What the last one did, once it is over.
     last: Option<Progress>,
+    /// The one that brings this memory began in a session before: its pages come, and cannot be asked for.
+    is_interrupted: bool,
 }
 
 /// One that is on.
@@ -76,9 +82,50 @@ impl Handler {
         self.postcopy.waker = Some(waker);
     }
 
-    /// True from `POSTCOPY_ADVISE` to `POSTCOPY_END`.
+    /// True from `POSTCOPY_ADVISE` to `POSTCOPY_END`, in whichever session it was advised.
     pub(in crate::vhost) fn is_migrating_in(&self) -> bool {
-        self.postcopy.running.is_some()
+        self.postcopy.running.is_some() || self.postcopy.is_interrupted
+    }
+
+    /// Notes whose memory is on its way, and finds out whether what is shared now was.
+    pub(super) fn note_arrival(&mut self) {
+        let Some(memory) = &self.memory else { return };
+        let (recovery, socket, files) = (&self.port.recovery, &self.port.socket, memory.files());
+        if memory.is_incoming() {
+            self.postcopy.is_interrupted = false;
+            if let Err(e) = recovery.memory_arrives(socket, files) {
+                let text = format!("{}: if the switch dies now, this guest's memory is lost: {e}", self.port.name);
+                self.event(Level::Warning, "migration", text);
+            }
+            return;
+        }
+        let is_interrupted = recovery.is_memory_arriving(socket, &files) && !memory.is_whole();
+        let was_interrupted = std::mem::replace(&mut self.postcopy.is_interrupted, is_interrupted);
+        if is_interrupted && !was_interrupted {
+            let text = "its memory was on its way when the session before ended; it waits for the rest";
+            self.event(Level::Warning, "migration", format!("{}: {text}", self.port.name));
+        }
+    }
+
+    /// A vring starts in memory that no migration brings: whatever was on its way is here, or is another's.
+    pub(super) fn forget_arrival(&self) {
+        if self.postcopy.running.is_none() {
+            self.port.recovery.memory_arrived(&self.port.socket);
+        }
+    }
+
+    /// True while vrings wait for memory that a session before this one was bringing.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.postcopy.is_interrupted
+    }
+
+    /// All pages are here, whichever session saw them come.
+    fn memory_arrived(&mut self) {
+        self.port.recovery.memory_arrived(&self.port.socket);
+        if std::mem::take(&mut self.postcopy.is_interrupted) {
+            let text = "the rest of the guest's memory is here";
+            self.event(Level::Info, "migration", format!("{}: {text}", self.port.name));
+        }
     }
 
     /// What brings the pages of regions that are announced now.
@@ -130,7 +177,12 @@ impl Handler {
 
     pub(super) fn end_postcopy(&mut self) -> Result<()> {
         let Some(running) = self.postcopy.running.take() else {
-            return Err(Error::Peer("POSTCOPY_END without a post-copy migration".into()));
+            if !self.postcopy.is_interrupted {
+                return Err(Error::Peer("POSTCOPY_END without a post-copy migration".into()));
+            }
+            self.memory_arrived();
+            self.reconcile();
+            return Ok(());
         };
         let was_listening = running.thread.is_some();
         let progress = running.incoming.progress();
@@ -139,6 +191,7 @@ impl Handler {
             self.stop_all();
             self.memory = Some(Arc::new(memory.arrived_whole()));
         }
+        self.memory_arrived();
         if was_listening {
             self.postcopy.last = Some(progress);
             self.event(
@@ -189,6 +242,9 @@ impl Handler {
 
     /// False while pages of a vring's rings are on their way; they are asked for then.
     pub(super) fn is_ring_here(&self, at: usize) -> bool {
+        if self.postcopy.is_interrupted {
+            return false;
+        }
         let Some(memory) = self.memory.as_ref().filter(|memory| memory.is_incoming()) else { return true };
         if !self.postcopy.running.as_ref().is_some_and(|running| running.is_acknowledged) {
             return false;
@@ -199,6 +255,11 @@ impl Handler {
 
     /// Starts what waited for pages that came, and names a page that does not come.
     pub(in crate::vhost) fn look_at_arrivals(&mut self) {
+        if self.postcopy.is_interrupted && self.memory.as_ref().is_some_and(|memory| memory.is_whole()) {
+            // Its end may have been told while nobody listened.
+            self.memory_arrived();
+            self.reconcile();
+        }
         if self.postcopy.running.is_none() {
             return;
         }
