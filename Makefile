@@ -1,6 +1,6 @@
 # The commands a person needs. Each sets up what it needs first, so each works on a fresh checkout.
 
-.PHONY: run test check bench
+.PHONY: run test check bench fuzz
 
 # Two guests on the switch: make run, or make run KEEP=1 to look around afterwards.
 run:
@@ -21,3 +21,9 @@ check:
 bench:
 	@scripts/setup bench
 	@scripts/bench $(ARGS)
+
+# A minute of vhost-user messages that nobody means, from a seed of its own; make fuzz FUZZ_S=600 takes longer. A short
+# run of the same is among the tests.
+fuzz:
+	@scripts/setup test
+	@OVSVHOST_FUZZ_S=$(or $(FUZZ_S),60) scripts/fuzz

@@ -9,7 +9,8 @@
 //! frame    total parsing of what travels          burst    a burst of frames: snapshots + where the bytes are
 //! ring     virtqueues, device side                switch   FDB and classification; knows port numbers only
 //! recovery where each vring stood, for after a crash
-//! vhost    the protocol: wire, session, endpoint  pmd      poll threads: who polls what, when to sleep
+//! vhost    the protocol: wire, session, endpoint  port     network devices: AF_XDP
+//! pmd      poll threads: who polls what, when to sleep
 //! datapath the façade: bridges and ports          py       PyO3, nothing else
 //! ```
 //!
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod lock;
 pub mod memory;
 pub mod pmd;
+pub mod port;
 #[cfg(feature = "python")]
 mod py;
 pub mod recovery;

@@ -9,7 +9,7 @@ pub(crate) mod way;
 
 use std::sync::Arc;
 
-use ovsvhost::memory::{GuestMap, RegionSpec};
+use ovsvhost::memory::{DirtyLog, GuestMap, Logging, RegionSpec};
 use ovsvhost::ring::{Receiveq, RingConfig, Transmitq, feature};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
 use ovsvhost::testing::frames::{Checksum, FramePlan, Mac, Network, PlanConfig, Transport};
@@ -40,10 +40,12 @@ pub(crate) struct Kind {
     features: u64,
     /// Addresses that frames go to in turn, [`RECEIVER`] and those after it.
     pub(crate) destinations: u32,
+    /// Whether the receiver moves: what is written to it is marked in a dirty log.
+    moves: bool,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
-    Kind { name, layout, features, destinations: 1 }
+    Kind { name, layout, features, destinations: 1, moves: false }
 }
 
 /// One buffer a frame in split rings.
@@ -62,6 +64,12 @@ pub(crate) const OTHERS: [Kind; 5] = [
 
 /// Each frame to another of very many addresses.
 pub(crate) const MANY: Kind = Kind { name: "one buffer, 100 000 addresses", destinations: 100_000, ..PLAIN };
+
+/// To a guest that moves to another host.
+pub(crate) const MOVES: [Kind; 2] = [
+    Kind { name: "one buffer, logged", moves: true, ..PLAIN },
+    Kind { name: "packed, one buffer, logged", moves: true, ..OTHERS[0] },
+];
 
 /// A guest that sends.
 pub(crate) struct SendingGuest {
@@ -129,8 +137,9 @@ impl ReceivingGuest {
             driver.post(slot, HEADER_SIZE + ROOM);
         }
         driver.publish();
-        let queue = Receiveq::new(device.activate(&map(&ram), None, None).unwrap());
-        (Self { driver, _ram: ram }, queue)
+        let mut ring = device.activate(&map(&ram), None, None).unwrap();
+        ring.log_to(&if kind.moves { log() } else { Arc::default() }, None, false);
+        (Self { driver, _ram: ram }, Receiveq::new(ring))
     }
 
     /// Gives every buffer back that the switch filled; gives how many those were.
@@ -146,6 +155,16 @@ impl ReceivingGuest {
         assert_eq!(self.driver.violations().total(), 0, "the switch broke the receiveq");
         count
     }
+}
+
+/// A dirty log of memory from 0 on, turned on.
+fn log() -> Arc<Logging> {
+    let bytes = 1 << 16;
+    let memory = GuestRam::new(&RamSpec::spread(1, bytes, &Backing::Memfd)).unwrap();
+    let file = memory.regions()[0].file().try_clone().unwrap();
+    let logging = Arc::<Logging>::default();
+    logging.turn(Some(&Arc::new(DirtyLog::map(file, 0, bytes as u64, false).unwrap())));
+    logging
 }
 
 /// The device's view of guest memory in `count` regions of `size` bytes, and the regions' owner.

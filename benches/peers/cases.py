@@ -59,6 +59,7 @@ class Case:
         queues: queue pairs of a guest, and flows that are spread over them.
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
+        log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
     """
 
     size: int = 64
@@ -70,6 +71,7 @@ class Case:
     queues: int = 1
     addresses: int = 1
     interval_us: int = 0
+    log: str = "no"
 
     @property
     def mtu(self) -> int:
@@ -180,6 +182,7 @@ _ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
 _FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
 _ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
 _MANY_QUEUES = 8
+_LOGGED, _LOGGED_BEFORE = "ovsvhost, dirty log", "ovsvhost, dirty log off again"
 _ALL_GUESTS = 32
 
 ROWS = (
@@ -269,6 +272,19 @@ ROWS = (
         Load.OWN,
         (Contestant(_ONE_ADDRESS, OURS, Case()), Contestant(_MANY_ADDRESSES, OURS_TOO, Case(addresses=100_000))),
         (Goal("pps", _MANY_ADDRESSES, _ONE_ADDRESS, 0.85, 0.95),),
+    ),
+    Row(
+        "logging",
+        "64 B, while the receiving guest moves: every page written to it is marked",
+        Load.OWN,
+        (
+            Contestant(OURS, OURS, Case()),
+            Contestant(_LOGGED, OURS, Case(log="yes")),
+            Contestant(_LOGGED_BEFORE, OURS, Case(log="off-again")),
+            Contestant(OVS, OVS, Case()),
+            Contestant("ovs-dpdk, dirty log", OVS, Case(log="yes")),
+        ),
+        (Goal("pps", _LOGGED, OURS, 0.85, 0.95), Goal("pps", _LOGGED_BEFORE, OURS, 1.0, 1.0)),
     ),
     Row(
         "pmds",

@@ -125,6 +125,8 @@ class Frontend(Generator):
         receives = f"--end=socket={receiver},role={'send' if case.both else 'receive'},mac={_mac(pair, 2)}"
         if case.addresses > 1:
             receives += f",addresses={case.addresses}"
+        if case.log != "no":
+            receives += f",log={case.log}"
         return [*words, *settings, f"--end=socket={sender},role=send,mac={_mac(pair, 1)}", receives]
 
     def paced(

@@ -17,7 +17,7 @@ import statistics
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cases import Case
 from generators import Frontend, Run
@@ -63,7 +63,7 @@ class Bench:
             "pages_asked": asked,
         }
 
-    def _window(self, command: list[str], *, late: bool) -> tuple[dict, float]:  # type: ignore[type-arg]
+    def _window(self, command: list[str], *, late: bool) -> tuple[dict[str, Any], float]:
         with ExitStack() as stack:
             pair = stack.enter_context(self._load.start(self._pair, command))
             pair.wait_for_window(_WARMUP_S)

@@ -46,7 +46,10 @@ class PortState:
     def admin_up(self) -> bool: ...
     @property
     def link_up(self) -> bool:
-        """Session established, memory mapped, receiveq 0 and transmitq 0 started and enabled."""
+        """A guest: session established, memory mapped, receiveq 0 and transmitq 0 started and enabled.
+
+        A NIC: taken over, up, with a carrier.
+        """
     @property
     def link_resets(self) -> int:
         """How often ``link_up`` changed since the port was added."""
@@ -271,6 +274,72 @@ class Datapath:
             ConfigError: a value out of range, a path that cannot be a socket, a name or path in use.
             KernelError: the socket could not be created (server type).
         """
+    def add_nic(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        ofport: int,
+        netdev: str,
+        mtu: int | None = None,
+        tx_retries_max: int = 8,
+        n_rxq: int = 1,
+        n_rxq_desc: int = 2048,
+        n_txq_desc: int = 2048,
+        xdp_mode: Literal["best-effort", "native-with-zerocopy", "native", "generic"] = "best-effort",
+        use_need_wakeup: bool = True,
+        start_queue: int = 0,
+        busy_budget: int = 0,
+    ) -> None:
+        """Adds a port that is a network device of the host, through AF_XDP; returns at once.
+
+        The device need not be there, or be free: the port's own thread takes it over as soon as it can, and
+        ``PortState.error`` says what is in the way. It is asked for again every second, and at ``refresh_nic``.
+
+        Args:
+            bridge: an existing bridge.
+            name: unique in the datapath.
+            ofport: 1..65279, unique on the bridge.
+            netdev: the device's name in this process's network namespace.
+            mtu: 68..9702, given to the device; None leaves the device its own.
+            tx_retries_max: 0..32 further attempts when the transmit ring is full.
+            n_rxq: 1..128 queues, of which each receives and sends.
+            n_rxq_desc: entries of each receive ring, a power of two in 64..4096.
+            n_txq_desc: entries of each transmit ring, likewise.
+            xdp_mode: the way frames take; ``best-effort`` is the fastest that works.
+            use_need_wakeup: the kernel says when it wants to be woken.
+            start_queue: the first of the device's queues.
+            busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
+                back meanwhile; 0 leaves it to them.
+
+        Raises:
+            ConfigError: a value out of range, a name, number or device in use.
+            KernelError: no thread or no socket could be had.
+        """
+    def set_nic(
+        self,
+        name: str,
+        *,
+        netdev: str | None = None,
+        n_rxq: int | None = None,
+        n_rxq_desc: int | None = None,
+        n_txq_desc: int | None = None,
+        xdp_mode: Literal["best-effort", "native-with-zerocopy", "native", "generic"] | None = None,
+        use_need_wakeup: bool | None = None,
+        start_queue: int | None = None,
+        busy_budget: int | None = None,
+    ) -> None:
+        """Changes what a NIC port takes of which device; it is taken over anew if something changed. Counters go on.
+
+        Raises:
+            ConfigError: an unknown port, one that is a guest's, or a value out of range; nothing changed then.
+        """
+    def refresh_nic(self, name: str) -> None:
+        """Says that a NIC port's device may have come, gone, gone up or down. Its thread looks; this returns at once.
+
+        Raises:
+            ConfigError: an unknown port, or one that is a guest's.
+        """
     def set_port(
         self,
         name: str,
@@ -281,9 +350,16 @@ class Datapath:
         backpressure_us: int | None = None,
         tx_steering: Literal["hash", "thread"] | None = None,
     ) -> None:
-        """Changes a port live, with its guest attached. ConfigError out of range; the old value stays."""
+        """Changes a port live, with its guest attached. ConfigError out of range; the old value stays.
+
+        The MTU of a NIC is given to its device. Its frames do not wait, and each thread has a transmit queue:
+        ``backpressure_us`` and ``tx_steering`` mean nothing to it.
+        """
     def del_port(self, name: str) -> None:
-        """Ends the session, gives every buffer back to the guest, removes a socket that is still ours."""
+        """Ends the session, gives every buffer back to the guest, removes a socket that is still ours.
+
+        A NIC is the host's again.
+        """
     def port(self, name: str) -> PortState:
         """One port. ConfigError if there is none of that name."""
     def ports(self) -> list[PortState]: ...

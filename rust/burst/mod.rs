@@ -9,9 +9,11 @@
 //! ```
 //!
 //! A frame's bytes stay where its sender put them until a receiver gets them: one copy. Invariant: every span in a
-//! burst was translated by the burst's own `GuestMap`, whose `Arc` the burst holds, so it stays mapped as long as the
-//! burst lives. Knows no ring, no port, no thread.
-#![allow(unsafe_code, reason = "copies a sender's bytes out of guest memory")]
+//! burst was translated by the burst's own `GuestMap` or cut from its own `Area`, whose `Arc`s the burst holds, so it
+//! stays mapped as long as the burst lives. Knows no ring, no port, no thread.
+#![allow(unsafe_code, reason = "copies a sender's bytes out of its memory")]
+
+pub(crate) mod written;
 
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::frame::gso;
 use crate::frame::vnet_hdr::{Offload, OffloadSet};
-use crate::memory::{GuestMap, Hint, Span, access, copy};
+use crate::memory::{Area, GuestMap, Hint, Span, access, copy};
 
 /// Most frames in a burst. 64 measured 6 % better than 32; more does not fit the first-level cache.
 pub const MAX_BURST: usize = 64;
@@ -92,13 +94,24 @@ pub struct Burst {
     /// Bytes of the longest frame.
     longest: u32,
     memory: Arc<GuestMap>,
+    /// Of frames that a NIC brought.
+    area: Option<Arc<Area>>,
     /// The region that held the last buffer.
     hint: Hint,
 }
 
 impl Burst {
-    /// An empty burst whose frames lie in `memory`.
+    /// An empty burst whose frames lie in a guest's `memory`.
     pub fn new(memory: Arc<GuestMap>) -> Self {
+        Self::holding(memory, None)
+    }
+
+    /// An empty burst whose frames lie in `area`.
+    pub fn of_area(area: Arc<Area>) -> Self {
+        Self::holding(Arc::default(), Some(area))
+    }
+
+    fn holding(memory: Arc<GuestMap>, area: Option<Arc<Area>>) -> Self {
         Self {
             heads: Box::new([Head([0; HEAD_SIZE]); MAX_BURST]),
             packets: Box::new([Packet::EMPTY; MAX_BURST]),
@@ -109,6 +122,7 @@ impl Burst {
             len: 0,
             longest: 0,
             memory,
+            area,
             hint: Hint::NONE,
         }
     }
@@ -156,10 +170,16 @@ impl Burst {
         self.longest
     }
 
-    /// The memory the frames lie in.
+    /// The guest's memory that the frames lie in; an empty map if they are a NIC's.
     #[inline]
     pub fn memory(&self) -> &Arc<GuestMap> {
         &self.memory
+    }
+
+    /// The area that the frames lie in, if they are a NIC's.
+    #[inline]
+    pub fn area(&self) -> Option<&Arc<Area>> {
+        self.area.as_ref()
     }
 
     /// Forgets every frame.
@@ -212,11 +232,11 @@ impl Burst {
         for (frame, (head, packet)) in frames.zip(room) {
             let Some(data) = frame else { break };
             if data.len as usize >= HEAD_SIZE {
-                // SAFETY: `data` has 64 bytes in a mapping that `self.memory` keeps; the head is ours.
+                // SAFETY: `data` has 64 bytes in a mapping that `self.memory` or `self.area` keeps; the head is ours.
                 unsafe { copy::copy64(head.0.as_mut_ptr(), data.start) };
             } else {
                 head.0 = [0; HEAD_SIZE];
-                // SAFETY: `data` has `len` bytes in a mapping that `self.memory` keeps; the head has more.
+                // SAFETY: `data` has `len` bytes in a mapping that `self.memory` or `self.area` keeps; the head has more.
                 unsafe { copy::copy(head.0.as_mut_ptr(), data.start, data.len as usize) };
             }
             *packet = Packet { data: data.start, len: data.len, is_plain: true, ..Packet::EMPTY };
@@ -334,7 +354,7 @@ impl Burst {
         unsafe { copy::copy64(to, head.0.as_ptr()) };
         if len > HEAD_SIZE {
             let (to, from) = (to.wrapping_add(HEAD_SIZE), packet.data.wrapping_add(HEAD_SIZE));
-            // SAFETY: both have the bytes past the head, `data` kept mapped by `self.memory`.
+            // SAFETY: both have the bytes past the head, `data` kept mapped by `self.memory` or `self.area`.
             unsafe { copy_some(to, from, len - HEAD_SIZE) };
         }
     }
@@ -359,7 +379,7 @@ impl Burst {
         let Some((head, packet)) = self.heads.get(index).zip(self.packets.get(index)) else { return };
         debug_assert!(from + to.len <= packet.len);
         if from as usize >= HEAD_SIZE && packet.pieces.1 == 0 {
-            // SAFETY: `to` has its bytes, and `data` as many from `from` on, kept mapped by `self.memory`.
+            // SAFETY: `to` has its bytes, and `data` as many from `from` on, kept mapped by `self.memory` or `self.area`.
             return unsafe { copy::copy(to.start, packet.data.wrapping_add(from as usize), to.len as usize) };
         }
         let head = self.large(index).map_or(&head.0[..], |(_, head)| head);
@@ -389,7 +409,7 @@ impl Burst {
                 continue;
             }
             let n = left.min(size - skip);
-            // SAFETY: `n` bytes from `skip` are inside this piece, kept mapped by `self.memory`, and inside `to`.
+            // SAFETY: `n` bytes from `skip` are inside this piece, kept mapped by `self.memory` or `self.area`, and inside `to`.
             unsafe { copy::copy(dst, piece.start.wrapping_add(skip), n) };
             (skip, dst, left) = (0, dst.wrapping_add(n), left - n);
         }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Shared;
+use super::port::PortRecord;
 use super::threads::{Seat, SleepMax, Thread, percent};
 use crate::pmd::assign::{self, Assignment, Core, Policy, Rxq};
 use crate::pmd::balance::AutoLb;
@@ -205,6 +207,23 @@ impl Places {
 }
 
 impl Shared {
+    /// Gives a new queue of this port to a poll thread. Gives what is worth telling about that.
+    pub(super) fn seat(&self, queue: Box<TransmitQueue>, record: &PortRecord) -> Option<String> {
+        let (number, numa) = (queue.vring / 2, Some(record.numa.load(Ordering::Relaxed)));
+        let mut state = self.state();
+        let pin = state.places.pins.get(&(record.id, number)).copied();
+        let seat = state.places.seat(queue, numa);
+        let is_out_of_place = state.places.is_out_of_place();
+        drop(state);
+        if is_out_of_place {
+            // It has a core of its own from now on: who was there before it has to go.
+            let _moves = self.threads.moves();
+            self.reassign();
+        }
+        let pin = pin.filter(|pin| seat.is_some_and(|seat| seat.cpu() != *pin))?;
+        Some(cannot_be_pinned(&record.name, number, pin))
+    }
+
     /// Shares every queue out anew and carries each to its place. The caller holds `moves`.
     pub(super) fn reassign(&self) {
         let (journeys, notes) = {
@@ -278,7 +297,7 @@ fn notes(
 }
 
 /// Open vSwitch's words for an affinity that names a core without a thread.
-pub(super) fn cannot_be_pinned(port: &str, queue: u16, cpu: usize) -> String {
+fn cannot_be_pinned(port: &str, queue: u16, cpu: usize) -> String {
     format!(
         "Core {cpu:2} cannot be pinned with port '{port}' rx queue {queue}. Use pmd-cpu-mask to enable a pmd on core {cpu}. \
          An alternative core will be assigned."

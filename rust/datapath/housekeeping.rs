@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
+use crate::pmd::Fault;
 use crate::pmd::balance::AutoLb;
 use crate::pmd::load::INTERVAL;
-use crate::pmd::{Fault, FaultCause};
 use crate::vhost::Level;
 
 /// How often housekeeping looks around while all poll threads sleep.
@@ -43,7 +43,7 @@ pub(super) fn keep_house(shared: &Weak<Shared>, faults: &Receiver<Fault>) {
         }
         if let Some(state) = shared.state.try_lock() {
             for fault in reports.drain(..) {
-                state.fail_vring(fault.port, fault.vring, fault.run, &describe(&fault.cause));
+                state.fail_vring(fault.port, fault.vring, fault.run, &fault.cause);
                 shared.events.poke();
             }
             if Instant::now() >= next_sweep {
@@ -96,15 +96,6 @@ impl Calendar {
         }
         self.balanced = now;
         Due::Balance
-    }
-}
-
-fn describe(cause: &FaultCause) -> String {
-    match cause {
-        FaultCause::Ring(ring) => {
-            format!("{ring}; the queue is stopped until the guest's driver or VMM sets it up anew")
-        }
-        FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Shared;
-use super::assignment::cannot_be_pinned;
 use super::events::Allowance;
 use super::port::PortRecord;
 use super::threads::Passage;
@@ -54,21 +53,8 @@ impl PortLink for Link {
             passage.wait(&self.shared.events);
         } else {
             let queue = Box::new(TransmitQueue::new(Transmitq::new(ring), port, vring, counters, run));
-            let numa = Some(self.record.numa.load(Ordering::Relaxed));
-            let mut state = self.shared.state();
-            let pin = state.places.pins.get(&(port, vring / 2)).copied();
-            let seat = state.places.seat(queue, numa);
-            let is_out_of_place = state.places.is_out_of_place();
-            drop(state);
-            if let (Some(pin), Some(seat)) = (pin, seat)
-                && seat.cpu() != pin
-            {
-                self.event(Level::Warning, "notice", cannot_be_pinned(&self.record.name, vring / 2, pin));
-            }
-            if is_out_of_place {
-                // It has a core of its own from now on: who was there before it has to go.
-                let _moves = self.shared.threads.moves();
-                self.shared.reassign();
+            if let Some(note) = self.shared.seat(queue, &self.record) {
+                self.event(Level::Warning, "notice", note);
             }
         }
     }
@@ -84,11 +70,11 @@ impl PortLink for Link {
             passage.wait(&self.shared.events);
             // Nobody delivers to it any more: the lock is free.
             let queue = slot.queue.lock().take()?;
-            Some(queue.into_ring())
+            queue.into_ring()
         } else {
             let seat = state.places.leave(port, vring)?;
             drop(state);
-            Some(seat.take(&self.shared.events)?.queue.into_ring())
+            seat.take(&self.shared.events)?.queue.into_ring()
         }
     }
 

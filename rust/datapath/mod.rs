@@ -13,6 +13,7 @@ mod assignment;
 mod events;
 mod housekeeping;
 mod link;
+mod nic;
 mod port;
 mod state;
 mod threads;
@@ -26,6 +27,7 @@ use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
 pub use events::Event;
+pub use nic::{NicConfig, NicDevice};
 pub use port::{PortChange, PortConfig, PortState};
 pub use threads::SleepMax;
 
@@ -39,6 +41,7 @@ use crate::vhost::offer::{Limit, Offer};
 use crate::vhost::{self, Endpoint, Level, features};
 use events::Events;
 use link::Link;
+use nic::Nic;
 use port::Options;
 use state::State;
 use threads::{Passage, Threads};
@@ -324,6 +327,49 @@ impl Datapath {
         }
     }
 
+    /// Adds a port that is a network device of the host. That need not be there, or be free: the port's own thread takes
+    /// it over when it can, and [`PortState::error`] says what is in the way.
+    ///
+    /// # Errors
+    /// `Config` for a value out of range or in use; `Kernel` without a thread or a socket.
+    pub fn add_nic(&self, bridge: &str, config: NicConfig) -> Result<()> {
+        config.check()?;
+        let name = config.name.clone();
+        let record = self.shared.change(|state| state.add_nic(bridge, &config))?;
+        match Nic::spawn(config, &self.shared, &record) {
+            Ok(nic) => {
+                let late = self.shared.state().set_nic_thread(&name, record.id, nic);
+                drop(late);
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.change(|state| Ok(state.remove_port(&name)))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Changes what a NIC port takes of which device, and how; it is taken over anew where that is another. Counters go on.
+    ///
+    /// # Errors
+    /// `Config` for an unknown port, one that is a guest's, or a value out of range; nothing changed then.
+    pub fn set_nic(&self, name: &str, change: impl FnOnce(&mut NicDevice)) -> Result<()> {
+        self.shared.state().set_nic(name, change)
+    }
+
+    /// Says that a NIC port's device may have changed: come, gone, up, down, another of its name. Its thread looks. Returns
+    /// at once, and may be called as often as one likes.
+    ///
+    /// # Errors
+    /// `Config` for an unknown port or one that is a guest's.
+    pub fn refresh_nic(&self, name: &str) -> Result<()> {
+        let state = self.shared.state();
+        if let (_, Some(nic)) = state.nic(name)? {
+            nic.refresh();
+        }
+        Ok(())
+    }
+
     /// Changes a port live.
     ///
     /// # Errors
@@ -341,12 +387,10 @@ impl Datapath {
     pub fn del_port(&self, name: &str) -> Result<()> {
         // Out of the state first, so that nobody else finds it; its vrings stop through the state, so not under its lock.
         let removed = self.shared.state().remove_port(name);
-        let Some((record, endpoint)) = removed else {
+        let Some((record, backing)) = removed else {
             return Err(Error::Config(format!("no port named {name}")));
         };
-        if let Some(endpoint) = endpoint {
-            endpoint.shutdown();
-        }
+        backing.shut_down();
         let left = self.shared.change(|state| {
             state.forget(record.id);
             Ok(state.take_vrings(record.id))

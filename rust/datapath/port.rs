@@ -76,33 +76,17 @@ impl PortConfig {
     /// # Errors
     /// `Config` naming what is out of range.
     pub(super) fn check(&self) -> Result<()> {
-        if self.name.is_empty() {
-            return Err(Error::Config("a port needs a name".into()));
-        }
-        if !(1..=65_279).contains(&self.ofport) {
-            return Err(Error::Config(format!("{}: ofport {} is not in 1..65279", self.name, self.ofport)));
-        }
-        self.check_live()?;
+        self.settings().check(&self.name)?;
         if self.socket_mode > 0o777 {
             return Err(Error::Config(format!("{}: socket-mode {:o} is not in 0..777", self.name, self.socket_mode)));
         }
         check_socket_path(&self.socket)
     }
 
-    /// Checks what can change with the guest attached.
-    fn check_live(&self) -> Result<()> {
-        let Self { name, mtu, retries, backpressure_us, .. } = self;
-        if !(MTU_MIN..=MTU_MAX).contains(mtu) {
-            return Err(Error::Config(format!("{name}: unsupported MTU {mtu}: {MTU_MIN}..{MTU_MAX} are possible")));
-        }
-        if *retries > RETRIES_MAX {
-            return Err(Error::Config(format!("{name}: tx-retries-max {retries} is not in 0..{RETRIES_MAX}")));
-        }
-        if *backpressure_us > BACKPRESSURE_MAX_US {
-            let text = format!("{name}: backpressure-us {backpressure_us} is not in 0..{BACKPRESSURE_MAX_US}");
-            return Err(Error::Config(text));
-        }
-        Ok(())
+    /// What can change with the guest attached.
+    pub(super) fn settings(&self) -> Settings {
+        let Self { ofport, mtu, retries, backpressure_us, steering, .. } = *self;
+        Settings { ofport, mtu, retries, backpressure_us, steering }
     }
 
     pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, options: Options) -> EndpointConfig {
@@ -131,6 +115,41 @@ pub(super) struct Options {
     pub(super) iommu: bool,
 }
 
+/// What every port has, whatever is behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub ofport: u16,
+    pub mtu: u32,
+    pub retries: u32,
+    pub backpressure_us: u32,
+    pub steering: Steering,
+}
+
+impl Settings {
+    /// # Errors
+    /// `Config` naming what is out of range.
+    pub(super) fn check(&self, name: &str) -> Result<()> {
+        let Self { ofport, mtu, retries, backpressure_us, .. } = *self;
+        if name.is_empty() {
+            return Err(Error::Config("a port needs a name".into()));
+        }
+        if !(1..=65_279).contains(&ofport) {
+            return Err(Error::Config(format!("{name}: ofport {ofport} is not in 1..65279")));
+        }
+        if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
+            return Err(Error::Config(format!("{name}: unsupported MTU {mtu}: {MTU_MIN}..{MTU_MAX} are possible")));
+        }
+        if retries > RETRIES_MAX {
+            return Err(Error::Config(format!("{name}: tx-retries-max {retries} is not in 0..{RETRIES_MAX}")));
+        }
+        if backpressure_us > BACKPRESSURE_MAX_US {
+            let text = format!("{name}: backpressure-us {backpressure_us} is not in 0..{BACKPRESSURE_MAX_US}");
+            return Err(Error::Config(text));
+        }
+        Ok(())
+    }
+}
+
 /// What changes of a port, with its guest attached; None leaves it.
 #[derive(Debug, Clone, Default)]
 pub struct PortChange {
@@ -149,14 +168,16 @@ pub struct PortChange {
 impl PortChange {
     /// # Errors
     /// `Config` naming what is out of range; nothing changed then.
-    pub(super) fn apply(&self, config: &mut PortConfig) -> Result<()> {
-        let mut next = config.clone();
-        next.mtu = self.mtu.unwrap_or(next.mtu);
-        next.retries = self.retries.unwrap_or(next.retries);
-        next.backpressure_us = self.backpressure_us.unwrap_or(next.backpressure_us);
-        next.steering = self.steering.unwrap_or(next.steering);
-        next.check_live()?;
-        *config = next;
+    pub(super) fn apply(&self, name: &str, settings: &mut Settings) -> Result<()> {
+        let next = Settings {
+            mtu: self.mtu.unwrap_or(settings.mtu),
+            retries: self.retries.unwrap_or(settings.retries),
+            backpressure_us: self.backpressure_us.unwrap_or(settings.backpressure_us),
+            steering: self.steering.unwrap_or(settings.steering),
+            ..*settings
+        };
+        next.check(name)?;
+        *settings = next;
         Ok(())
     }
 }
@@ -169,14 +190,16 @@ pub(super) struct PortRecord {
     pub mtu: AtomicU32,
     pub link_up: AtomicBool,
     pub link_resets: AtomicU32,
-    /// The NUMA node of the guest's rings.
+    /// The NUMA node of the guest's rings, or of the NIC.
     pub numa: AtomicU32,
+    /// What a call to whoever is behind it is named in statistics.
+    call: &'static str,
     /// By vring, made when first started; never reset by a reconnect.
     counters: Lock<BTreeMap<u16, Arc<QueueCounters>>>,
 }
 
 impl PortRecord {
-    pub(super) fn new(id: PortId, name: &str, mtu: u32) -> Self {
+    pub(super) fn new(id: PortId, name: &str, mtu: u32, call: &'static str) -> Self {
         Self {
             id,
             name: name.to_owned(),
@@ -184,6 +207,7 @@ impl PortRecord {
             link_up: AtomicBool::new(false),
             link_resets: AtomicU32::new(0),
             numa: AtomicU32::new(0),
+            call,
             counters: Lock::default(),
         }
     }
@@ -213,7 +237,7 @@ impl PortRecord {
             all.insert(name.into(), 0);
         }
         for (vring, queue) in &counters {
-            add_queue(&mut all, *vring, queue);
+            add_queue(&mut all, *vring, queue, self.call);
         }
         all
     }
@@ -221,7 +245,7 @@ impl PortRecord {
 
 /// Adds one queue's counters to the port's sums and to its own `rx_qN_…`, under the names of DPDK's vhost library. What
 /// is seldom counted is there from its first time on.
-fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters) {
+fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters, call: &str) {
     let (side, number) = (if vring.is_multiple_of(2) { "tx" } else { "rx" }, vring / 2);
     let mut add = |name: String, n: u64| *all.entry(name).or_default() += n;
     for (name, counter) in [
@@ -235,7 +259,7 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
     for (name, counter) in [
         ("good_packets", &queue.packets),
         ("good_bytes", &queue.bytes),
-        ("guest_notifications", &queue.notifications),
+        (call, &queue.notifications),
         ("iotlb_hits", &queue.iotlb_hits),
         ("iotlb_misses", &queue.iotlb_misses),
     ] {
@@ -244,7 +268,6 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
     for (name, counter) in [
         ("multicast_packets", &queue.multicast),
         ("broadcast_packets", &queue.broadcast),
-        ("guest_notifications_suppressed", &queue.suppressed),
         ("retries", &queue.retries),
         ("waits", &queue.waits),
         ("contentions", &queue.contentions),
@@ -253,6 +276,9 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters)
             0 => {}
             n => add(format!("{side}_q{number}_{name}"), n),
         }
+    }
+    if queue.suppressed.read() > 0 {
+        add(format!("{side}_q{number}_{call}_suppressed"), queue.suppressed.read());
     }
     let in_classes = |classes: &std::ops::Range<usize>| -> u64 {
         queue.sizes.get(classes.clone()).unwrap_or_default().iter().map(Counter::read).sum()

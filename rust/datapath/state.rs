@@ -1,16 +1,18 @@
 //! What control decided, under one lock, and the topology made from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FdbEntry;
 use super::assignment::{Places, PmdView};
-use super::port::{PortChange, PortConfig, PortRecord, PortState};
+use super::nic::{Nic, NicConfig, NicDevice};
+use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings};
 use super::threads::Seat;
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
-use crate::pmd::{BridgeView, PortView, ReceiveSlot, Topology};
+use crate::pmd::{BridgeView, FaultCause, PortView, ReceiveSlot, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
 use crate::vhost::Endpoint;
@@ -27,10 +29,37 @@ struct Bridge {
 
 struct Port {
     bridge: String,
-    config: PortConfig,
+    settings: Settings,
     admin_up: bool,
     record: Arc<PortRecord>,
-    endpoint: Option<Endpoint>,
+    backing: Backing,
+}
+
+/// What is behind a port; None until its thread runs.
+pub(super) enum Backing {
+    /// A guest.
+    Vhost { socket: PathBuf, endpoint: Option<Endpoint> },
+    /// A network device of the host.
+    Nic { device: NicDevice, nic: Option<Nic> },
+}
+
+impl Backing {
+    /// Ends it. Not with the state locked: it stops its queues through the state.
+    pub(super) fn shut_down(self) {
+        match self {
+            Self::Vhost { endpoint: Some(endpoint), .. } => endpoint.shutdown(),
+            Self::Nic { nic: Some(nic), .. } => nic.shutdown(),
+            _ => {}
+        }
+    }
+
+    /// What two ports cannot share: words for it, and its name.
+    fn claim(&self) -> (&'static str, String) {
+        match self {
+            Self::Vhost { socket, .. } => ("socket", socket.display().to_string()),
+            Self::Nic { device, .. } => ("network device", device.netdev.clone()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -65,8 +94,7 @@ impl State {
                 view.members.push(id);
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
-
-            let PortConfig { mtu, retries, backpressure_us, steering, .. } = port.config;
+            let Settings { mtu, retries, backpressure_us, steering, .. } = port.settings;
             let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
             let view = PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs };
             grow(&mut topology.ports, usize::from(id));
@@ -133,35 +161,104 @@ impl State {
     }
 
     pub(super) fn add_port(&mut self, bridge: &str, config: PortConfig) -> Result<Arc<PortRecord>> {
+        let (settings, backing) = (config.settings(), Backing::Vhost { socket: config.socket, endpoint: None });
+        self.add(bridge, &config.name, settings, backing, "guest_notifications")
+    }
+
+    pub(super) fn add_nic(&mut self, bridge: &str, config: &NicConfig) -> Result<Arc<PortRecord>> {
+        let backing = Backing::Nic { device: config.device.clone(), nic: None };
+        self.add(bridge, &config.name, config.settings(), backing, "kicks")
+    }
+
+    fn add(
+        &mut self,
+        bridge: &str,
+        name: &str,
+        settings: Settings,
+        backing: Backing,
+        call: &'static str,
+    ) -> Result<Arc<PortRecord>> {
         self.bridge(bridge)?;
-        let name = config.name.clone();
-        if self.ports.contains_key(&name) {
+        if self.ports.contains_key(name) {
             return Err(Error::Config(format!("a port named {name} exists already")));
         }
-        for (other, port) in &self.ports {
-            if port.config.socket == config.socket {
-                let path = config.socket.display();
-                return Err(Error::Config(format!("{name}: socket {path} belongs to port {other}; give it another")));
-            }
-            if port.bridge == bridge && port.config.ofport == config.ofport {
-                return Err(Error::Config(format!("{name}: ofport {} belongs to port {other}", config.ofport)));
-            }
+        self.check_claim(name, &backing)?;
+        let same = self.ports.iter().find(|(_, p)| p.bridge == bridge && p.settings.ofport == settings.ofport);
+        if let Some((other, _)) = same {
+            return Err(Error::Config(format!("{name}: ofport {} belongs to port {other}", settings.ofport)));
         }
         let id = (0..PORTS_MAX).filter_map(|i| PortId::try_from(i).ok()).find(|id| !self.ids.contains(id));
         let id = id.ok_or_else(|| Error::Config(format!("{name}: {PORTS_MAX} ports exist already")))?;
         self.ids.insert(id);
-        let record = Arc::new(PortRecord::new(id, &name, config.mtu));
-        let port =
-            Port { bridge: bridge.to_owned(), config, admin_up: true, record: Arc::clone(&record), endpoint: None };
-        self.ports.insert(name, port);
+        let record = Arc::new(PortRecord::new(id, name, settings.mtu, call));
+        let port = Port { bridge: bridge.to_owned(), settings, admin_up: true, record: Arc::clone(&record), backing };
+        self.ports.insert(name.to_owned(), port);
         Ok(record)
     }
 
+    /// Refuses what another port has.
+    fn check_claim(&self, name: &str, backing: &Backing) -> Result<()> {
+        let claim = backing.claim();
+        match self.ports.iter().find(|(other, port)| *other != name && port.backing.claim() == claim) {
+            None => Ok(()),
+            Some((other, _)) => {
+                let (what, which) = claim;
+                Err(Error::Config(format!("{name}: {what} {which} belongs to port {other}; give it another")))
+            }
+        }
+    }
+
     /// Keeps a port's endpoint. Gives it back if the port was deleted meanwhile: drop it without the lock.
-    pub(super) fn set_endpoint(&mut self, name: &str, id: PortId, endpoint: Endpoint) -> Option<Endpoint> {
+    pub(super) fn set_endpoint(&mut self, name: &str, id: PortId, new: Endpoint) -> Option<Endpoint> {
         match self.ports.get_mut(name) {
-            Some(port) if port.record.id == id => port.endpoint.replace(endpoint),
-            _ => Some(endpoint),
+            Some(Port { record, backing: Backing::Vhost { endpoint, .. }, .. }) if record.id == id => {
+                endpoint.replace(new)
+            }
+            _ => Some(new),
+        }
+    }
+
+    /// Keeps a NIC's thread, as [`Self::set_endpoint`].
+    pub(super) fn set_nic_thread(&mut self, name: &str, id: PortId, new: Nic) -> Option<Nic> {
+        match self.ports.get_mut(name) {
+            Some(Port { record, backing: Backing::Nic { nic, .. }, .. }) if record.id == id => nic.replace(new),
+            _ => Some(new),
+        }
+    }
+
+    /// Changes what a NIC port takes of which device.
+    pub(super) fn set_nic(&mut self, name: &str, change: impl FnOnce(&mut NicDevice)) -> Result<()> {
+        let (mut wanted, _) = self.nic(name).map(|(device, nic)| (device.clone(), nic))?;
+        change(&mut wanted);
+        wanted.check(name)?;
+        self.check_claim(name, &Backing::Nic { device: wanted.clone(), nic: None })?;
+        if let Some(Port { backing: Backing::Nic { device, nic }, .. }) = self.ports.get_mut(name)
+            && *device != wanted
+        {
+            *device = wanted.clone();
+            if let Some(nic) = nic {
+                nic.set_device(wanted);
+            }
+        }
+        Ok(())
+    }
+
+    /// A NIC port's device and thread.
+    pub(super) fn nic(&self, name: &str) -> Result<(&NicDevice, Option<&Nic>)> {
+        match self.ports.get(name).map(|port| &port.backing) {
+            None => Err(Error::Config(format!("no port named {name}"))),
+            Some(Backing::Nic { device, nic }) => Ok((device, nic.as_ref())),
+            Some(Backing::Vhost { .. }) => {
+                Err(Error::Config(format!("port {name} is a guest's, not a network device's")))
+            }
+        }
+    }
+
+    /// The MTU that a NIC turned out to have.
+    pub(super) fn set_nic_mtu(&mut self, id: PortId, mtu: u32) {
+        if let Some(port) = self.ports.values_mut().find(|port| port.record.id == id) {
+            port.settings.mtu = mtu;
+            port.record.mtu.store(mtu, Ordering::Relaxed);
         }
     }
 
@@ -191,19 +288,22 @@ impl State {
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {
         let port = self.ports.get_mut(name).ok_or_else(|| Error::Config(format!("no port named {name}")))?;
-        change.apply(&mut port.config)?;
-        port.record.mtu.store(port.config.mtu, Ordering::Relaxed);
+        change.apply(name, &mut port.settings)?;
+        port.record.mtu.store(port.settings.mtu, Ordering::Relaxed);
+        if let (Some(mtu), Backing::Nic { nic: Some(nic), .. }) = (change.mtu, &port.backing) {
+            nic.set_mtu(mtu);
+        }
         port.admin_up = change.admin_up.unwrap_or(port.admin_up);
         Ok(())
     }
 
     /// Takes a port out; its id stays taken until [`Self::free`].
-    pub(super) fn remove_port(&mut self, name: &str) -> Option<(Arc<PortRecord>, Option<Endpoint>)> {
+    pub(super) fn remove_port(&mut self, name: &str) -> Option<(Arc<PortRecord>, Backing)> {
         let port = self.ports.remove(name)?;
         if let Some(bridge) = self.bridges.get(&port.bridge) {
             bridge.fdb.flush_port(port.record.id);
         }
-        Some((port.record, port.endpoint))
+        Some((port.record, port.backing))
     }
 
     /// Nothing learned behind a port that is gone stays.
@@ -229,23 +329,31 @@ impl State {
 
     fn snapshot(name: &str, port: &Port) -> PortState {
         let record = &port.record;
-        let endpoint = port.endpoint.as_ref();
+        let mut statistics = record.statistics();
+        let (error, status) = match &port.backing {
+            Backing::Vhost { endpoint: Some(endpoint), .. } => (endpoint.error(), endpoint.status()),
+            Backing::Nic { nic: Some(nic), .. } => {
+                nic.add_statistics(&mut statistics);
+                (nic.error(), nic.status())
+            }
+            _ => (None, BTreeMap::new()),
+        };
         PortState {
             name: name.to_owned(),
             bridge: port.bridge.clone(),
-            ofport: port.config.ofport,
+            ofport: port.settings.ofport,
             admin_up: port.admin_up,
             link_up: record.link_up.load(Ordering::Acquire) && port.admin_up,
             link_resets: record.link_resets.load(Ordering::Relaxed),
-            mtu: port.config.mtu,
-            error: endpoint.and_then(Endpoint::error),
-            status: endpoint.map(Endpoint::status).unwrap_or_default(),
-            statistics: record.statistics(),
+            mtu: port.settings.mtu,
+            error,
+            status,
+            statistics,
         }
     }
 
     pub(super) fn fdb(&self, bridge: &str, now_s: u32) -> Result<Vec<FdbEntry>> {
-        let ofports: BTreeMap<PortId, u16> = self.ports.values().map(|p| (p.record.id, p.config.ofport)).collect();
+        let ofports: BTreeMap<PortId, u16> = self.ports.values().map(|p| (p.record.id, p.settings.ofport)).collect();
         let learned = self.bridge(bridge)?.fdb.list(now_s);
         Ok(learned
             .into_iter()
@@ -282,16 +390,29 @@ impl State {
     }
 
     /// Passes a poll thread's report to the session whose queue it is.
-    pub(super) fn fail_vring(&self, port: PortId, vring: u16, run: u64, reason: &str) {
+    pub(super) fn fail_vring(&self, port: PortId, vring: u16, run: u64, cause: &FaultCause) {
         let started = self.receiveqs.get(&(port, vring)).map(|slot| slot.run);
         if started.or_else(|| self.places.seats.get(&(port, vring)).map(|seat| seat.run)) != Some(run) {
             // The vring was started anew since: its former self's trouble is over.
             return;
         }
-        let endpoint = self.ports.values().find(|p| p.record.id == port).and_then(|p| p.endpoint.as_ref());
-        if let Some(endpoint) = endpoint {
-            endpoint.fail_vring(usize::from(vring), reason.to_owned());
+        match self.ports.values().find(|p| p.record.id == port).map(|port| &port.backing) {
+            Some(Backing::Vhost { endpoint: Some(endpoint), .. }) => {
+                let until = "the queue is stopped until the guest's driver or VMM sets it up anew";
+                endpoint.fail_vring(usize::from(vring), describe(cause, until));
+            }
+            Some(Backing::Nic { nic: Some(nic), .. }) => {
+                nic.fail(describe(cause, "the network device is given up and taken over anew"));
+            }
+            _ => {}
         }
+    }
+}
+
+fn describe(cause: &FaultCause, until: &str) -> String {
+    match cause {
+        FaultCause::Ring(ring) => format!("{ring}; {until}"),
+        FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
     }
 }
 

@@ -10,6 +10,8 @@
 //! receiver: a sender that changes its headers meanwhile changes nothing. `hdr_len` is never looked at. Pure
 //! arithmetic: no piece is copied here.
 
+use std::hash::{BuildHasher, RandomState};
+
 use super::checksum::Sum;
 use super::ip::{self, Network, Version, v4, v6};
 use super::vnet_hdr::{GsoRequest, GsoType};
@@ -284,6 +286,31 @@ impl Plan {
         let at = transport + if network.protocol == TCP { tcp::CHECKSUM } else { udp::CHECKSUM };
         write(out, at, sum.folded());
         at
+    }
+}
+
+/// Identifications of datagrams that are fragmented here: counted from a random start per queue (RFC 7739 §5.2), so
+/// that none comes again soon and no other guest's can be told from one's own.
+#[derive(Debug)]
+pub struct Idents(u32);
+
+impl Default for Idents {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Idents {
+    /// From a random start.
+    pub fn new() -> Self {
+        #[allow(clippy::cast_possible_truncation, reason = "half of a random number is one")]
+        Self(RandomState::new().hash_one(0_u8) as u32)
+    }
+
+    /// The next one.
+    pub fn next_ident(&mut self) -> u32 {
+        self.0 = self.0.wrapping_add(1);
+        self.0
     }
 }
 

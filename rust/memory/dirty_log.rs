@@ -22,11 +22,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use arc_swap::ArcSwapOption;
 
 use super::region::Region;
-use super::{Gpa, GuestMap};
+use super::{Gpa, GuestMap, Stretch};
 use crate::error::{Error, Result};
 
 /// Bits of an address within a page of the log.
 const PAGE_SHIFT: u32 = 12;
+const PAGE: u64 = 1 << PAGE_SHIFT;
 
 /// A log as a front-end shared it (`vhost-user: SET_LOG_BASE`).
 #[derive(Debug)]
@@ -142,20 +143,25 @@ fn pages(gpa: u64, len: u64) -> std::ops::Range<u64> {
 /// Pages noted before they are marked: those of a group of 64 frames, most in buffers of a page or less.
 const NOTED_MAX: usize = 128;
 
+/// A page that no address is in.
+const NO_PAGE: u64 = u64::MAX;
+
 /// The pages that a queue wrote to and did not mark yet. Each group ends with [`Marks::settle`].
 #[derive(Debug)]
 pub struct Marks {
     logging: Arc<Logging>,
-    pages: Box<[u64; NOTED_MAX]>,
+    /// Region of the guest that was last written to; of no bytes at the beginning of a group.
+    stretch: Stretch,
+    /// The page that was noted last.
+    last: u64,
     count: usize,
-    /// Region of the guest that was last written to.
-    hint: usize,
+    pages: Box<[u64; NOTED_MAX]>,
 }
 
 impl Marks {
     /// An empty list.
     pub fn new(logging: Arc<Logging>) -> Self {
-        Self { logging, pages: Box::new([0; NOTED_MAX]), count: 0, hint: 0 }
+        Self { logging, stretch: Stretch::default(), last: NO_PAGE, count: 0, pages: Box::new([0; NOTED_MAX]) }
     }
 
     /// True while what is written must be noted. One load.
@@ -167,24 +173,43 @@ impl Marks {
     /// Notes that `len` bytes of `memory` at host address `start` were written.
     #[inline]
     pub fn note(&mut self, memory: &GuestMap, start: *const u8, len: u32) {
-        let Some(Gpa(gpa)) = memory.gpa_of(start, &mut self.hint) else { return };
-        for page in pages(gpa, u64::from(len)) {
-            if self.count > 0 && self.pages.get(self.count - 1) == Some(&page) {
-                continue;
+        // Most of what is written lies in one page, and in the region of what was written before.
+        if let Some(Gpa(gpa)) = self.stretch.gpa_of(start)
+            && u64::from(len.wrapping_sub(1)) + gpa % PAGE < PAGE
+        {
+            let page = gpa >> PAGE_SHIFT;
+            if page == self.last {
+                return;
             }
+            if let Some(place) = self.pages.get_mut(self.count) {
+                (*place, self.last) = (page, page);
+                self.count += 1;
+                return;
+            }
+        }
+        self.note_with_care(memory, start, len);
+    }
+
+    #[inline(never)]
+    fn note_with_care(&mut self, memory: &GuestMap, start: *const u8, len: u32) {
+        let Some(stretch) = memory.stretch_of(start) else { return };
+        let Some(Gpa(gpa)) = stretch.gpa_of(start) else { return };
+        for page in pages(gpa, u64::from(len)) {
             if self.count == NOTED_MAX {
                 self.settle();
             }
             if let Some(place) = self.pages.get_mut(self.count) {
-                *place = page;
+                (*place, self.last) = (page, page);
                 self.count += 1;
             }
         }
+        self.stretch = stretch;
     }
 
     /// Marks what was noted.
     #[inline]
     pub fn settle(&mut self) {
+        (self.last, self.stretch) = (NO_PAGE, Stretch::default());
         let count = std::mem::take(&mut self.count);
         if count == 0 {
             return;

@@ -37,9 +37,9 @@ pub struct RegionSpec {
     pub file: File,
 }
 
-/// Bytes of guest memory that are mapped here: never empty-by-lie, never across two mappings.
+/// Bytes of guest memory, or of an [`Area`](super::Area), that are mapped here: never empty-by-lie, never across two mappings.
 ///
-/// Valid while the [`GuestMap`] it came from lives. Only `memory` and `ring` look inside.
+/// Valid while the map or the area it came from lives. Only `memory`, `burst`, `ring` and `port::afxdp` look inside.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     pub(crate) start: *mut u8,
@@ -62,6 +62,24 @@ pub struct Hint {
     from: u64,
     size: u64,
     host: *mut u8,
+}
+
+/// A region seen from our side, by value: where what lies at a host address is to the guest. To be used no longer than
+/// the [`GuestMap`] that it is of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stretch {
+    host: u64,
+    size: u64,
+    gpa: u64,
+}
+
+impl Stretch {
+    /// The guest-physical address of the byte that is mapped at `host`; None if it is not in this region.
+    #[inline]
+    pub fn gpa_of(&self, host: *const u8) -> Option<Gpa> {
+        let into = (host.addr() as u64).wrapping_sub(self.host);
+        (into < self.size).then(|| Gpa(self.gpa.wrapping_add(into)))
+    }
 }
 
 // SAFETY: as for a span, which it makes.
@@ -370,6 +388,12 @@ impl GuestMap {
         let (at, gpa) = self.entries.iter().enumerate().find_map(|(at, e)| Some((at, e.gpa_of(host)?)))?;
         *hint = at;
         Some(gpa)
+    }
+
+    /// The region that is mapped at `host`.
+    pub fn stretch_of(&self, host: *const u8) -> Option<Stretch> {
+        let entry = self.entries.iter().find(|e| e.gpa_of(host).is_some())?;
+        Some(Stretch { host: entry.host.addr() as u64, size: entry.size, gpa: entry.gpa })
     }
 
     /// The guest-physical address of the byte at the front-end's own address `uva`; None if it is not mapped.

@@ -13,6 +13,7 @@
 //! zeroes by `sigbus` and marks its map broken.
 
 pub mod access;
+mod area;
 pub mod copy;
 mod dirty_log;
 mod incoming;
@@ -26,10 +27,11 @@ pub mod sigbus;
 mod tlb;
 mod words;
 
+pub use area::Area;
 pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use incoming::{Incoming, Progress};
 pub use iotlb::{Access, Iotlb, MAPPINGS_MAX};
-pub use map::{GuestMap, Hint, Located, Place, RegionSpec, Span, Unreachable};
+pub use map::{GuestMap, Hint, Located, Place, RegionSpec, Span, Stretch, Unreachable};
 pub use tlb::Tlb;
 pub use words::Words;
 

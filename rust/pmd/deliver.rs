@@ -14,14 +14,15 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
+use super::poll::Stuck;
 use super::wait::{Group, Waiting, mask};
-use super::{Fault, FaultCause, PortView, ReceiveSlot, Steering, Topology};
+use super::{Fault, FaultCause, Outlet, PortView, ReceiveSlot, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
-use crate::ring::{Delivery, Receiveq, RingFault};
+use crate::ring::{Delivery, RingFault};
 use crate::switch::PortId;
 use crate::sys::tsc;
 
@@ -105,6 +106,8 @@ pub(super) struct Source<'a> {
     pub topology: &'a Topology,
     pub faults: &'a Sender<Fault>,
     pub spread: &'a mut Spread,
+    /// Devices that did not take all that was delivered.
+    pub stuck: &'a mut Stuck,
     /// Where a group goes that cannot be delivered now.
     pub waiting: &'a mut Waiting,
     /// The burst must be settled by then (TSC cycles): nothing waits for buffers, and a lock is asked for until then.
@@ -249,6 +252,9 @@ impl Source<'_> {
         if !tally.is_empty() {
             slot.counters.called(queue.flush());
             slot.counters.add(&tally);
+            if queue.is_stuck() {
+                self.stuck.add(slot);
+            }
         }
         if queue.is_guarded() {
             slot.counters.iotlb_hits.add((list.len() - rest.len()) as u64);
@@ -276,7 +282,7 @@ impl Source<'_> {
         slot: &'s Arc<ReceiveSlot>,
         list: &[u8],
         since: u64,
-    ) -> Option<MutexGuard<'s, Option<Receiveq>>> {
+    ) -> Option<MutexGuard<'s, Option<Outlet>>> {
         slot.counters.contentions.add_shared(1);
         let until = match self.settle_by {
             None if !self.waiting.is_full() => {

@@ -19,6 +19,7 @@ pub mod load;
 
 mod deliver;
 mod doze;
+mod ends;
 mod mailbox;
 mod output;
 mod poll;
@@ -28,6 +29,7 @@ mod thread;
 mod topology;
 mod wait;
 
+pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, TransmitQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};

@@ -7,25 +7,25 @@ use super::deliver::{Source, Spread};
 use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
-use super::{Fault, Topology};
+use super::{Fault, Inlet, ReceiveSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
-use crate::ring::{RingFault, Transmitq};
+use crate::ring::RingFault;
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
 use crate::sys::tsc;
 
-/// A transmitq with what its thread keeps for it.
+/// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
 #[derive(Debug)]
 pub struct TransmitQueue {
     /// Whose.
     pub port: PortId,
-    /// Vring index, odd.
+    /// Vring index, odd: queue n of a NIC is 2n+1 as well.
     pub vring: u16,
-    /// The ring and its burst.
-    pub queue: Transmitq,
+    /// The rings and their burst.
+    pub queue: Inlet,
     /// Written by the thread that has the queue.
     pub counters: Arc<QueueCounters>,
     /// Which start of the vring this is: a report about an earlier one is nothing to it.
@@ -45,7 +45,8 @@ pub struct TransmitQueue {
 
 impl TransmitQueue {
     /// Wraps a queue for a poll thread.
-    pub fn new(queue: Transmitq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
+    pub fn new(queue: impl Into<Inlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
+        let queue = queue.into();
         let (cache, waiting) = (Cache::default(), Waiting::new());
         let (is_stopped, is_greeted, empty_looks, gathered_at) = (false, false, 0, 0);
         Self { port, vring, queue, counters, run, is_stopped, is_greeted, empty_looks, gathered_at, cache, waiting }
@@ -125,6 +126,7 @@ pub struct Forwarder {
     pub(super) thread: usize,
     groups: Groups,
     spread: Spread,
+    stuck: Stuck,
     faults: Sender<Fault>,
     stats: Arc<PmdStats>,
     /// Seconds since the datapath started, for ageing.
@@ -134,13 +136,14 @@ pub struct Forwarder {
 impl Forwarder {
     /// Of poll thread number `thread`, in no topology yet. What breaks is told to `faults`, what it does to `stats`.
     pub fn new(thread: usize, faults: Sender<Fault>, stats: Arc<PmdStats>) -> Self {
-        let (groups, spread) = (Groups::new(), Spread::new());
-        Self { topology: Arc::default(), thread, groups, spread, faults, stats, now_s: 0 }
+        let (groups, spread, stuck) = (Groups::new(), Spread::new(), Stuck::default());
+        Self { topology: Arc::default(), thread, groups, spread, stuck, faults, stats, now_s: 0 }
     }
 
     /// Swaps the topology.
     pub fn adopt(&mut self, topology: Arc<Topology>) {
         self.groups.fit(topology.ports.len());
+        self.stuck.fit(&topology);
         self.topology = topology;
     }
 
@@ -194,6 +197,7 @@ impl Forwarder {
             topology: &self.topology,
             faults: &self.faults,
             spread: &mut self.spread,
+            stuck: &mut self.stuck,
             waiting: &mut q.waiting,
             settle_by,
         };
@@ -271,6 +275,7 @@ impl Forwarder {
             topology: &self.topology,
             faults: &self.faults,
             spread: &mut self.spread,
+            stuck: &mut self.stuck,
             waiting,
             settle_by,
         };
@@ -288,6 +293,12 @@ impl Forwarder {
         self.groups.forget();
     }
 
+    /// Tells those devices again that did not take what they were told to send; true if there are such still.
+    #[inline]
+    pub(super) fn push_stuck(&mut self) -> bool {
+        !self.stuck.0.is_empty() && self.stuck.push()
+    }
+
     /// Drops what a panic left sorted and not delivered.
     pub(super) fn forget_burst(&mut self) {
         self.groups.forget();
@@ -300,6 +311,40 @@ impl Forwarder {
         burst.push_own(&crate::burst::rarp(mac));
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
         self.forward(&burst, port, &counters, &mut cache, &mut waiting, Some(settle_by()));
+    }
+}
+
+/// Transmit queues of devices that did not take all that they were told to send: full for the moment, or down. Nothing
+/// wakes us when they can, so whoever delivered to them asks again.
+#[derive(Debug, Default)]
+pub(super) struct Stuck(Vec<Arc<ReceiveSlot>>);
+
+impl Stuck {
+    /// Room for every queue there is; called when the topology changes, never per burst.
+    fn fit(&mut self, topology: &Topology) {
+        let queues = topology.ports.iter().flatten().map(|port| port.receiveqs.len()).sum::<usize>();
+        self.0.reserve(queues);
+    }
+
+    /// Remembers one, once.
+    #[cold]
+    pub(super) fn add(&mut self, slot: &Arc<ReceiveSlot>) {
+        if !self.0.iter().any(|known| Arc::ptr_eq(known, slot)) {
+            self.0.push(Arc::clone(slot));
+        }
+    }
+
+    /// True if one is left. Another thread that has a queue tells its device by itself, and remembers it if it must.
+    #[cold]
+    fn push(&mut self) -> bool {
+        self.0.retain(|slot| {
+            let Some(mut guard) = slot.queue.try_lock() else { return false };
+            guard.as_mut().is_some_and(|queue| {
+                queue.push();
+                queue.is_stuck()
+            })
+        });
+        !self.0.is_empty()
     }
 }
 

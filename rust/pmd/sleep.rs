@@ -5,7 +5,6 @@
 //! a millisecond; a long sleep shrinks it again. Kicks are awaited edge-triggered and never read, so nobody who clears
 //! their `O_NONBLOCK` can make a read hang.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -48,15 +47,15 @@ impl Sleeper {
         self.max_us = max_us;
     }
 
-    /// Wakes on this queue's kicks from now on.
-    pub(super) fn watch(&mut self, kick: Option<&File>) {
+    /// Wakes on this queue's kicks, or frames, from now on.
+    pub(super) fn watch(&mut self, kick: Option<&dyn AsRawFd>) {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
         let watched = kick.is_some_and(|k| self.epoll.ctl(ControlOperation::Add, k.as_raw_fd(), event).is_ok());
         self.blind += usize::from(!watched);
     }
 
     /// No longer.
-    pub(super) fn unwatch(&mut self, kick: Option<&File>) {
+    pub(super) fn unwatch(&mut self, kick: Option<&dyn AsRawFd>) {
         let event = EpollEvent::default();
         let watched = kick.is_some_and(|k| self.epoll.ctl(ControlOperation::Delete, k.as_raw_fd(), event).is_ok());
         self.blind -= usize::from(!watched);

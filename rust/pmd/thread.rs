@@ -175,6 +175,7 @@ impl Body {
                 return;
             }
             let moved = self.poll_all(before);
+            self.forwarder.push_stuck();
             let now = tsc::now();
             let spent = now.wrapping_sub(before);
             before = now;
@@ -315,7 +316,7 @@ impl Body {
                 Message::Assign(queue) if self.resting || queue.is_stopped => self.stopped.push(*queue),
                 Message::Assign(mut queue) => {
                     if !std::mem::replace(&mut queue.is_greeted, true) {
-                        queue.queue.ring_mut().greet();
+                        queue.queue.greet();
                     }
                     self.sleeper.watch(queue.queue.kick());
                     self.queues.push(*queue);
@@ -349,7 +350,7 @@ impl Body {
     fn set_call(&mut self, port: PortId, vring: u16, call: Option<Notifier>) {
         let mut queues = self.queues.iter_mut().chain(&mut self.stopped);
         if let Some(queue) = queues.find(|q| (q.port, q.vring) == (port, vring)) {
-            queue.queue.ring_mut().set_call(call);
+            queue.queue.set_call(call);
         }
     }
 
@@ -374,7 +375,8 @@ impl Body {
             // Its receiver does not wake us: look again.
             return self.sleeper.busy(tsc::now());
         }
-        let (mut work, mut parked) = (false, false);
+        // Nor does a device that was full.
+        let (mut work, mut parked) = (false, self.forwarder.push_stuck());
         for queue in &mut self.queues {
             let (is_parked, is_shut) = (queue.is_parked(), queue.is_shut());
             parked |= is_parked || is_shut;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Outlet;
 use crate::counters::QueueCounters;
 use crate::frame::flow::FlowKey;
 use crate::lock::Lock;
-use crate::ring::Receiveq;
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
 use crate::sys::eventfd::Notifier;
@@ -72,15 +72,15 @@ pub struct BridgeView {
     pub forward_bpdu: bool,
 }
 
-/// A receiveq where several threads find it: whoever holds the lock delivers. With one poll thread nobody ever waits.
+/// A guest's receiveq or a NIC's transmit queue, where several threads find it: whoever holds the lock delivers. With one poll thread nobody ever waits.
 #[derive(Debug)]
 pub struct ReceiveSlot {
     /// None once control took the queue back. A panic over one sender's burst leaves it as good as before: nothing of
     /// the burst was published, and the receiver is not to blame.
-    pub queue: Lock<Option<Receiveq>>,
+    pub queue: Lock<Option<Outlet>>,
     /// Whose.
     pub port: PortId,
-    /// Vring index, even.
+    /// Vring index, even: queue n of a NIC is 2n as well.
     pub vring: u16,
     /// Written by whoever holds the lock; what is [`lost`](QueueCounters::lost) or waits, by anyone.
     pub counters: Arc<QueueCounters>,
@@ -100,9 +100,9 @@ struct NewCall(Option<Notifier>);
 
 impl ReceiveSlot {
     /// Makes a queue reachable.
-    pub fn new(queue: Receiveq, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
+    pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
-        let (queue, next_call) = (Lock::new(Some(queue)), Lock::default());
+        let (queue, next_call) = (Lock::new(Some(queue.into())), Lock::default());
         Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
     }
 
@@ -116,10 +116,10 @@ impl ReceiveSlot {
             return true;
         }
         let next_call = self.next_call.lock().take();
-        if let Some(queue) = guard.as_mut() {
+        if let Some(ring) = guard.as_mut().and_then(Outlet::ring_mut) {
             match next_call {
-                Some(NewCall(call)) => queue.ring_mut().set_call(call),
-                None => queue.ring_mut().greet(),
+                Some(NewCall(call)) => ring.set_call(call),
+                None => ring.greet(),
             }
         }
         true

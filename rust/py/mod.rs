@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::datapath::{self, PortChange, PortConfig, Sharing, SleepMax};
+use crate::datapath::{self, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
 use crate::pmd::assign::Policy;
 use crate::pmd::balance::AutoLb;
+use crate::port::afxdp::XdpMode;
 use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use crate::vhost::offer::Limit;
@@ -162,6 +163,79 @@ impl Datapath {
         })
     }
 
+    #[pyo3(signature = (bridge, name, *, ofport, netdev, mtu = None, tx_retries_max = 8, n_rxq = 1, n_rxq_desc = 2048,
+        n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0, busy_budget = 0))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
+    fn add_nic(
+        &self,
+        py: Python<'_>,
+        bridge: String,
+        name: String,
+        ofport: i64,
+        netdev: String,
+        mtu: Option<i64>,
+        tx_retries_max: i64,
+        n_rxq: i64,
+        n_rxq_desc: i64,
+        n_txq_desc: i64,
+        xdp_mode: &str,
+        use_need_wakeup: bool,
+        start_queue: i64,
+        busy_budget: i64,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let device = NicDevice {
+                netdev,
+                n_rxq: to_u32(n_rxq),
+                n_rxq_desc: to_u32(n_rxq_desc),
+                n_txq_desc: to_u32(n_txq_desc),
+                mode: to_xdp_mode(&name, xdp_mode)?,
+                need_wakeup: use_need_wakeup,
+                start_queue: to_u32(start_queue),
+                busy_budget: to_u32(busy_budget),
+            };
+            let (ofport, retries) = (u16::try_from(ofport).unwrap_or(0), to_u32(tx_retries_max));
+            d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries })
+        })
+    }
+
+    #[pyo3(signature = (name, *, netdev = None, n_rxq = None, n_rxq_desc = None, n_txq_desc = None, xdp_mode = None,
+        use_need_wakeup = None, start_queue = None, busy_budget = None))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
+    fn set_nic(
+        &self,
+        py: Python<'_>,
+        name: String,
+        netdev: Option<String>,
+        n_rxq: Option<i64>,
+        n_rxq_desc: Option<i64>,
+        n_txq_desc: Option<i64>,
+        xdp_mode: Option<&str>,
+        use_need_wakeup: Option<bool>,
+        start_queue: Option<i64>,
+        busy_budget: Option<i64>,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let mode = xdp_mode.map(|text| to_xdp_mode(&name, text)).transpose()?;
+            d.set_nic(&name, |device| {
+                *device = NicDevice {
+                    netdev: netdev.unwrap_or_else(|| device.netdev.clone()),
+                    n_rxq: n_rxq.map_or(device.n_rxq, to_u32),
+                    n_rxq_desc: n_rxq_desc.map_or(device.n_rxq_desc, to_u32),
+                    n_txq_desc: n_txq_desc.map_or(device.n_txq_desc, to_u32),
+                    mode: mode.unwrap_or(device.mode),
+                    need_wakeup: use_need_wakeup.unwrap_or(device.need_wakeup),
+                    start_queue: start_queue.map_or(device.start_queue, to_u32),
+                    busy_budget: busy_budget.map_or(device.busy_budget, to_u32),
+                };
+            })
+        })
+    }
+
+    fn refresh_nic(&self, py: Python<'_>, name: String) -> PyResult<()> {
+        self.with(py, |d| d.refresh_nic(&name))
+    }
+
     #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None, backpressure_us = None,
         tx_steering = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
@@ -301,6 +375,14 @@ fn to_steering(port: &str, text: &str) -> Result<Steering> {
         "thread" => Ok(Steering::Thread),
         other => Err(Error::Config(format!("{port}: unknown tx-steering '{other}'; hash and thread are possible"))),
     }
+}
+
+fn to_xdp_mode(port: &str, text: &str) -> Result<XdpMode> {
+    XdpMode::named(text).ok_or_else(|| {
+        Error::Config(format!(
+            "{port}: unknown xdp-mode '{text}'; best-effort, native-with-zerocopy, native and generic are possible"
+        ))
+    })
 }
 
 /// The extension module.

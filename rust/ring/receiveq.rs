@@ -8,17 +8,16 @@ use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::transmitq::header_size;
 use super::{Ring, RingFault, feature, offload};
+use crate::burst::written::finish_checksum;
 use crate::burst::{Burst, Head, MAX_BURST, Packet};
+use crate::frame::gso::Idents;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{GuestMap, Hint, Iova, Marks, Span, Tlb, access, copy};
 
 mod large;
 mod segment;
-mod written;
 
 use large::{Window, copy_beside};
-use segment::Idents;
-use written::finish_checksum;
 
 /// What came of an attempt to deliver a list of packets.
 #[derive(Debug, Clone, Copy, Default)]

@@ -102,3 +102,9 @@ pub fn keep_private(start: *mut u8, size: usize) {
         let _ = unsafe { libc::madvise(start.cast(), size, advice) };
     }
 }
+
+/// Asks for huge pages behind a mapping, before it is touched. Advice only, as [`keep_private`].
+pub fn prefer_huge_pages(start: *mut u8, size: usize) {
+    // SAFETY: as in `keep_private`.
+    let _ = unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
+}

@@ -20,10 +20,11 @@
 //! * [`wire`]: vhost-user messages as bytes, well-formed or not.
 //! * [`frontend`]: one session, in the message orders of QEMU and of virtio-user.
 //! * [`traffic`]: ends that send and check at full rate, latency, reports.
+//! * [`netdev`]: the far end of a network device's cable, in a namespace of its own.
 //! * [`hostile`]: named attacks on a back-end.
 //! * [`allocations`]: an allocator that counts, for who claims to need none.
 //!
-//! `unsafe` lives in [`memory`], [`allocations`] and `sys` only.
+//! `unsafe` lives in [`memory`], [`netdev`], [`allocations`] and `sys` only.
 
 pub mod allocations;
 pub mod cli;
@@ -33,6 +34,7 @@ pub mod frames;
 pub mod frontend;
 pub mod hostile;
 pub mod memory;
+pub mod netdev;
 mod sys;
 pub mod traffic;
 pub mod wire;

@@ -4,11 +4,16 @@
 #![allow(unreachable_pub, dead_code, reason = "rooms shared with the switch's tests, of which this one uses a part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation, reason = "a test")]
 
+#[path = "nic/cable.rs"]
+mod cable;
 #[path = "switch/rig.rs"]
 mod rig;
+#[path = "switch/station.rs"]
+mod station;
 #[path = "switch/traffic.rs"]
 mod traffic;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use ovsvhost::lock;
@@ -16,6 +21,9 @@ use ovsvhost::testing::allocations::CountingAllocator;
 use ovsvhost::vhost::EndpointKind;
 use rig::Switch;
 use traffic::Crew;
+
+/// The counters are the process's: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -80,6 +88,7 @@ fn asked_while_frames_flow(settings: &[(&str, &str)]) -> Asked {
 
 #[test]
 fn poll_threads_allocate_nothing_and_try_one_lock_a_group_for_frames_of_any_shape() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let shapes: [&[(&str, &str)]; 4] = [
         &[("layout", "one"), ("sizes", "mix")],
         &[("layout", "indirect:2"), ("sizes", "mix"), ("checksum", "partial")],
@@ -92,4 +101,34 @@ fn poll_threads_allocate_nothing_and_try_one_lock_a_group_for_frames_of_any_shap
         assert!(asked.locks_tried <= asked.groups, "{settings:?}: {asked:?}");
         assert!(asked.groups * 2 < asked.frames, "groups too small to tell one from a frame: {settings:?}: {asked:?}");
     }
+}
+
+/// Rows: A22.
+#[test]
+fn poll_threads_allocate_nothing_and_wait_for_no_lock_for_frames_to_and_from_a_network_device() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    cable::with_cable(9000, |mut cable| {
+        let mut switch = Switch::new();
+        let mut guest = station::Station::join(&mut switch, "a", 1);
+        cable::join(&switch, |_| {});
+        let mut exchange = |rounds: usize| {
+            for size in (0..rounds).map(|round| 60 + round * 89 % 8_900) {
+                let frames: Vec<_> = (0..8).map(|_| guest.frame(cable::FAR, size)).collect();
+                guest.send_together(&frames);
+                for frame in &frames {
+                    assert_eq!(&cable.next(), frame);
+                }
+                let mut frame = guest.frame(guest.mac, size);
+                frame[6..12].copy_from_slice(&cable::FAR);
+                cable.send(&frame);
+                assert_eq!(guest.next(), frame);
+            }
+        };
+        exchange(10);
+        let asked = || (CountingAllocator::calls_of_poll_threads(), lock::count::by_poll_threads().0);
+        let before = asked();
+        assert!(before.0 > 0, "the counter sees poll threads: they allocate when a queue is given to them");
+        exchange(150);
+        assert_eq!(asked(), before);
+    });
 }

@@ -78,11 +78,13 @@ impl Offer {
 }
 
 /// What keeps a guest that accepted `features`, with memory in so many regions, from moving to Open vSwitch 3.1; None if
-/// nothing does.
+/// nothing keeps it from moving to one as it is by default.
 pub(super) fn obstacles_to_ovs(features: u64, regions: usize) -> Option<String> {
     let virtio = features & features::VIRTIO;
     let [plain, tso] = [false, true].map(|tso| virtio & !Limit::Ovs31 { tso }.virtio());
     let mut obstacles = Vec::new();
+    // One that starts with what Open vSwitch offers by default cannot move to one with the option: that is its own affair.
+    let tso = if plain == 0 { 0 } else { tso };
     for (bits, when) in [
         (plain & tso, ""),
         (plain & !tso, " without userspace-tso-enable=true there"),
@@ -115,6 +117,9 @@ mod tests {
     fn what_keeps_a_guest_from_moving_to_open_vswitch_is_named() {
         let everywhere = 1 << 15 | 1 << 32 | 1 << 34 | PROTOCOL_FEATURES;
         assert_eq!(obstacles_to_ovs(everywhere, 8), None);
+        assert_eq!(obstacles_to_ovs(OVS_3_1, 8), None);
+        let with_option = obstacles_to_ovs(OVS_3_1_TSO, 8).unwrap();
+        assert_eq!(with_option, "CSUM, HOST_TSO4, HOST_TSO6 without userspace-tso-enable=true there");
         let text = obstacles_to_ovs(everywhere | 1 << 0 | 1 << 13 | 1 << 56, 9).unwrap();
         let want = "HOST_USO; CSUM without userspace-tso-enable=true there; HOST_ECN with userspace-tso-enable=true \
                     there; memory in 9 regions (8 at most)";

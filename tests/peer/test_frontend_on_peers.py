@@ -43,6 +43,8 @@ SESSIONS = {
     "2 MiB pages": ("memory=huge2m", ""),
     "the largest ring": ("ring-size=32768", ""),
     "in order": ("require=in_order", ""),
+    "a dirty log": ("log=yes", ""),
+    "a dirty log that was": ("log=off-again", ""),
     "packed": ("require=ring_packed", ""),
     "packed, header apart": ("require=ring_packed,layout=two", ""),
     "packed, chained": ("require=ring_packed,layout=chain:5", "rx-layout=chain:3"),
@@ -105,6 +107,8 @@ def test_every_frame_arrives_once_and_whole(sockets: tuple[Path, Path], session:
     for side in report["ends"]:
         assert not any(side["corrupt"].values()), side["corrupt"]
         assert side["violations"] == {}
+        if both == "log=yes":
+            assert side["pages_marked"] > 0
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -23,6 +23,12 @@ _COLUMNS = {
     ),
 }  # fmt: skip
 
+_MOVE_KEYS = frozenset({
+    "migration", "postcopy", "postcopy-pages-missing", "postcopy-faults-served", "postcopy-stall-ms",
+    "stops-move-to-ovs-3.1",
+})  # fmt: skip
+"""Keys of ``status`` that are told in sentences; ``--json`` has them as they are."""
+
 
 @click.command()
 @click.option("--rundir", type=click.Path(file_okay=False, path_type=Path), help="The switch's run directory.")
@@ -105,12 +111,28 @@ def _port_lines(port: dict[str, Any]) -> Iterator[str]:
     sizes = sorted(
         {value for key, value in port["status"].items() if key.startswith("vring_") and key.endswith("_size")}
     )
-    facts = {key: value for key, value in port["status"].items() if not key.startswith("vring_")}
+    status = {key: value for key, value in port["status"].items() if not key.startswith("vring_")}
+    moves = list(_move_lines(status))
+    facts = {key: value for key, value in status.items() if key not in _MOVE_KEYS}
     if sizes:
         facts["vring_size"] = "/".join(sizes)
     if facts:
         yield "      " + "  ".join(f"{key}={value}" for key, value in facts.items())
+    yield from (f"      {line}" for line in moves)
     counters = port["statistics"]
     if counters:
         names = ("rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped")
         yield "      " + "  ".join(f"{name}={counters[name]}" for name in names if name in counters)
+
+
+def _move_lines(status: dict[str, str]) -> Iterator[str]:
+    """What becomes of a guest that moves, and what keeps it from it."""
+    if status.get("migration") == "logging":
+        yield "its guest is on its way to another host: what is written to it is marked"
+    if "postcopy" in status:
+        missing = status.get("postcopy-pages-missing")
+        state = f"{missing} pages are missing yet" if missing is not None else "all pages are here"
+        faults, stalled_ms = (status.get(f"postcopy-{key}", "0") for key in ("faults-served", "stall-ms"))
+        yield f"its guest came by post-copy: {state}; {faults} were waited for, {stalled_ms} ms in all"
+    if obstacles := status.get("stops-move-to-ovs-3.1"):
+        yield f"to Open vSwitch 3.1 it cannot move with: {obstacles}"

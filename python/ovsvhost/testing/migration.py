@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # So slow that the guest's memory takes seconds, and much of it is written meanwhile.
 _BYTES_PER_S = 48 << 20
 _MIGRATION_TIMEOUT_S = 120
+_HURRY_BYTES_PER_S = 1 << 30
 
 
 class Migration:
@@ -31,11 +32,15 @@ class Migration:
         self._source = source
         self._destination = destination
 
-    def start(self) -> None:
-        """Begins; returns while memory is on its way."""
+    def start(self, *, bytes_per_s: int = _BYTES_PER_S) -> None:
+        """Begins; returns while memory is on its way, for long if it is slow."""
         uri = f"unix:{self._destination.folder / 'migration'}"
         self._destination.qmp.execute("migrate-incoming", uri=uri)
-        self._begin(uri)
+        self._begin(uri, bytes_per_s)
+
+    def hurry(self) -> None:
+        """Lets a slow one come to its end."""
+        self._source.qmp.execute("migrate-set-parameters", max_bandwidth=_HURRY_BYTES_PER_S)
 
     @property
     def status(self) -> str:
@@ -74,6 +79,6 @@ class Migration:
         what = "the migration to be given up"
         wait_for(lambda: self.status == "cancelled", timeout_s=_MIGRATION_TIMEOUT_S, what=what)
 
-    def _begin(self, uri: str) -> None:
-        self._source.qmp.execute("migrate-set-parameters", max_bandwidth=_BYTES_PER_S)
+    def _begin(self, uri: str, bytes_per_s: int = _BYTES_PER_S) -> None:
+        self._source.qmp.execute("migrate-set-parameters", max_bandwidth=bytes_per_s)
         self._source.qmp.execute("migrate", uri=uri)

@@ -187,6 +187,54 @@ class Stream:
         return received == self._sent
 
 
+class Fetches:
+    """A file fetched over TCP over and over into a guest's memory, for as long as that guest is moved about.
+
+    Args:
+        source: the guest that serves it.
+        target: the guest that fetches it.
+        host: an address of ``source``.
+        size_mib: MiB.
+    """
+
+    def __init__(self, source: Machine, target: Machine, host: str, *, size_mib: int) -> None:
+        source.run(f"dd if=/dev/urandom of=/var/www/kept bs=1M count={size_mib} 2>/dev/null")
+        source.run("pidof httpd || httpd -h /var/www")
+        self._sent = source.run("sha256sum </var/www/kept").split()[0]
+        self._target = target
+        # The tail is the file: httpd's words come before it.
+        fetch = f"printf 'GET /kept HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 | tail -c {size_mib * _MIB} >/tmp/kept"
+        self._job = target.spawn(f"until test -e /tmp/enough; do {fetch}; sha256sum </tmp/kept; done")
+
+    def follow(self, target: Machine) -> None:
+        """The guest that fetches moved there."""
+        self._job.follow(target)
+        self._target = target
+
+    def wait_more(self) -> None:
+        """Waits until it was fetched twice more, so once from the beginning."""
+        wanted = len(self._job.output().splitlines()) + 2
+        wait_for(
+            lambda: len(self._job.output().splitlines()) >= wanted,
+            timeout_s=_COPY_TIMEOUT_S,
+            what="a file to be fetched again",
+            interval_s=0.1,
+        )
+
+    def finish(self) -> None:
+        """Ends it.
+
+        Raises:
+            RigError: a file arrived that is not what was sent, or the last one changed since it arrived.
+        """
+        self._target.run("touch /tmp/enough")
+        arrived = [line.split()[0] for line in self._job.wait().splitlines()]
+        kept = self._target.run("sha256sum </tmp/kept").split()[0]
+        wrong = sum(digest != self._sent for digest in arrived)
+        if wrong or kept != self._sent:
+            raise RigError(f"{wrong} of {len(arrived)} fetched files are not what was sent; the last: {kept}")
+
+
 def _body(guest: Machine, command: str) -> str:
     # The shell reads the header line by line and leaves the body, byte for byte, to the command after it.
     skip = "while read -r line && [ ${#line} -gt 1 ]; do :; done"

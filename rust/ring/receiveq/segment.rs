@@ -10,33 +10,14 @@
 //! again as a whole, never twice in part. One that needs more buffers than the ring can hold never fits, and is
 //! dropped as such; this also bounds the work that a tiny segment size can ask for.
 
-use std::hash::{BuildHasher, RandomState};
-
 use super::Writer;
-use super::written::{Field, add_to};
 use crate::burst::Burst;
+use crate::burst::written::{Field, add_to};
 use crate::frame::checksum::Sum;
 use crate::frame::gso::PIECE_HEAD_SIZE;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::ring::RingFault;
 use crate::ring::layout::Layout;
-
-/// Identifications of datagrams that are fragmented here: counted from a random start per receiveq (RFC 7739 §5.2), so
-/// that none comes again soon and no other guest's can be told from one's own.
-#[derive(Debug)]
-pub(super) struct Idents(u32);
-
-impl Idents {
-    pub(super) fn new() -> Self {
-        #[allow(clippy::cast_possible_truncation, reason = "half of a random number is one")]
-        Self(RandomState::new().hash_one(0_u8) as u32)
-    }
-
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_add(1);
-        self.0
-    }
-}
 
 impl Writer {
     /// Writes frame `index` of `burst` in pieces, from place `taken` on. Gives as `place`.
@@ -53,7 +34,7 @@ impl Writer {
         };
         let is_checked = !plan.is_fragmented() && OffloadSet::CHECKSUM.without(self.takes).is_empty();
         let header = vnet_hdr::encode(if is_checked { Offload::DATA_VALID } else { Offload::NONE });
-        let ident = self.idents.next();
+        let ident = self.idents.next_ident();
         let (mut place, mut sum, mut field) = (taken, Sum::default(), None);
         for n in 0..plan.count() {
             let mut bytes = [0; PIECE_HEAD_SIZE];

@@ -102,11 +102,11 @@ fn arriving(words: &[&str]) -> Result<()> {
             None => return Err(Error::Config(format!("'{word}' is not --name=value; see vhost-frontend help"))),
         }
     }
-    let mut guest = Arriving::begin(&settings, late, timeout)?;
+    let guest = Arriving::begin(&settings, late, timeout)?;
     say("{\"event\": \"ready\"}\n");
     // Whatever is typed is of no interest, its end is.
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-    let (asked, taken) = guest.progress();
+    let (asked, taken) = guest.finish()?;
     say(&format!("{{\"pages_asked\": {asked}, \"frames_taken\": {taken}}}\n"));
     Ok(())
 }

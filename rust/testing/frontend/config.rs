@@ -36,6 +36,17 @@ pub enum MemoryMessage {
     Regions,
 }
 
+/// When the back-end is to keep a dirty log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logging {
+    /// Not at all.
+    Never,
+    /// From the start of each session on.
+    On,
+    /// At the start of each session, and not any more once all rings run.
+    OffAgain,
+}
+
 /// Settings of one front-end.
 #[derive(Clone, Debug)]
 pub struct FrontendConfig {
@@ -63,6 +74,8 @@ pub struct FrontendConfig {
     pub mtu: Option<u16>,
     /// The guest has an IOMMU before the device.
     pub iommu: Option<IommuConfig>,
+    /// Whether the back-end marks what it writes in a dirty log.
+    pub log: Logging,
     /// Close the socket instead of sending the message with this number, counted from 0.
     pub hang_up_at: Option<u32>,
     /// The longest wait for any one reply.
@@ -86,6 +99,7 @@ impl FrontendConfig {
             memory_message: MemoryMessage::Table,
             mtu: None,
             iommu: None,
+            log: Logging::Never,
             hang_up_at: None,
             deadline: Duration::from_secs(5),
         }

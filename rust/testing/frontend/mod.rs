@@ -15,11 +15,11 @@
 
 mod config;
 pub mod iommu;
+mod log;
 mod negotiate;
 mod postcopy;
 mod start;
 
-use std::cell::RefCell;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
@@ -28,8 +28,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use config::{FrontendConfig, MemoryMessage, Order, Side};
+pub use config::{FrontendConfig, Logging, MemoryMessage, Order, Side};
 pub use iommu::{Answer, Iommu, IommuConfig};
+pub use log::DirtyLog;
+use postcopy::Bases;
 pub use postcopy::{Migration, Serve};
 pub use start::region_entries;
 
@@ -53,7 +55,7 @@ pub struct Session {
     /// `POSTCOPY_LISTEN` was said: memory is made known in the post-copy forms.
     listening: bool,
     /// Where the back-end mapped each region, as it answered then.
-    bases: RefCell<Vec<u64>>,
+    bases: Bases,
     /// Answers for the guest's IOMMU.
     iommu: Option<Iommu>,
 }
@@ -83,11 +85,6 @@ impl Session {
     pub fn queue_pairs(&self) -> u64 {
         self.queue_pairs
     }
-
-    /// Where the back-end mapped each region; empty outside a post-copy migration.
-    pub fn bases(&self) -> Vec<u64> {
-        self.bases.borrow().clone()
-    }
 }
 
 /// A vhost-user front-end: socket, memory, notification fds and, when connected, a session.
@@ -95,6 +92,8 @@ impl Session {
 pub struct Frontend {
     config: FrontendConfig,
     ram: GuestRam,
+    /// Where the back-end marks what it writes, if it is to.
+    log: Option<DirtyLog>,
     listener: Option<UnixListener>,
     session: Option<Session>,
     kicks: Vec<EventFd>,
@@ -112,6 +111,7 @@ impl Frontend {
     pub fn new(config: FrontendConfig) -> Result<Self> {
         config.check()?;
         let ram = GuestRam::new(&config.regions)?;
+        let log = if config.log == Logging::Never { None } else { Some(DirtyLog::of(&ram)?) };
         let listener = match config.side {
             Side::Listen => Some(listen(&config)?),
             Side::Connect => None,
@@ -121,7 +121,7 @@ impl Frontend {
             (0..vrings).map(|_| EventFd::new(EFD_NONBLOCK).map_err(Error::kernel("cannot make an eventfd"))).collect()
         };
         let (kicks, calls) = (eventfds()?, eventfds()?);
-        Ok(Self { config, ram, listener, session: None, kicks, calls, settled: None, sessions: 0 })
+        Ok(Self { config, ram, log, listener, session: None, kicks, calls, settled: None, sessions: 0 })
     }
 
     /// The settings.
@@ -137,6 +137,11 @@ impl Frontend {
     /// Guest memory, to take rings and buffers from.
     pub fn ram_mut(&mut self) -> &mut GuestRam {
         &mut self.ram
+    }
+
+    /// Its dirty log, if it has one.
+    pub fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_ref()
     }
 
     /// The session, while there is one.
@@ -195,7 +200,13 @@ impl Frontend {
     pub fn start(&mut self, places: &[RingPlace], bases: &[u32], enabled: u16) -> Result<()> {
         let Some(session) = self.session.as_mut() else { return Err(no_session()) };
         let rings = start::Rings { places, bases, enabled, kicks: &self.kicks, calls: &self.calls };
+        if let Some(log) = &self.log {
+            start::set_log(session, log)?;
+        }
         start::start(&self.config, &self.ram, session, &rings)?;
+        if self.config.log == Logging::OffAgain {
+            start::end_logging(&self.ram, session, places)?;
+        }
         session.started = true;
         self.sessions += 1;
         Ok(())

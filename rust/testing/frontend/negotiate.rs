@@ -3,12 +3,11 @@
 //!
 //! QEMU asks for protocol features before it takes ownership, virtio-user the other way round.
 
-use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{FrontendConfig, Order, Session};
+use super::{Bases, FrontendConfig, Order, Session};
 use crate::testing::wire::features::{self, VIRTIO, protocol};
 use crate::testing::wire::{Channel, Message, Request};
 use crate::testing::{Error, Result};
@@ -28,7 +27,7 @@ pub(super) fn negotiate(
         acknowledged: false,
         started: false,
         listening: false,
-        bases: RefCell::default(),
+        bases: Bases::default(),
         iommu: None,
     };
     if config.order == Order::VirtioUser {

@@ -11,8 +11,8 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,21 @@ struct Orders {
     serve_all: AtomicBool,
     /// Faults that the back-end had.
     asked: AtomicU64,
+}
+
+/// Where the back-end mapped each region: told while the source serves already, as a back-end may touch memory as soon as
+/// it has it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bases(Arc<Mutex<Vec<u64>>>);
+
+impl Bases {
+    fn known(&self) -> Vec<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tell(&self, bases: Vec<u64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = bases;
+    }
 }
 
 /// A source that serves pages until it is dropped; then the memory is ordinary, and what did not come is a hole.
@@ -102,7 +117,7 @@ impl Frontend {
     }
 
     /// Serves what was taken out of this front-end's memory (`GuestRam::take_away`), as `policy` says of each page, by
-    /// region and place in it.
+    /// region and place in it. It may begin before [`start`](Self::start): some back-ends touch rings as they learn of them.
     ///
     /// # Errors
     /// `Kernel` without a thread.
@@ -112,7 +127,7 @@ impl Frontend {
         backend: File,
         mut policy: impl FnMut(usize, usize) -> Serve + Send + 'static,
     ) -> Result<Migration> {
-        let bases = self.session.as_ref().ok_or_else(no_session)?.bases();
+        let told = self.session.as_ref().ok_or_else(no_session)?.bases.clone();
         let orders = Arc::new(Orders::default());
         let (ours, theirs) = (Arc::clone(&orders), Userfault::from(backend));
         let body = move || {
@@ -121,13 +136,14 @@ impl Frontend {
                 // Read first: an order that came before the end is carried out.
                 let is_over = ours.is_over.load(Ordering::Acquire);
                 if ours.serve_all.swap(false, Ordering::AcqRel) {
-                    pages.place_all(&theirs, &bases);
+                    pages.place_all(&theirs, &told.known());
                     late.clear();
                 }
                 if is_over {
                     return;
                 }
                 Userfault::wait_any(&[pages.userfault(), &theirs], Duration::from_millis(1));
+                let bases = told.known();
                 let own = pages.userfault().fault().and_then(|address| pages.find_own(address));
                 let other = theirs.fault().and_then(|address| pages.find(&bases, address));
                 ours.asked.fetch_add(u64::from(other.is_some()), Ordering::AcqRel);
@@ -201,7 +217,7 @@ pub(super) fn set_memory(
     if bases.len() != entries.len() {
         return Err(Error::Peer(format!("the back-end answered {} regions of {}", bases.len(), entries.len())));
     }
-    *session.bases.borrow_mut() = bases;
+    session.bases.tell(bases);
     // As QEMU: it asks for an answer and waits for none.
     session.channel.send(&Message::number(request, 0).need_reply(), &[])
 }

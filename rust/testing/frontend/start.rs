@@ -5,10 +5,10 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{FrontendConfig, MemoryMessage, Order, Session};
+use super::{DirtyLog, FrontendConfig, MemoryMessage, Order, Session};
 use crate::testing::driver::RingPlace;
 use crate::testing::memory::{Gpa, GuestRam};
-use crate::testing::wire::features::protocol;
+use crate::testing::wire::features::{LOG_ALL, protocol};
 use crate::testing::wire::{self, Message, RegionEntry, Request, VringAddresses};
 use crate::testing::{Error, Result};
 
@@ -62,6 +62,13 @@ pub(super) fn set(session: &Session, message: Message, fds: &[RawFd]) -> Result<
         0 => Ok(()),
         code => Err(Error::Peer(format!("the back-end refused {} ({code})", request.name()))),
     }
+}
+
+/// Shares the dirty log. Back-ends answer this one whether they are asked to or not, and as they like.
+pub(super) fn set_log(session: &Session, log: &DirtyLog) -> Result<()> {
+    let (message, fds) = log.message();
+    session.channel.send(&message, &fds)?;
+    session.channel.reply(message.request).map(drop)
 }
 
 fn set_features(session: &Session) -> Result<()> {
@@ -148,6 +155,13 @@ pub(super) fn set_ring(config: &FrontendConfig, ram: &GuestRam, session: &Sessio
     let Ring { index, place, base, kick, call } = *ring;
     set(session, Message::vring(Request::SET_VRING_NUM, index, config.ring_size.into()), &[])?;
     set(session, Message::vring(Request::SET_VRING_BASE, index, base), &[])?;
+    set_addresses(ram, session, index, place, session.features & LOG_ALL != 0)?;
+    let number = u64::from(index);
+    set(session, Message::number(Request::SET_VRING_KICK, number), &[kick.as_raw_fd()])?;
+    set(session, Message::number(Request::SET_VRING_CALL, number), &[call.as_raw_fd()])
+}
+
+fn set_addresses(ram: &GuestRam, session: &Session, index: u32, place: RingPlace, is_logged: bool) -> Result<()> {
     // As QEMU: those of a guest with an IOMMU go as they are.
     let address = |gpa: Gpa| if session.iommu.is_some() { Ok(gpa.0) } else { ram.user_address(gpa) };
     let addresses = VringAddresses {
@@ -155,12 +169,18 @@ pub(super) fn set_ring(config: &FrontendConfig, ram: &GuestRam, session: &Sessio
         used: address(place.used)?,
         available: address(place.available)?,
         log: place.used.0,
-        flags: 0,
+        flags: u32::from(is_logged),
     };
-    set(session, wire::vring_addresses(index, addresses), &[])?;
-    let number = u64::from(index);
-    set(session, Message::number(Request::SET_VRING_KICK, number), &[kick.as_raw_fd()])?;
-    set(session, Message::number(Request::SET_VRING_CALL, number), &[call.as_raw_fd()])
+    set(session, wire::vring_addresses(index, addresses), &[])
+}
+
+/// Says of rings that run that nothing is to be marked any more, as QEMU does.
+pub(super) fn end_logging(ram: &GuestRam, session: &Session, places: &[RingPlace]) -> Result<()> {
+    set(session, Message::number(Request::SET_FEATURES, session.features & !LOG_ALL), &[])?;
+    for (index, place) in places.iter().enumerate() {
+        set_addresses(ram, session, vring(index), *place, false)?;
+    }
+    Ok(())
 }
 
 /// Stops one ring; gives where.

@@ -141,16 +141,16 @@ impl MissingPages {
 
     /// Puts a page back, and wakes who waits for it here and in the back-end.
     pub fn place(&mut self, backend: &Userfault, bases: &[u64], region: usize, page: usize) {
-        let Some(((window, page_size, content), base)) = self.regions.get(region).zip(bases.get(region)) else {
-            return;
-        };
+        let Some((window, page_size, content)) = self.regions.get(region) else { return };
         let (into, size) = ((page * page_size) as u64, *page_size as u64);
         let Some(bytes) = content.get(page * page_size..(page + 1) * page_size) else { return };
         // One that is there already is as it should be.
         let _ =
             self.userfault.call(UFFDIO_COPY, &mut [window.user_address() + into, bytes.as_ptr() as u64, size, 0, 0]);
         self.userfault.wake(window.user_address() + into, size);
-        backend.wake(base + into, size);
+        if let Some(base) = bases.get(region) {
+            backend.wake(base + into, size);
+        }
     }
 
     /// Puts every page back.

@@ -147,6 +147,16 @@ impl Window {
         word.load(Ordering::Acquire)
     }
 
+    /// Puts 0 into the 64-bit word at `at` and gives what was there; later reads see what was written before it was.
+    #[inline]
+    pub fn take_u64(&self, at: usize) -> u64 {
+        let place = self.aligned::<u64>(at);
+        // SAFETY: in bounds, aligned, alive; all accesses to words are atomic.
+        let word = unsafe { AtomicU64::from_ptr(place) };
+        // Most words of a log are clear, and a line that is only read stays with whoever wrote it.
+        if word.load(Ordering::Relaxed) == 0 { 0 } else { word.swap(0, Ordering::AcqRel) }
+    }
+
     /// Writes the 16-bit word at `at` after everything written before.
     #[inline]
     pub fn store_u16_release(&self, at: usize, value: u16) {

@@ -27,7 +27,7 @@ pub struct Arriving {
     source: Migration,
     transmitq: SplitDriver,
     sent: usize,
-    _frontend: Frontend,
+    frontend: Frontend,
 }
 
 impl Arriving {
@@ -69,17 +69,26 @@ impl Arriving {
         transmitq.publish();
         let pages = frontend.ram().take_away()?;
         let backend = frontend.postcopy()?;
-        frontend.start(&places, &[SplitDriver::first_base(); 2], 1)?;
         let policy = move |region, _| if region == RINGS { Serve::Now } else { Serve::After(late) };
         let source = frontend.serve(pages, backend, policy)?;
-        Ok(Self { source, transmitq, sent: usize::from(size), _frontend: frontend })
+        frontend.start(&places, &[SplitDriver::first_base(); 2], 1)?;
+        Ok(Self { source, transmitq, sent: usize::from(size), frontend })
     }
 
-    /// Pages that the switch asked for, and frames that it took: the first stand still while it sleeps for one.
-    pub fn progress(&mut self) -> (u64, usize) {
+    /// Brings all that is late and says that it came, as a migration ends. Gives the pages that the switch asked for and
+    /// the frames that it took while they were late.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end hung up.
+    pub fn finish(mut self) -> Result<(u64, usize)> {
         while self.transmitq.poll_used().is_some() {
             self.sent -= 1;
         }
-        (self.source.asked(), usize::from(self.transmitq.ring().size()) - self.sent)
+        let seen = (self.source.asked(), usize::from(self.transmitq.ring().size()) - self.sent);
+        self.source.serve_all();
+        // It carries that out before it ends.
+        drop(self.source);
+        self.frontend.end_postcopy()?;
+        Ok(seen)
     }
 }

@@ -15,9 +15,9 @@ use super::settings::{EndSettings, Role};
 use crate::testing::Result;
 use crate::testing::driver::{Layout, RingPlace, SlotRing};
 use crate::testing::frames::{Checksum, Mac, announcement};
-use crate::testing::frontend::{Frontend, Order, Session};
+use crate::testing::frontend::{Frontend, Logging, Order, Session};
 use crate::testing::memory::RegionSpec;
-use crate::testing::wire::features;
+use crate::testing::wire::features::{self, protocol};
 
 /// One end of the traffic.
 #[derive(Debug)]
@@ -60,6 +60,10 @@ impl End {
         }
         if settings.checksum == Some(Checksum::Partial) {
             settings.frontend.required |= features::CSUM;
+        }
+        if settings.frontend.log != Logging::Never {
+            settings.frontend.protocol |= protocol::LOG_SHMFD;
+            settings.frontend.required |= features::LOG_ALL;
         }
         settings.frontend.required |= settings.gso_features();
         settings.frontend.features |= settings.frontend.required;

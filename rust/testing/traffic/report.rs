@@ -181,6 +181,7 @@ pub(super) fn describe(end: &End) -> Json {
         ("features", Json::text(features::names(VIRTIO, agreed))),
         ("features_offered", Json::Count(session.map_or(0, Session::offered))),
         ("protocol_features", Json::Count(session.map_or(0, Session::protocol))),
+        ("pages_marked", end.frontend().log().map_or(Json::Null, |log| Json::Count(log.marked()))),
         ("sent", Json::Count(snapshot.sent.frames)),
         ("sent_bytes", Json::Count(snapshot.sent.bytes)),
         ("given_up", Json::Count(snapshot.sent.given_up)),

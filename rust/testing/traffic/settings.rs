@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::receiver::Check;
 use crate::testing::driver::Layout;
 use crate::testing::frames::{Checksum, Gso, GsoKind, Mac, Network, Transport};
-use crate::testing::frontend::{FrontendConfig, MemoryMessage, Order, Side};
+use crate::testing::frontend::{FrontendConfig, Logging, MemoryMessage, Order, Side};
 use crate::testing::memory::Backing;
 use crate::testing::wire::features::{self, VIRTIO, protocol};
 use crate::testing::{Error, Result};
@@ -134,6 +134,7 @@ impl EndSettings {
         ("regions", "memory regions, rings and buffers spread over them"),
         ("memory-message", "table (SET_MEM_TABLE) | regions (ADD_MEM_REG)"),
         ("mtu", "MTU told by NET_SET_MTU"),
+        ("log", "no | yes | off-again: have the back-end keep a dirty log, as while a guest moves"),
         ("layout", "sent frames: one | two | chain:N | indirect:N"),
         ("rx-layout", "receive buffers: one | two | chain:N | indirect:N"),
         ("buffer", "bytes of frame in a receive buffer; default: 2048 mergeable, else 9018"),
@@ -193,6 +194,10 @@ impl EndSettings {
                 front.memory_message = pick(name, value, &forms)?;
             }
             "mtu" => front.mtu = Some(value.parse().map_err(|_| wrong())?),
+            "log" => {
+                let ways = [("no", Logging::Never), ("yes", Logging::On), ("off-again", Logging::OffAgain)];
+                front.log = pick(name, value, &ways)?;
+            }
             "layout" => self.layout = Layout::parse(value)?,
             "rx-layout" => self.rx_layout = Layout::parse(value)?,
             "buffer" => self.buffer = Some(value.parse().map_err(|_| wrong())?),

@@ -135,7 +135,7 @@ fn a_thread_that_rests_takes_nothing_and_gives_its_queues_back() {
         pair.sender.post(false);
     }
     let queue = pair.pmd.release(0, 1, false, |late| panic!("{late}")).expect("it still has the queue");
-    assert_eq!(queue.queue.into_ring().next_index(), 1, "what was taken is settled, the rest is the guest's");
+    assert_eq!(queue.queue.into_ring().unwrap().next_index(), 1, "what was taken is settled, the rest is the guest's");
     pair.sender.wait_used();
     assert!(pair.sender.driver.poll_used().is_none() && pair.receiver.driver.poll_used().is_none());
 }

@@ -120,7 +120,7 @@ fn a_queue_that_is_taken_back_while_its_burst_waits_is_settled_and_the_loss_is_c
     sender.post(false);
     wait("the thread to find the ring taken", || slot.counters.contentions.read() > 0);
     let queue = stage.pmds[0].release(1, 1, false, |late| panic!("{late}")).expect("it has the queue");
-    assert_eq!(queue.queue.into_ring().next_index(), 1, "what was taken is settled");
+    assert_eq!(queue.queue.into_ring().unwrap().next_index(), 1, "what was taken is settled");
     sender.wait_used();
     drop(held);
     assert!(stage.receivers[0].driver.poll_used().is_none());

@@ -9,7 +9,7 @@ use crate::memory::{GuestMap, Marks, Span, access, copy};
 
 /// Sums a frame of `frame_len` bytes that lies `skip` bytes into `spans`, and stores the checksum.
 #[cold]
-pub(super) fn finish_checksum(spans: &[Span], skip: u32, frame_len: u32, partial: PartialChecksum) {
+pub(crate) fn finish_checksum(spans: &[Span], skip: u32, frame_len: u32, partial: PartialChecksum) {
     let from = skip + u32::from(partial.start);
     let mut sum = Sum::default();
     add_to(&mut sum, spans, from, skip + frame_len);
@@ -17,7 +17,7 @@ pub(super) fn finish_checksum(spans: &[Span], skip: u32, frame_len: u32, partial
 }
 
 /// Adds bytes `[from, to)` of `spans` laid end to end.
-pub(super) fn add_to(sum: &mut Sum, spans: &[Span], from: u32, to: u32) {
+pub(crate) fn add_to(sum: &mut Sum, spans: &[Span], from: u32, to: u32) {
     let mut chunk = [0_u8; 512];
     for_each_range(spans, from, to, |mut start, mut left| {
         while left > 0 {
@@ -32,11 +32,11 @@ pub(super) fn add_to(sum: &mut Sum, spans: &[Span], from: u32, to: u32) {
 
 /// The two bytes of a checksum, which may lie in two buffers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Field([*mut u8; 2]);
+pub(crate) struct Field([*mut u8; 2]);
 
 impl Field {
     /// The bytes at `at` and after it of `spans` laid end to end; null where there are none.
-    pub(super) fn at(spans: &[Span], at: u32) -> Self {
+    pub(crate) fn at(spans: &[Span], at: u32) -> Self {
         let mut bytes = [std::ptr::null_mut(); 2];
         let mut places = bytes.iter_mut();
         for_each_range(spans, at, at.saturating_add(2), |start, len| {
@@ -48,14 +48,14 @@ impl Field {
     }
 
     /// Notes for the dirty log that a checksum was stored.
-    pub(super) fn note(self, memory: &GuestMap, marks: &mut Marks) {
+    pub(crate) fn note(self, memory: &GuestMap, marks: &mut Marks) {
         if marks.are_wanted() {
             self.0.into_iter().filter(|at| !at.is_null()).for_each(|at| marks.note(memory, at, 1));
         }
     }
 
     /// Stores a checksum.
-    pub(super) fn store(self, value: [u8; 2]) {
+    pub(crate) fn store(self, value: [u8; 2]) {
         for (at, byte) in self.0.into_iter().zip(value).filter(|(at, _)| !at.is_null()) {
             // SAFETY: a byte of a span that the caller keeps mapped.
             unsafe { access::store::<u8>(at, byte) };

@@ -1,0 +1,196 @@
+//! Where frames come in and where they go out: at a guest's rings, or at a network device's.
+//!
+//! The set is closed, so each is an enum, asked once for a burst or a group and never for a frame. A device's side is a
+//! call, so that a guest's keeps the registers to itself.
+
+use std::os::fd::AsRawFd;
+
+use crate::burst::Burst;
+use crate::port::afxdp;
+use crate::ring::{Delivery, Receiveq, Ring, RingFault, Transmitq};
+use crate::sys::eventfd::Notifier;
+
+/// What a poll thread gathers bursts from.
+#[derive(Debug)]
+pub enum Inlet {
+    /// A guest's transmitq.
+    Guest(Transmitq),
+    /// A network device's receive queue.
+    Nic(afxdp::RxQueue),
+}
+
+impl From<Transmitq> for Inlet {
+    fn from(queue: Transmitq) -> Self {
+        Self::Guest(queue)
+    }
+}
+
+impl From<afxdp::RxQueue> for Inlet {
+    fn from(queue: afxdp::RxQueue) -> Self {
+        Self::Nic(queue)
+    }
+}
+
+impl Inlet {
+    /// [`Transmitq::gather`].
+    #[inline]
+    pub(super) fn gather(&mut self) -> Result<usize, RingFault> {
+        match self {
+            Self::Guest(queue) => queue.gather(),
+            Self::Nic(queue) => queue.gather(),
+        }
+    }
+
+    /// The burst gathered last.
+    #[inline]
+    pub(super) fn burst(&self) -> &Burst {
+        match self {
+            Self::Guest(queue) => queue.burst(),
+            Self::Nic(queue) => queue.burst(),
+        }
+    }
+
+    /// Gives the burst's buffers back; true if that took a call.
+    #[inline]
+    pub(super) fn commit(&mut self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.commit(),
+            Self::Nic(queue) => queue.commit(),
+        }
+    }
+
+    /// What makes every further look pointless ([`Transmitq::check`]). A device that leaves is control's to notice.
+    pub(super) fn check(&self) -> Result<(), RingFault> {
+        match self {
+            Self::Guest(queue) => queue.check(),
+            Self::Nic(_) => Ok(()),
+        }
+    }
+
+    /// What wakes a sleeping thread, edge-triggered; None: look by timer.
+    pub(super) fn kick(&self) -> Option<&dyn AsRawFd> {
+        match self {
+            Self::Guest(queue) => queue.kick().map(|kick| kick as &dyn AsRawFd),
+            Self::Nic(queue) => Some(queue.descriptor()),
+        }
+    }
+
+    /// Asks to be woken, before its thread sleeps; true if work came in meanwhile.
+    pub(super) fn enable_kicks(&mut self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.enable_kicks(),
+            Self::Nic(queue) => queue.has_arrivals(),
+        }
+    }
+
+    /// We poll.
+    pub(super) fn disable_kicks(&mut self) {
+        if let Self::Guest(queue) = self {
+            queue.disable_kicks();
+        }
+    }
+
+    /// True while the next frame waits for a page that is on its way.
+    #[inline]
+    pub(super) fn is_parked(&self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_parked(),
+            Self::Nic(_) => false,
+        }
+    }
+
+    /// The first call to a guest.
+    pub(super) fn greet(&mut self) {
+        if let Self::Guest(queue) = self {
+            queue.ring_mut().greet();
+        }
+    }
+
+    /// Replaces a guest's call descriptor.
+    pub(super) fn set_call(&mut self, call: Option<Notifier>) {
+        if let Self::Guest(queue) = self {
+            queue.ring_mut().set_call(call);
+        }
+    }
+
+    /// A guest's ring, every burst settled.
+    pub fn into_ring(self) -> Option<Ring> {
+        match self {
+            Self::Guest(queue) => Some(queue.into_ring()),
+            Self::Nic(_) => None,
+        }
+    }
+}
+
+/// What a group of frames is delivered to.
+#[derive(Debug)]
+pub enum Outlet {
+    /// A guest's receiveq.
+    Guest(Receiveq),
+    /// A network device's transmit queue.
+    Nic(afxdp::TxQueue),
+}
+
+impl From<Receiveq> for Outlet {
+    fn from(queue: Receiveq) -> Self {
+        Self::Guest(queue)
+    }
+}
+
+impl From<afxdp::TxQueue> for Outlet {
+    fn from(queue: afxdp::TxQueue) -> Self {
+        Self::Nic(queue)
+    }
+}
+
+impl Outlet {
+    /// [`Receiveq::deliver`].
+    #[inline]
+    pub(super) fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
+        match self {
+            Self::Guest(queue) => queue.deliver(burst, list),
+            Self::Nic(queue) => queue.deliver(burst, list),
+        }
+    }
+
+    /// Tells the receiver of everything delivered since the last flush, if it wants to be told; true if it was.
+    #[inline]
+    pub(super) fn flush(&mut self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.flush(),
+            Self::Nic(queue) => queue.flush(),
+        }
+    }
+
+    /// True if a device did not take all that it was told of: it must be told again.
+    #[inline]
+    pub(super) fn is_stuck(&self) -> bool {
+        match self {
+            Self::Guest(_) => false,
+            Self::Nic(queue) => queue.is_stuck(),
+        }
+    }
+
+    /// Tells a device again.
+    pub(super) fn push(&mut self) {
+        if let Self::Nic(queue) = self {
+            queue.push();
+        }
+    }
+
+    /// A guest's ring, to call it for the first time or in another way.
+    pub(super) fn ring_mut(&mut self) -> Option<&mut Ring> {
+        match self {
+            Self::Guest(queue) => Some(queue.ring_mut()),
+            Self::Nic(_) => None,
+        }
+    }
+
+    /// A guest's ring.
+    pub fn into_ring(self) -> Option<Ring> {
+        match self {
+            Self::Guest(queue) => Some(queue.into_ring()),
+            Self::Nic(_) => None,
+        }
+    }
+}

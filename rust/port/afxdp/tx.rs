@@ -1,0 +1,260 @@
+//! What a device is to send: groups of frames copied into frames of ours, whole and with their checksums, posted together
+//! and kicked once.
+//!
+//! ```text
+//!   frame in one chunk      │ bytes │                                           one descriptor
+//!   a longer one            │ bytes │ bytes │ rest │                            as many, all but the last "go on"
+//!   one to be segmented     │ headers' │ size │  │ headers' │ size │  …          each a frame by itself
+//! ```
+//!
+//! Every frame is posted whole or not at all. A frame of ours that was posted is the kernel's until its address comes back
+//! in the completion ring; that, and nothing else, makes it free.
+#![allow(unsafe_code, reason = "copies frames into an area that the kernel reads")]
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::frames::Frames;
+use super::ring::{Consumer, Producer};
+use super::rx::GOES_ON;
+use super::xsk::Xsk;
+use super::{CHUNK, PIECES_MAX};
+use crate::burst::written::{Field, add_to, finish_checksum};
+use crate::burst::{Burst, Head, Packet};
+use crate::frame::checksum::Sum;
+use crate::frame::gso::{Idents, PIECE_HEAD_SIZE};
+use crate::memory::{Span, copy};
+use crate::ring::Delivery;
+
+/// What became of one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It is posted.
+    Whole,
+    /// It is posted in segments.
+    InPieces,
+    /// It needs more descriptors than there are.
+    Never,
+    /// There is no room now.
+    Later,
+}
+
+/// The tx side of a queue. Belongs to one thread at a time.
+#[derive(Debug)]
+pub struct TxQueue {
+    tx: Producer<2>,
+    completion: Consumer<1>,
+    frames: Frames,
+    idents: Idents,
+    /// The frame being written: its chunks.
+    spans: Vec<Span>,
+    is_stuck: bool,
+    xsk: Arc<Xsk>,
+}
+
+impl TxQueue {
+    pub(super) fn new(xsk: Arc<Xsk>, tx: Producer<2>, completion: Consumer<1>, frames: Frames) -> Self {
+        let (idents, spans) = (Idents::new(), Vec::with_capacity(PIECES_MAX));
+        Self { tx, completion, frames, idents, spans, is_stuck: false, xsk }
+    }
+
+    /// Copies the packets `list` of `burst` and posts them together, in order. Stops at the first that finds no room.
+    /// `list` has at most 64 indices.
+    #[inline(never)]
+    pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
+        let mut delivery = Delivery::default();
+        self.reap();
+        for (position, &index) in list.iter().enumerate() {
+            let Some((packet, head)) = burst.frame(index) else { break };
+            let sent = if packet.is_plain && packet.len <= CHUNK {
+                self.post_plain(burst, packet, head)
+            } else {
+                self.post_other(burst, packet, usize::from(index))
+            };
+            match sent {
+                Sent::Whole => {}
+                Sent::InPieces => delivery.in_pieces |= 1 << position,
+                Sent::Never => delivery.too_small |= 1 << position,
+                Sent::Later => break,
+            }
+            delivery.settled = position + 1;
+        }
+        self.publish();
+        delivery
+    }
+
+    /// Has the kernel send what was posted, if it must be told; true if it was.
+    #[inline(never)]
+    pub fn flush(&mut self) -> bool {
+        if self.xsk.binding.need_wakeup {
+            // Between the index and the flag, which the kernel sets before it looks at the index for the last time.
+            fence(Ordering::SeqCst);
+            if !self.tx.wants_wakeup() {
+                return false;
+            }
+        }
+        self.push();
+        true
+    }
+
+    /// True if the kernel did not take all that was posted when it was told: call [`Self::push`] until it did.
+    #[inline]
+    pub fn is_stuck(&self) -> bool {
+        self.is_stuck
+    }
+
+    /// Tells the kernel to take what was posted.
+    pub fn push(&mut self) {
+        self.is_stuck = !self.xsk.push();
+    }
+
+    /// Takes back every frame that was sent.
+    #[inline]
+    fn reap(&mut self) {
+        // An index that makes no sense gives nothing back: then there is soon no room.
+        let ready = self.completion.ready().unwrap_or(0);
+        for ahead in 0..ready {
+            let [address] = self.completion.entry(ahead);
+            self.frames.give_back(address);
+        }
+        if ready > 0 {
+            self.completion.release(ready);
+        }
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        let count = self.tx.unpublished();
+        if count > 0 {
+            self.xsk.posted.add(count.into());
+            #[allow(clippy::cast_possible_truncation, reason = "at most 4096 frames")]
+            self.xsk.inflight_max.fetch_max(self.frames.out() as u32, Ordering::Relaxed);
+            self.tx.publish();
+        }
+    }
+
+    /// True if `count` frames can be posted, at once or after the kernel was kicked for it.
+    #[inline]
+    fn has_room(&mut self, count: usize) -> bool {
+        self.is_room(count) || self.make_room(count)
+    }
+
+    #[inline]
+    fn is_room(&mut self, count: usize) -> bool {
+        self.frames.free() >= count && u32::try_from(count).is_ok_and(|count| self.tx.has_room(count))
+    }
+
+    #[cold]
+    fn make_room(&mut self, count: usize) -> bool {
+        self.publish();
+        self.push();
+        self.reap();
+        self.is_room(count)
+    }
+
+    /// A plain frame into one chunk.
+    #[inline]
+    fn post_plain(&mut self, burst: &Burst, packet: &Packet, head: &Head) -> Sent {
+        if !self.has_room(1) {
+            return Sent::Later;
+        }
+        let Some((address, to)) = self.frames.take(&self.xsk.area, packet.len) else { return Sent::Later };
+        // SAFETY: `to` has the frame's bytes in an area that `self` keeps, and nobody else writes to a frame that was taken.
+        unsafe { burst.copy_plain(packet, head, to.start) };
+        self.tx.put([address, u64::from(packet.len)]);
+        Sent::Whole
+    }
+
+    /// Any other frame.
+    #[inline(never)]
+    fn post_other(&mut self, burst: &Burst, packet: &Packet, index: usize) -> Sent {
+        if packet.needs.has_segmentation() {
+            return self.segment(burst, index);
+        }
+        let chunks = packet.len.div_ceil(CHUNK) as usize;
+        if chunks > self.most_chunks() {
+            return Sent::Never;
+        }
+        if !self.has_room(chunks) {
+            return Sent::Later;
+        }
+        self.write(burst, index, &[], 0, packet.len);
+        if let Some(partial) = burst.offload(index).checksum() {
+            finish_checksum(&self.spans, 0, packet.len, partial);
+        }
+        self.post();
+        Sent::Whole
+    }
+
+    /// Most chunks of one frame.
+    fn most_chunks(&self) -> usize {
+        if self.xsk.binding.multi_buffer { PIECES_MAX.min(self.frames.count()) } else { 1 }
+    }
+
+    /// Cuts a frame that its sender left to us to cut: all of its segments, or none.
+    #[cold]
+    fn segment(&mut self, burst: &Burst, index: usize) -> Sent {
+        let Some((plan, head)) = burst.large(index) else { return Sent::Never };
+        let chunks = plan.longest().div_ceil(CHUNK) as usize;
+        let needed = chunks * plan.count() as usize;
+        if chunks > self.most_chunks() || needed > self.frames.count() {
+            return Sent::Never;
+        }
+        if !self.has_room(needed) {
+            return Sent::Later;
+        }
+        let ident = self.idents.next_ident();
+        let (mut sum, mut field) = (Sum::default(), None);
+        for n in 0..plan.count() {
+            let mut bytes = [0; PIECE_HEAD_SIZE];
+            let piece = plan.piece(n, head, ident, &mut bytes);
+            self.write(burst, index, bytes.get(..piece.head_size).unwrap_or_default(), piece.from, piece.len);
+            #[allow(clippy::cast_possible_truncation, reason = "places in PIECE_HEAD_SIZE bytes")]
+            let [head_end, sum_from] = [piece.head_size, piece.sum_from].map(|at| at as u32);
+            add_to(&mut sum, &self.spans, sum_from, head_end + piece.len);
+            #[allow(clippy::cast_possible_truncation, reason = "a place in PIECE_HEAD_SIZE bytes")]
+            let here = piece.checksum_at.map(|at| Field::at(&self.spans, at as u32));
+            field = here.or(field);
+            if (!plan.is_fragmented() || n + 1 == plan.count())
+                && let Some(field) = field
+            {
+                // It may be in a piece that was put before, but none is published yet.
+                field.store(std::mem::take(&mut sum).finish());
+            }
+            self.post();
+        }
+        Sent::InPieces
+    }
+
+    /// Writes `head` and then `len` bytes of frame `index` from `from` on into free chunks; the caller asked for room. The
+    /// head fits one chunk.
+    fn write(&mut self, burst: &Burst, index: usize, head: &[u8], from: u32, len: u32) {
+        self.spans.clear();
+        #[allow(clippy::cast_possible_truncation, reason = "at most PIECE_HEAD_SIZE")]
+        let (mut skip, mut at) = (head.len() as u32, 0);
+        while at < len || skip > 0 {
+            let here = (len - at).min(CHUNK - skip);
+            let Some((_, span)) = self.frames.take(&self.xsk.area, skip + here) else { return };
+            if skip > 0 {
+                // SAFETY: the head's bytes, which `span` has room for, in an area that `self` keeps.
+                unsafe { copy::copy(span.start, head.as_ptr(), head.len()) };
+            }
+            let to = Span { start: span.start.wrapping_add(skip as usize), len: here };
+            // SAFETY: the rest of `span`, cut to what the frame still has.
+            unsafe { burst.copy_out(index, from + at, to) };
+            self.spans.push(span);
+            (skip, at) = (0, at + here);
+        }
+    }
+
+    /// Puts the descriptors of what was written.
+    fn post(&mut self) {
+        let base = self.xsk.area.start().addr();
+        let last = self.spans.len().saturating_sub(1);
+        for (i, span) in self.spans.iter().enumerate() {
+            let options = if i < last { GOES_ON } else { 0 };
+            let address = (span.start.addr() - base) as u64;
+            self.tx.put([address, u64::from(span.len) | u64::from(options) << 32]);
+        }
+    }
+}

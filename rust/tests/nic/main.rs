@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The switch with a network device among its ports: a veth pair in a namespace of each test's own, a guest on one side of
+//! the switch, a packet socket at the far end of the cable. Every frame is counted and compared byte by byte.
+//!
+//! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
+//! * `exchange`: frames both ways, every size, every way they can lie.
+//! * `offloads`: checksums and segments that the device gets finished.
+//! * `life`: devices that go down, away and come back; rings that are full.
+#![allow(unreachable_pub, dead_code, reason = "rooms shared with the switch's tests, of which this one uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected ends, and its numbers are small"
+)]
+
+mod cable;
+mod exchange;
+mod life;
+mod offloads;
+#[path = "../switch/rig.rs"]
+mod rig;
+#[path = "../switch/station.rs"]
+mod station;
