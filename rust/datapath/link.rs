@@ -89,6 +89,19 @@ impl PortLink for Link {
         Passage::begin(self.shared.threads.all(), Message::Pass).wait(&self.shared.events);
     }
 
+    fn look_ahead(&self) {
+        let state = self.shared.state();
+        let ours = state.receiveqs.values().filter(|slot| slot.port == self.record.id).map(Arc::clone);
+        let slots: Vec<_> = ours.collect();
+        drop(state);
+        for slot in slots {
+            // A poll thread that finds it taken comes again.
+            if let Some(queue) = slot.queue.lock().as_mut() {
+                queue.look_ahead(slot.vring);
+            }
+        }
+    }
+
     fn set_call(&self, vring: usize, call: Option<File>) {
         let Ok(vring) = u16::try_from(vring) else { return };
         match call.map(Notifier::new).transpose() {

@@ -113,6 +113,16 @@ impl Receiveq {
         self.is_guarded() && self.ring.memory().iotlb().is_some_and(|iotlb| iotlb.is_shut(vring))
     }
 
+    /// Asks for the mappings that the next buffers lack, after some were taken back: they are there when frames come.
+    pub fn look_ahead(&mut self, vring: u16) {
+        if self.is_guarded() && !self.is_shut(vring) {
+            with_layout!(&mut self.ring.0, ring => {
+                self.writer.catch_up(ring);
+                self.writer.ask_on(ring, 0);
+            });
+        }
+    }
+
     /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
     pub fn flush(&mut self) -> bool {
         let places = std::mem::take(&mut self.pending);
@@ -178,9 +188,7 @@ impl Writer {
             Ok(ready) => ready,
             Err(fault) => return (Delivery { fault: Some(fault), ..delivery }, 0),
         };
-        if self.tlb.is_on() && self.tlb.catch_up(ring.memory()) {
-            (self.hint, self.asked) = (Hint::NONE, 0);
-        }
+        self.catch_up(ring);
         let logging = self.marks.are_wanted();
         let wanted = slots.get_mut(..usize::from(ready).min(list.len())).unwrap_or_default();
         let looked = self.look_ahead(ring, wanted, &mut delivery.fault);
@@ -246,6 +254,14 @@ impl Writer {
             self.ask_on(ring, taken);
         }
         (delivery, taken)
+    }
+
+    /// Forgets what the guest's IOMMU took back.
+    #[inline]
+    fn catch_up<L: Layout>(&mut self, ring: &L) {
+        if self.tlb.is_on() && self.tlb.catch_up(ring.memory()) {
+            (self.hint, self.asked) = (Hint::NONE, 0);
+        }
     }
 
     /// Asks for the mappings of buffers that come after those taken, each once: they are there when their frames are.

@@ -115,6 +115,8 @@ pub trait PortLink: Send + Sync {
     fn quiesce(&self) {}
     /// Returns when no burst is under way any more that was begun before the call.
     fn pass(&self) {}
+    /// Asks for the mappings that the next buffers of started receiveqs lack, before a frame needs them.
+    fn look_ahead(&self) {}
     /// Replaces the call descriptor of a started vring.
     fn set_call(&self, vring: usize, call: Option<File>);
     /// The link went up or down.

@@ -152,7 +152,9 @@ impl Handler {
         if message.kind == wire::Iotlb::UPDATE {
             self.close_questions(message.iova, size, message.access);
         }
-        self.open_rings(&memory);
+        if self.open_rings(&memory) || is_less {
+            self.link().look_ahead();
+        }
         Ok(())
     }
 
@@ -168,10 +170,10 @@ impl Handler {
         }
     }
 
-    /// Lets rings be used again whose areas are mapped as before; others start anew, or wait.
-    fn open_rings(&mut self, memory: &GuestMap) {
-        let Some(iotlb) = memory.iotlb() else { return };
-        let mut is_any_down = false;
+    /// Lets rings be used again whose areas are mapped as before; others start anew, or wait. True if one is used again.
+    fn open_rings(&mut self, memory: &GuestMap) -> bool {
+        let Some(iotlb) = memory.iotlb() else { return false };
+        let (mut is_any_down, mut is_any_open) = (false, false);
         for at in 0..self.vrings.len() {
             let Some((vring, number)) = self.vrings.get(at).zip(u16::try_from(at).ok()) else { break };
             if !vring.live {
@@ -181,6 +183,7 @@ impl Handler {
                     Ok(areas) if areas == vring.areas => {
                         iotlb.shut(number, false);
                         iotlb.look_again();
+                        is_any_open = true;
                     }
                     Ok(None) => {}
                     Ok(_) | Err(_) => {
@@ -193,6 +196,7 @@ impl Handler {
         if is_any_down {
             self.reconcile();
         }
+        is_any_open
     }
 
     /// Finds out where vrings lie that could run. What keeps one from it is its fault.
