@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{BridgeView, Forwarder, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
+use ovsvhost::pmd::{BridgeView, Forwarder, PortView, OutletSlot, Steering, Topology, PolledQueue};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
 use super::{FRAMES, Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
@@ -20,7 +20,7 @@ const NOW_S: u32 = 0;
 pub(crate) struct Way {
     from: SendingGuest,
     to: ReceivingGuest,
-    queue: TransmitQueue,
+    queue: PolledQueue,
     forwarder: Forwarder,
     delivered: Arc<QueueCounters>,
     expected: u64,
@@ -38,7 +38,7 @@ impl Way {
             fdb.learn(Key::new(0, Mac(first.0 + number)), TO, NOW_S);
         }
         let delivered = Arc::<QueueCounters>::default();
-        let slot = Arc::new(ReceiveSlot::new(receives, TO, 0, Arc::clone(&delivered), 0));
+        let slot = Arc::new(OutletSlot::new(receives, TO, 0, Arc::clone(&delivered), 0));
         let port = |receiveqs| PortView {
             bridge: 0,
             mtu: 9_000,
@@ -55,7 +55,7 @@ impl Way {
             bridges: vec![Some(BridgeView { fdb: Arc::new(fdb), members: vec![FROM, TO], forward_bpdu: false })],
             flow_key: FlowKey::default(),
         }));
-        let queue = TransmitQueue::new(sends, FROM, 1, Arc::default(), 0);
+        let queue = PolledQueue::new(sends, FROM, 1, Arc::default(), 0);
         Self { from, to, queue, forwarder, delivered, expected: 0 }
     }
 

@@ -10,7 +10,7 @@ use super::threads::{Seat, SleepMax, Thread, percent};
 use crate::pmd::assign::{self, Assignment, Core, Policy, Rxq};
 use crate::pmd::balance::AutoLb;
 use crate::pmd::load::INTERVALS;
-use crate::pmd::{PmdStats, Readings, Sleep, TransmitQueue};
+use crate::pmd::{PmdStats, Readings, Sleep, PolledQueue};
 use crate::switch::PortId;
 use crate::sys::tsc;
 use crate::vhost::Level;
@@ -99,7 +99,7 @@ impl Places {
     }
 
     /// Seats a new queue while all others stay. None without a thread.
-    pub(super) fn seat(&mut self, queue: Box<TransmitQueue>, numa: Option<u32>) -> Option<Arc<Seat>> {
+    pub(super) fn seat(&mut self, queue: Box<PolledQueue>, numa: Option<u32>) -> Option<Arc<Seat>> {
         let at = (queue.port, queue.vring);
         let (port, vring) = at;
         let new = Rxq { port, queue: vring / 2, load: 0, numa, pinned: self.pin_of(port, vring) };
@@ -208,7 +208,7 @@ impl Places {
 
 impl Shared {
     /// Gives a new queue of this port to a poll thread. Gives what is worth telling about that.
-    pub(super) fn seat(&self, queue: Box<TransmitQueue>, record: &PortRecord) -> Option<String> {
+    pub(super) fn seat(&self, queue: Box<PolledQueue>, record: &PortRecord) -> Option<String> {
         let (number, numa) = (queue.vring / 2, Some(record.numa.load(Ordering::Relaxed)));
         let mut state = self.state();
         let pin = state.places.pins.get(&(record.id, number)).copied();

@@ -10,7 +10,7 @@ use super::events::Allowance;
 use super::port::PortRecord;
 use super::threads::Passage;
 use crate::frame::ethernet::Mac;
-use crate::pmd::{Message, ReceiveSlot, TransmitQueue};
+use crate::pmd::{Message, OutletSlot, PolledQueue};
 use crate::ring::{Receiveq, Ring, Transmitq};
 use crate::sys::eventfd::Notifier;
 use crate::vhost::{Level, PortLink};
@@ -45,14 +45,14 @@ impl PortLink for Link {
         let (port, counters) = (self.record.id, self.record.counters_of(vring));
         let run = self.shared.next_run();
         if vring % 2 == 0 {
-            let slot = Arc::new(ReceiveSlot::new(Receiveq::new(ring), port, vring, counters, run));
+            let slot = Arc::new(OutletSlot::new(Receiveq::new(ring), port, vring, counters, run));
             let mut state = self.shared.state();
             state.receiveqs.insert((port, vring), slot);
             let passage = self.shared.publish(&state);
             drop(state);
             passage.wait(&self.shared.events);
         } else {
-            let queue = Box::new(TransmitQueue::new(Transmitq::new(ring), port, vring, counters, run));
+            let queue = Box::new(PolledQueue::new(Transmitq::new(ring), port, vring, counters, run));
             if let Some(note) = self.shared.seat(queue, &self.record) {
                 self.event(Level::Warning, "notice", note);
             }

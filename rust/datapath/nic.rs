@@ -26,7 +26,7 @@ use super::Shared;
 use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
-use crate::pmd::{ReceiveSlot, Steering, TransmitQueue};
+use crate::pmd::{OutletSlot, Steering, PolledQueue};
 use crate::port::afxdp::{Attachment, Gauges, Plan, RING_SIZES, RxQueue, TxQueue, XdpMode};
 use crate::sys::netdev::{self, Asker, Details, Device};
 use crate::vhost::Level;
@@ -297,7 +297,7 @@ impl Drop for Claim {
 struct Hold {
     plan: Plan,
     attachment: Arc<Attachment>,
-    slots: Vec<Arc<ReceiveSlot>>,
+    slots: Vec<Arc<OutletSlot>>,
     is_published: bool,
 }
 
@@ -434,12 +434,12 @@ impl Keeper {
         Ok(())
     }
 
-    fn seat(&self, queue: u16, rx: RxQueue, tx: TxQueue) -> Arc<ReceiveSlot> {
+    fn seat(&self, queue: u16, rx: RxQueue, tx: TxQueue) -> Arc<OutletSlot> {
         let Claim { shared, record } = &self.claim;
         let vring = 2 * queue;
-        let slot = ReceiveSlot::new(tx, record.id, vring, record.counters_of(vring), shared.next_run());
+        let slot = OutletSlot::new(tx, record.id, vring, record.counters_of(vring), shared.next_run());
         let counters = record.counters_of(vring + 1);
-        let rx = Box::new(TransmitQueue::new(rx, record.id, vring + 1, counters, shared.next_run()));
+        let rx = Box::new(PolledQueue::new(rx, record.id, vring + 1, counters, shared.next_run()));
         if let Some(note) = shared.seat(rx, record) {
             shared.events.push(Level::Warning, "notice", Some(&record.name), note);
         }
@@ -504,7 +504,7 @@ impl Keeper {
     }
 
     /// Puts transmit queues into the topology, or takes them out; nobody uses them any more then.
-    fn publish(&self, slots: &[Arc<ReceiveSlot>], is_up: bool) {
+    fn publish(&self, slots: &[Arc<OutletSlot>], is_up: bool) {
         let Claim { shared, record } = &self.claim;
         let mut state = shared.state();
         for slot in slots {

@@ -12,7 +12,7 @@ use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings};
 use super::threads::Seat;
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
-use crate::pmd::{BridgeView, FaultCause, PortView, ReceiveSlot, Topology};
+use crate::pmd::{BridgeView, FaultCause, PortView, OutletSlot, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
 use crate::vhost::Endpoint;
@@ -69,7 +69,7 @@ pub(super) struct State {
     /// Ids in use, those of ports whose session is still ending included.
     ids: BTreeSet<PortId>,
     /// Live receiveqs; outlive their port's entry until its session has ended.
-    pub receiveqs: BTreeMap<(PortId, u16), Arc<ReceiveSlot>>,
+    pub receiveqs: BTreeMap<(PortId, u16), Arc<OutletSlot>>,
     /// Who polls which transmitq.
     pub places: Places,
     /// The secret by which flows are spread over receiveqs.

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::assign::{Core, Rxq};
 use crate::pmd::load::{History, INTERVALS};
-use crate::pmd::{Fault, Message, Pmd, Readings, Sleep, TransmitQueue};
+use crate::pmd::{Fault, Message, Pmd, Readings, Sleep, PolledQueue};
 use crate::switch::PortId;
 use crate::sys::eventfd::Notifier;
 use crate::sys::{cpu, numa, tsc};
@@ -128,7 +128,7 @@ pub(super) struct Seat {
 
 impl Seat {
     /// A place for `queue`, which goes to `thread` at once.
-    pub(super) fn new(queue: Box<TransmitQueue>, numa: Option<u32>, thread: &Arc<Thread>) -> Self {
+    pub(super) fn new(queue: Box<PolledQueue>, numa: Option<u32>, thread: &Arc<Thread>) -> Self {
         let counters = Arc::clone(&queue.counters);
         let (load, cpu) = (Lock::new(History::new(counters.cycles.read())), AtomicUsize::new(thread.core.cpu));
         let (port, vring, run, place) = (queue.port, queue.vring, queue.run, Lock::new(Some(Arc::clone(thread))));
@@ -170,7 +170,7 @@ impl Seat {
     }
 
     /// Takes the queue away for good, settled. None if somebody else did.
-    pub(super) fn take(&self, events: &Events) -> Option<Box<TransmitQueue>> {
+    pub(super) fn take(&self, events: &Events) -> Option<Box<PolledQueue>> {
         let thread = self.place.lock().take()?;
         thread.pmd.release(self.port, self.vring, false, |late| say_late(events, late))
     }

@@ -16,7 +16,7 @@ use std::sync::{Arc, MutexGuard};
 use super::output::List;
 use super::poll::Stuck;
 use super::wait::{Group, Waiting, mask};
-use super::{Fault, FaultCause, Outlet, PortView, ReceiveSlot, Steering, Topology};
+use super::{Fault, FaultCause, Outlet, PortView, OutletSlot, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
@@ -164,7 +164,7 @@ impl Source<'_> {
     }
 
     /// Every flow has its receiveq; its frames stay in order.
-    fn deliver_by_flow(&mut self, port: &PortView, slots: &[Arc<ReceiveSlot>], list: &[u8]) {
+    fn deliver_by_flow(&mut self, port: &PortView, slots: &[Arc<OutletSlot>], list: &[u8]) {
         let (mut touched, queues) = (0_u128, slots.len().min(MAX_QUEUES) as u64);
         for &index in list {
             let hash = self.spread.hash(self.topology.flow_key, self.burst, index);
@@ -201,7 +201,7 @@ impl Source<'_> {
     }
 
     /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], share: Option<&Share>, since: u64) {
+    fn deliver_to(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], share: Option<&Share>, since: u64) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
@@ -279,7 +279,7 @@ impl Source<'_> {
     fn contend<'s>(
         &mut self,
         port: &PortView,
-        slot: &'s Arc<ReceiveSlot>,
+        slot: &'s Arc<OutletSlot>,
         list: &[u8],
         since: u64,
     ) -> Option<MutexGuard<'s, Option<Outlet>>> {
@@ -306,7 +306,7 @@ impl Source<'_> {
     /// the first refusal on, unless it took nothing since others waited that long in vain: nobody waits twice for a guest
     /// that does not move.
     #[cold]
-    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<ReceiveSlot>, rest: &[u8], since: u64) {
+    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, rest: &[u8], since: u64) {
         let count = rest.len() as u64;
         let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
         if !may_wait {
@@ -326,7 +326,7 @@ impl Source<'_> {
     }
 
     /// Leaves a group with the transmitq.
-    fn wait(&mut self, port: &PortView, slot: &Arc<ReceiveSlot>, list: &[u8], since: u64) {
+    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], since: u64) {
         let (slot, port) = (Arc::clone(slot), Arc::clone(&port.counters));
         self.waiting.push(Group { slot, port, frames: mask(list), since });
     }

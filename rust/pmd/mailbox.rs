@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::doze::Doze;
-use super::{ReceiveSlot, Sleep, Topology, TransmitQueue};
+use super::{OutletSlot, Sleep, Topology, PolledQueue};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::switch::PortId;
@@ -20,7 +20,7 @@ pub enum Message {
     /// Answer: no burst that was begun before this is still under way.
     Pass(Sender<()>),
     /// Poll this queue.
-    Assign(Box<TransmitQueue>),
+    Assign(Box<PolledQueue>),
     /// Stop polling a queue and give it back; None if it is not here.
     Release {
         /// Whose.
@@ -31,7 +31,7 @@ pub enum Message {
         /// delivered or dropped by name.
         to_move: bool,
         /// Where to.
-        reply: Sender<Option<Box<TransmitQueue>>>,
+        reply: Sender<Option<Box<PolledQueue>>>,
     },
     /// Replace a transmitq's call descriptor; nothing happens if it is not here.
     SetCall {
@@ -44,7 +44,7 @@ pub enum Message {
     },
     /// Make the first call of a receiveq, with its new call descriptor if it has one: such calls may hang, so they are
     /// made where somebody watches.
-    Greet(Arc<ReceiveSlot>),
+    Greet(Arc<OutletSlot>),
     /// `pmd-sleep-max` changed.
     Sleep(Sleep),
     /// Announce `mac` into the bridge as if it came in on `port`.

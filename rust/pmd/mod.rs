@@ -3,7 +3,7 @@
 //! ```text
 //!   control ──Message──▶ mailbox ─▶ ┌ thread pmd-c<core> ─────────────────────────────────────┐
 //!                                   │ mailbox → poll owned transmitqs → account → maybe sleep │
-//!   ReceiveSlot ◀── deliver ────────┘      (poll: gather → classify → output → commit)        │
+//!   OutletSlot ◀── deliver ────────┘      (poll: gather → classify → output → commit)        │
 //! ```
 //!
 //! A transmitq belongs to one thread and moves by message, whole: cursor, counters, caches, and a burst that waits. Only
@@ -31,10 +31,10 @@ mod wait;
 
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
-pub use poll::{Forwarder, TransmitQueue};
+pub use poll::{Forwarder, PolledQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
-pub use topology::{BridgeView, PortView, ReceiveSlot, Steering, Topology};
+pub use topology::{BridgeView, PortView, OutletSlot, Steering, Topology};
 
 use std::sync::atomic;
 

@@ -7,7 +7,7 @@ use super::deliver::{Source, Spread};
 use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
-use super::{Fault, Inlet, ReceiveSlot, Topology};
+use super::{Fault, Inlet, OutletSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
@@ -19,7 +19,7 @@ use crate::sys::tsc;
 
 /// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
 #[derive(Debug)]
-pub struct TransmitQueue {
+pub struct PolledQueue {
     /// Whose.
     pub port: PortId,
     /// Vring index, odd: queue n of a NIC is 2n+1 as well.
@@ -43,7 +43,7 @@ pub struct TransmitQueue {
     waiting: Waiting,
 }
 
-impl TransmitQueue {
+impl PolledQueue {
     /// Wraps a queue for a poll thread.
     pub fn new(queue: impl Into<Inlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let queue = queue.into();
@@ -152,7 +152,7 @@ impl Forwarder {
     /// # Errors
     /// The queue's ring is broken: stop polling it.
     #[inline]
-    pub fn poll(&mut self, q: &mut TransmitQueue) -> Result<usize, RingFault> {
+    pub fn poll(&mut self, q: &mut PolledQueue) -> Result<usize, RingFault> {
         if q.is_shut() {
             return Ok(0);
         }
@@ -176,7 +176,7 @@ impl Forwarder {
     }
 
     /// Ends a burst that waits: what cannot be delivered now is dropped, and the guest has its buffers back.
-    pub(super) fn settle(&mut self, q: &mut TransmitQueue) {
+    pub(super) fn settle(&mut self, q: &mut PolledQueue) {
         if q.is_shut() {
             return q.give_up();
         }
@@ -187,7 +187,7 @@ impl Forwarder {
 
     /// Tries the groups again that wait; when none is left the burst is done.
     #[cold]
-    fn resume(&mut self, q: &mut TransmitQueue, settle_by: Option<u64>) {
+    fn resume(&mut self, q: &mut PolledQueue, settle_by: Option<u64>) {
         let taken_back = q.queue.taken_back();
         self.spread.begin();
         let mut source = Source {
@@ -317,7 +317,7 @@ impl Forwarder {
 /// Transmit queues of devices that did not take all that they were told to send: full for the moment, or down. Nothing
 /// wakes us when they can, so whoever delivered to them asks again.
 #[derive(Debug, Default)]
-pub(super) struct Stuck(Vec<Arc<ReceiveSlot>>);
+pub(super) struct Stuck(Vec<Arc<OutletSlot>>);
 
 impl Stuck {
     /// Room for every queue there is; called when the topology changes, never per burst.
@@ -328,7 +328,7 @@ impl Stuck {
 
     /// Remembers one, once.
     #[cold]
-    pub(super) fn add(&mut self, slot: &Arc<ReceiveSlot>) {
+    pub(super) fn add(&mut self, slot: &Arc<OutletSlot>) {
         if !self.0.iter().any(|known| Arc::ptr_eq(known, slot)) {
             self.0.push(Arc::clone(slot));
         }

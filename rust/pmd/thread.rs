@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mailbox::{Mailbox, Message};
-use super::poll::{Forwarder, SELDOM_US, TransmitQueue};
+use super::poll::{Forwarder, SELDOM_US, PolledQueue};
 use super::sleep::Sleeper;
 use super::stats::PmdStats;
-use super::{Fault, FaultCause, ReceiveSlot};
+use super::{Fault, FaultCause, OutletSlot};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::switch::PortId;
@@ -117,7 +117,7 @@ impl Pmd {
         vring: u16,
         to_move: bool,
         late: impl FnOnce(&str),
-    ) -> Option<Box<TransmitQueue>> {
+    ) -> Option<Box<PolledQueue>> {
         let (reply, answer) = channel();
         self.post(Message::Release { port, vring, to_move, reply });
         self.wait(&answer, late).flatten()
@@ -142,15 +142,15 @@ impl Drop for Pmd {
 struct Body {
     mailbox: Arc<Mailbox>,
     stats: Arc<PmdStats>,
-    queues: Vec<TransmitQueue>,
+    queues: Vec<PolledQueue>,
     /// Broken ones, and all once it rests, until their session takes them back.
-    stopped: Vec<TransmitQueue>,
+    stopped: Vec<PolledQueue>,
     resting: bool,
     /// When quiet queues are looked at again; in the past after a round that moved nothing.
     look_at_quiet: u64,
     forwarder: Forwarder,
     /// Receiveqs whose first call is still to be made: another thread had them.
-    ungreeted: Vec<Arc<ReceiveSlot>>,
+    ungreeted: Vec<Arc<OutletSlot>>,
     sleeper: Sleeper,
     started: Instant,
     next_second: u64,
@@ -354,8 +354,8 @@ impl Body {
         }
     }
 
-    fn release(&mut self, port: PortId, vring: u16, to_move: bool) -> Option<Box<TransmitQueue>> {
-        let is_it = |q: &TransmitQueue| (q.port, q.vring) == (port, vring);
+    fn release(&mut self, port: PortId, vring: u16, to_move: bool) -> Option<Box<PolledQueue>> {
+        let is_it = |q: &PolledQueue| (q.port, q.vring) == (port, vring);
         if let Some(at) = self.queues.iter().position(is_it) {
             let mut queue = self.queues.remove(at);
             self.sleeper.unwatch(queue.queue.kick());
@@ -371,7 +371,7 @@ impl Body {
     /// Asks every guest for kicks, looks once more, sleeps, and goes back to polling.
     #[cold]
     fn sleep(&mut self) {
-        if self.queues.iter().any(TransmitQueue::is_waiting) {
+        if self.queues.iter().any(PolledQueue::is_waiting) {
             // Its receiver does not wake us: look again.
             return self.sleeper.busy(tsc::now());
         }

@@ -58,7 +58,7 @@ pub struct PortView {
     /// Counters of its first receiveq, which take what is dropped before a receiveq is chosen. They outlive its sessions.
     pub counters: Arc<QueueCounters>,
     /// The enabled receiveqs, in order; empty while the guest is away.
-    pub receiveqs: Vec<Arc<ReceiveSlot>>,
+    pub receiveqs: Vec<Arc<OutletSlot>>,
 }
 
 /// A bridge as the packet path sees it.
@@ -74,7 +74,7 @@ pub struct BridgeView {
 
 /// A guest's receiveq or a NIC's transmit queue, where several threads find it: whoever holds the lock delivers. With one poll thread nobody ever waits.
 #[derive(Debug)]
-pub struct ReceiveSlot {
+pub struct OutletSlot {
     /// None once control took the queue back. A panic over one sender's burst leaves it as good as before: nothing of
     /// the burst was published, and the receiver is not to blame.
     pub queue: Lock<Option<Outlet>>,
@@ -98,7 +98,7 @@ pub struct ReceiveSlot {
 #[derive(Debug)]
 struct NewCall(Option<Notifier>);
 
-impl ReceiveSlot {
+impl OutletSlot {
     /// Makes a queue reachable.
     pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::ReceiveSlot;
+use super::OutletSlot;
 use crate::burst::MAX_BURST;
 use crate::counters::QueueCounters;
 
@@ -26,7 +26,7 @@ const MAX_GROUPS: usize = MAX_BURST;
 #[derive(Debug)]
 pub(super) struct Group {
     /// Where they go. It may be out of the topology by now.
-    pub slot: Arc<ReceiveSlot>,
+    pub slot: Arc<OutletSlot>,
     /// Counters of the port it belongs to: these outlive its sessions, and tell the port from another with its number.
     pub port: Arc<QueueCounters>,
     /// Bit i: frame i of the burst.

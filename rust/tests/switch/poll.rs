@@ -9,7 +9,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::memory::{self, GuestMap};
-use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
+use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, OutletSlot, Steering, Topology, PolledQueue};
 use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -75,13 +75,13 @@ struct Pair {
     pmd: Pmd,
     sender: Guest,
     receiver: Guest,
-    slot: Arc<ReceiveSlot>,
+    slot: Arc<OutletSlot>,
 }
 
 impl Pair {
     fn new() -> Self {
         let ((sender, sending), (receiver, receiving)) = (Guest::new(), Guest::new());
-        let slot = Arc::new(ReceiveSlot::new(Receiveq::new(receiving), 1, 0, Arc::default(), 0));
+        let slot = Arc::new(OutletSlot::new(Receiveq::new(receiving), 1, 0, Arc::default(), 0));
         let port = |receiveqs| {
             let (steering, counters) = (Steering::Hash, Arc::default());
             let (mtu, retries, backpressure_us) = (1_500, 8, 0);
@@ -98,7 +98,7 @@ impl Pair {
         let (done, passed) = channel();
         pmd.post(Message::Topology(Arc::new(topology), done));
         passed.recv().unwrap();
-        let queue = TransmitQueue::new(Transmitq::new(sending), 0, 1, Arc::<QueueCounters>::default(), 0);
+        let queue = PolledQueue::new(Transmitq::new(sending), 0, 1, Arc::<QueueCounters>::default(), 0);
         pmd.post(Message::Assign(Box::new(queue)));
         Self { pmd, sender, receiver, slot }
     }

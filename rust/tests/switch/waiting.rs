@@ -8,7 +8,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::drops::DropReason;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, ReceiveSlot, Steering, Topology, TransmitQueue};
+use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, OutletSlot, Steering, Topology, PolledQueue};
 use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -18,7 +18,7 @@ use super::rig::wait;
 
 /// Ports 0, 1 … each with a receiveq, on one bridge; every frame is a broadcast.
 struct Stage {
-    slots: Vec<Arc<ReceiveSlot>>,
+    slots: Vec<Arc<OutletSlot>>,
     receivers: Vec<Guest>,
     topology: Arc<Topology>,
     pmds: Vec<Pmd>,
@@ -30,7 +30,7 @@ impl Stage {
         let (mut slots, mut guests) = (Vec::new(), Vec::new());
         for port in 0..receivers {
             let (guest, ring) = Guest::new();
-            slots.push(Arc::new(ReceiveSlot::new(Receiveq::new(ring), port as u16, 0, Arc::default(), 0)));
+            slots.push(Arc::new(OutletSlot::new(Receiveq::new(ring), port as u16, 0, Arc::default(), 0)));
             guests.push(guest);
         }
         let view = |port: usize| {
@@ -69,7 +69,7 @@ impl Stage {
     fn sender(&self, port: usize, pmd: usize) -> (Guest, Arc<QueueCounters>) {
         let (guest, ring) = Guest::new();
         let counters = Arc::<QueueCounters>::default();
-        let queue = TransmitQueue::new(Transmitq::new(ring), port as u16, 1, Arc::clone(&counters), 0);
+        let queue = PolledQueue::new(Transmitq::new(ring), port as u16, 1, Arc::clone(&counters), 0);
         self.pmds[pmd].post(Message::Assign(Box::new(queue)));
         (guest, counters)
     }
