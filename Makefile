@@ -1,6 +1,6 @@
 # The commands a person needs. Each sets up what it needs first, so each works on a fresh checkout.
 
-.PHONY: run test check bench fuzz
+.PHONY: run test soak check bench fuzz
 
 # Two guests on the switch: make run, or make run KEEP=1 to look around afterwards.
 run:
@@ -11,6 +11,11 @@ run:
 test:
 	@scripts/setup test
 	@scripts/test $(ARGS)
+
+# The long tests that make test leaves out.
+soak:
+	@scripts/setup test
+	@scripts/test -m soak
 
 # What must hold before a commit: formats, lints, types, layers, stubs, documents.
 check:

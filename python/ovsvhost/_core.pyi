@@ -281,6 +281,7 @@ class Datapath:
         *,
         ofport: int,
         netdev: str,
+        driver: Literal["afxdp", "packet"] = "afxdp",
         mtu: int | None = None,
         tx_retries_max: int = 8,
         n_rxq: int = 1,
@@ -291,7 +292,7 @@ class Datapath:
         start_queue: int = 0,
         busy_budget: int = 0,
     ) -> None:
-        """Adds a port that is a network device of the host, through AF_XDP; returns at once.
+        """Adds a port that is a network device of the host, through AF_XDP or AF_PACKET; returns at once.
 
         The device need not be there, or be free: the port's own thread takes it over as soon as it can, and
         ``PortState.error`` says what is in the way. It is asked for again every second, and at ``refresh_nic``.
@@ -301,6 +302,8 @@ class Datapath:
             name: unique in the datapath.
             ofport: 1..65279, unique on the bridge.
             netdev: the device's name in this process's network namespace.
+            driver: the way to it. Over AF_PACKET there is one queue, and of what follows only the sizes of rings count:
+                as many frames wait in the kernel.
             mtu: 68..9702, given to the device; None leaves the device its own.
             tx_retries_max: 0..32 further attempts when the transmit ring is full.
             n_rxq: 1..128 queues, of which each receives and sends.

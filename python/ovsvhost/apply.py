@@ -7,12 +7,13 @@ bridge or port it was about, so that the reason lands at that row and nobody els
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from ovsvhost import vhost_features
 from ovsvhost._core import Datapath, __version__
 from ovsvhost.errors import OvsvhostError
-from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge
+from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge, NicPort, Port
+from ovsvhost.nic import device
 from ovsvhost.plan import (
     AddBridge,
     AddPort,
@@ -21,10 +22,12 @@ from ovsvhost.plan import (
     LimitFeatures,
     SetAffinity,
     SetBridge,
+    SetNic,
     SetPmds,
     SetPort,
     SetSharing,
     SetSleep,
+    SetUp,
 )
 
 if TYPE_CHECKING:
@@ -32,12 +35,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost._core import Event
+    from ovsvhost.model import AnyPort, NicSettings, XdpMode
     from ovsvhost.observed import Ledger
     from ovsvhost.plan import Action
 
 
 VERSION = __version__
 """The product's one version, as the core was built with it."""
+
+
+class _NicArguments(TypedDict):
+    """Settings under the core's names."""
+
+    n_rxq: int
+    n_rxq_desc: int
+    n_txq_desc: int
+    xdp_mode: XdpMode
+    use_need_wakeup: bool
+    start_queue: int
+    busy_budget: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,11 @@ def take_events(datapath: Datapath) -> list[Event]:
     return datapath.events()
 
 
+def refresh_nic(datapath: Datapath, name: str) -> None:
+    """Has a NIC port look at its device, about which something changed; returns at once."""
+    datapath.refresh_nic(name)
+
+
 def flush_fdb(datapath: Datapath, bridge: str) -> None:
     """Forgets every learned address of a bridge; ConfigError if there is no such bridge."""
     datapath.flush_fdb(bridge)
@@ -131,7 +152,18 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             _set_bridge(datapath, ledger, bridge)
         case SetBridge(bridge=bridge):
             _set_bridge(datapath, ledger, bridge)
-        case AddPort(bridge=on, port=port):
+        case SetUp(port=nic):
+            ledger.set_up.add(device.set_up(nic.device))
+        case SetNic(port=nic):
+            datapath.set_nic(nic.name, **_nic(nic.settings))
+            ledger.ports[nic.name] = replace(nic, rxq_affinity=ledger.ports[nic.name].rxq_affinity)
+        case AddPort(bridge=on, port=NicPort() as port):
+            settings = _nic(port.settings)
+            datapath.add_nic(
+                on, port.name, ofport=port.ofport, netdev=port.device, driver=port.driver, mtu=port.mtu, **settings
+            )
+            _keep(datapath, ledger, port)
+        case AddPort(bridge=on, port=Port() as port):
             datapath.add_port(
                 on,
                 port.name,
@@ -147,9 +179,9 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
             )
-            ledger.ports[port.name] = replace(port, rxq_affinity=())
-            if port.rxq_affinity:
-                _set_affinity(datapath, ledger, port.name, port.rxq_affinity)
+            _keep(datapath, ledger, port)
+        case SetPort(port=NicPort() as nic, changes=changes):
+            datapath.set_port(nic.name, **changes)
         case SetPort(port=port, changes=changes):
             datapath.set_port(port.name, **changes)
             ledger.ports[port.name] = replace(port, rxq_affinity=ledger.ports[port.name].rxq_affinity)
@@ -172,6 +204,25 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
         case LimitFeatures(limit=limit):
             datapath.limit_features(limit)
             ledger.feature_limit = limit
+
+
+def _keep(datapath: Datapath, ledger: Ledger, port: AnyPort) -> None:
+    """Writes a new port down, and pins its queues."""
+    ledger.ports[port.name] = replace(port, rxq_affinity=())
+    if port.rxq_affinity:
+        _set_affinity(datapath, ledger, port.name, port.rxq_affinity)
+
+
+def _nic(settings: NicSettings) -> _NicArguments:
+    return {
+        "n_rxq": settings.n_rxq,
+        "n_rxq_desc": settings.n_rxq_desc,
+        "n_txq_desc": settings.n_txq_desc,
+        "xdp_mode": settings.xdp_mode,
+        "use_need_wakeup": settings.use_need_wakeup,
+        "start_queue": settings.xdp_start_queue,
+        "busy_budget": settings.xdp_busy_budget,
+    }
 
 
 def _set_affinity(datapath: Datapath, ledger: Ledger, name: str, cpus: tuple[tuple[int, int], ...]) -> None:
@@ -197,6 +248,8 @@ def _key(action: Action) -> str:
             return bridge.key
         case AddPort(port=port) | SetPort(port=port) | SetAffinity(port=port):
             return port.key
+        case SetUp(port=nic) | SetNic(port=nic):
+            return nic.key
         case SetPmds():
             return "pmd-cpu-mask"
         case SetSleep():

@@ -7,10 +7,12 @@ often want will not work or will be slow; ``ok`` needs no reader.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import resource
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +29,10 @@ DESCRIPTORS_WANTED = 65536
 INOTIFY_WANTED = 4096
 """One a client port that waits for its guest."""
 _HUGEPAGES = Path("/sys/kernel/mm/hugepages")
+_AF_XDP = 44
+"""What Python 3.11's socket module does not name."""
+_NIC_RIGHTS = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39}
+"""To attach a program to a device, to open its sockets, and to load the program (``capabilities(7)``)."""
 _SWITCHES = frozenset({"ovs-vswitchd", "vpp", "vpp_main", "dpdk-testpmd", "testpmd", "snabb"})
 
 
@@ -55,6 +61,7 @@ def examine(rundir: Path, state_dir: Path) -> list[Finding]:
         limits,
         cpus,
         shared_memory,
+        network_devices,
         lambda: directories(rundir, state_dir),
         lambda: neighbours(rundir),
     )
@@ -162,6 +169,33 @@ def shared_memory() -> Iterable[Finding]:
     yield Finding(
         "memfd", "fail", "memfd_create is refused: guests without hugepages cannot attach", "lift the seccomp filter"
     )
+
+
+def network_devices(status: Path = Path("/proc/self/status")) -> Iterable[Finding]:
+    """What ports of ``type=afxdp`` and ``dpdk`` will need; guests' ports need none of it."""
+    try:
+        socket.socket(_AF_XDP, socket.SOCK_RAW).close()
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EACCES}:
+            yield Finding(
+                "af-xdp",
+                "warn",
+                f"this kernel has no AF_XDP ({error.strerror}): network devices cannot be ports",
+                "a kernel with CONFIG_XDP_SOCKETS=y",
+            )
+            return
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    held = int(found[1], 16) if found else 0
+    missing = [name for name, bit in _NIC_RIGHTS.items() if not held >> bit & 1]
+    if missing:
+        yield Finding(
+            "af-xdp",
+            "warn",
+            f"this user lacks {', '.join(missing)}: network devices cannot be ports",
+            f"AmbientCapabilities={' '.join(_NIC_RIGHTS)} in the unit, or run the switch as root",
+        )
+    else:
+        yield Finding("af-xdp", "ok", "network devices can be ports over AF_XDP")
 
 
 def directories(rundir: Path, state_dir: Path) -> Iterable[Finding]:

@@ -22,14 +22,19 @@ from ovsvhost.errors import ConfigError, OvsvhostError
 from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
+    MTU_DEFAULT,
+    NIC_TYPES,
     OFPORT_MAX,
     PORT_TYPES,
     Bridge,
     Desired,
+    NicPort,
     PollThreads,
     Port,
     free_ofport,
 )
+from ovsvhost.nic.links import LinkWatch
+from ovsvhost.nic.port import TYPE_OF, Asked, interpret
 from ovsvhost.plan import plan
 from ovsvhost.rundir import make_private, run_directory
 
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
-    from ovsvhost.model import PortType
+    from ovsvhost.model import AnyPort, NicType, PortType
 
 _LOOK_AGAIN_MS = 50
 """Another thread may take the event that this one waits for; it looks again after this time."""
@@ -66,6 +71,7 @@ class InProcess:
         self._lock = threading.RLock()
         self._desired = Desired()
         self._ledger = observed.Ledger()
+        self._links: LinkWatch | None = None  # from the first NIC port on
         self._datapath: Datapath | None = apply.open_datapath()
         try:
             self._set_pmds(PollThreads(cpus=frozenset(pmd_cpus), max_sleep_us=max_sleep_us))
@@ -83,7 +89,10 @@ class InProcess:
         """Drains the rings, ends every session and stops the threads. May be called again."""
         with self._lock:
             datapath, self._datapath = self._datapath, None
+            links, self._links = self._links, None
             self._desired, self._ledger = Desired(), observed.Ledger()
+        if links is not None:
+            links.close()
         _open.discard(self)
         if datapath is not None:
             apply.close(datapath)
@@ -128,10 +137,10 @@ class InProcess:
         bridge: str,
         name: str,
         *,
-        type: PortType,  # noqa: A002 - the column's name
+        type: PortType | NicType,  # noqa: A002 - the column's name
         options: Mapping[str, str],
         ofport: int | None,
-        mtu: int,
+        mtu: int | None,
         other_config: Mapping[str, str],
     ) -> None:
         """ConfigError: an option, name, number or path that cannot be. KernelError: no socket to be had."""
@@ -139,11 +148,7 @@ class InProcess:
             taken = [there.ofport for there in self._bridge(bridge).ports]
             number = free_ofport(taken) if ofport is None else ofport
             port_options.within("ofport", number, 1, OFPORT_MAX)
-            port = self._port(name, type, options, number, mtu)
-            steering, complaints = port_options.tx_steering(name, other_config)
-            if complaints:
-                raise ConfigError("; ".join(complaints))
-            port = replace(port, tx_steering=steering)
+            port = self._port(name, type, options, ofport=number, mtu=mtu, other_config=other_config)
             self._change_ports(bridge, lambda ports: (*ports, port))
 
     def del_port(self, bridge: str, name: str) -> None:
@@ -169,7 +174,11 @@ class InProcess:
         """Waits until something may have changed, and logs what happened."""
         poll = select.poll()
         poll.register(self._running().event_fd(), select.POLLIN)
+        if self._links is not None:
+            poll.register(self._links, select.POLLIN)
         poll.poll(min(max(timeout_ms, 0), _LOOK_AGAIN_MS))
+        with self._lock:
+            self._refresh_nics()
         events.log(apply.take_events(self._running()))
 
     def pmds(self) -> Sequence[PmdState]:
@@ -212,10 +221,28 @@ class InProcess:
         self._running()
         raise ConfigError(f"there is no bridge {name!r}: add it with add_bridge")
 
-    def _port(self, name: str, port_type: PortType, asked: Mapping[str, str], ofport: int, mtu: int) -> Port:
-        if port_type not in PORT_TYPES:
-            raise ConfigError(f"type={port_type!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
+    def _port(
+        self,
+        name: str,
+        port_type: PortType | NicType,
+        asked: Mapping[str, str],
+        *,
+        ofport: int,
+        mtu: int | None,
+        other_config: Mapping[str, str],
+    ) -> AnyPort:
+        nic_type = TYPE_OF.get(port_type)
+        if nic_type is not None:
+            return self._nic(name, nic_type, asked, ofport, mtu)
+        if port_type != port_options.CLIENT and port_type != port_options.SERVER:  # noqa: PLR1714 - narrows the type
+            raise ConfigError(
+                f"type={port_type!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *NIC_TYPES)))}"
+            )
+        mtu = MTU_DEFAULT if mtu is None else mtu
         port_options.check_mtu(name, mtu)
+        steering, complaints = port_options.tx_steering(name, other_config)
+        if complaints:
+            raise ConfigError("; ".join(complaints))
         directory = self._socket_dir() if port_type == port_options.SERVER else None
         meant = port_options.parse(name, port_type, asked, directory)
         if meant.complaints:
@@ -231,11 +258,23 @@ class InProcess:
             mtu=mtu,
             tx_retries_max=meant.tx_retries_max,
             backpressure_us=meant.backpressure_us,
+            tx_steering=steering,
             socket_mode=meant.socket_mode,
             socket_owner=meant.socket_owner,
             socket_group=meant.socket_group,
             allow_file_memory=meant.allow_file_memory,
         )
+
+    def _nic(self, name: str, kind: NicType, asked: Mapping[str, str], ofport: int, mtu: int | None) -> NicPort:
+        """ConfigError unless every option can be as asked; the device itself may come later."""
+        if mtu is not None:
+            port_options.check_mtu(name, mtu)
+        wish = Asked(key=str(uuid.uuid4()), name=name, type=kind, options=asked, ofport=ofport, mtu_request=mtu)
+        port, complaints = interpret(wish)
+        self._links = self._links or LinkWatch()
+        if complaints:
+            raise ConfigError("; ".join(complaints))
+        return port
 
     def _socket_dir(self) -> Path:
         return make_private(run_directory(self._rundir))
@@ -247,14 +286,26 @@ class InProcess:
         with self._lock:
             datapath = self._running()
             before, wanted = self._desired, change(self._desired)
-            failures = apply.apply(datapath, self._ledger, plan(wanted, observed.read(datapath, self._ledger)))
+            failures = apply.apply(datapath, self._ledger, plan(wanted, self._observed(datapath)))
             if not failures:
                 self._desired = wanted
                 return
-            apply.apply(datapath, self._ledger, plan(before, observed.read(datapath, self._ledger)))
+            apply.apply(datapath, self._ledger, plan(before, self._observed(datapath)))
             raise failures[0].error
 
-    def _change_ports(self, name: str, change: Callable[[tuple[Port, ...]], tuple[Port, ...]]) -> None:
+    def _observed(self, datapath: Datapath) -> observed.Observed:
+        self._refresh_nics()
+        links = self._links.links if self._links is not None else {}
+        return observed.read(datapath, self._ledger, links)
+
+    def _refresh_nics(self) -> None:
+        """Tells NIC ports whose devices changed; a datapath that is not told finds out within a second."""
+        changed = self._links.run() if self._links is not None else ()
+        for name, port in self._ledger.ports.items():
+            if isinstance(port, NicPort) and port.device in changed:
+                apply.refresh_nic(self._running(), name)
+
+    def _change_ports(self, name: str, change: Callable[[tuple[AnyPort, ...]], tuple[AnyPort, ...]]) -> None:
         self._change(
             lambda bridges: tuple(
                 replace(bridge, ports=change(bridge.ports)) if bridge.name == name else bridge for bridge in bridges
@@ -264,6 +315,7 @@ class InProcess:
     def leave_to_parent(self) -> None:
         """In a forked child: this object is closed, and the parent's datapath is left alone."""
         self._lock = threading.RLock()  # the thread that may have held the old one is not here
+        self._links = None
         self._datapath, self._desired, self._ledger = None, Desired(), observed.Ledger()
 
 

@@ -2,7 +2,8 @@
 
 ::
 
-    Desired ─┬─ Bridge ── Port         identity is ``key``, not the name
+    Desired ─┬─ Bridge ─┬─ Port        a vhost-user port;  identity is ``key``, not the name
+             │          └─ NicPort     a network device of this machine
              ├─ PollThreads
              └─ FeatureLimit
 
@@ -27,13 +28,22 @@ if TYPE_CHECKING:
 
 PortType: TypeAlias = Literal["dpdkvhostuserclient", "dpdkvhostuser"]
 
+NicType: TypeAlias = Literal["afxdp", "dpdk", "system"]
+
+NicDriver: TypeAlias = Literal["afxdp", "packet"]
+
+XdpMode: TypeAlias = Literal["best-effort", "native-with-zerocopy", "native", "generic"]
+
 TxSteering: TypeAlias = Literal["hash", "thread"]
 
 FeatureLimit: TypeAlias = Literal["all", "ovs-3.1", "ovs-3.1-tso"] | int
 """What guests are offered at most: all that is served, what another switch offers, or a mask of virtio bits."""
 
 PORT_TYPES: frozenset[str] = frozenset(get_args(PortType))
-"""Interface types that are served: the VMM creates the socket, or we do."""
+"""Interface types for guests: the VMM creates the socket, or we do."""
+
+NIC_TYPES: frozenset[str] = frozenset(get_args(NicType))
+"""Interface types for network devices of this machine."""
 
 OFPORT_LOCAL = 65534
 """The bridge's own port (``ovs-vswitchd.conf.db(5)``, OpenFlow's OFPP_LOCAL)."""
@@ -58,6 +68,12 @@ RXQ_POLICIES = ("cycles", "group", "roundrobin")
 """How queues that are not pinned are shared out (``ovs-vswitchd.conf.db(5)``: pmd-rxq-assign)."""
 REBALANCE_MIN_MAX = 20_000
 BACKPRESSURE_MAX_US = 100_000
+XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
+"""How an XDP program is attached (``ovs-vswitchd.conf.db(5)``: xdp-mode)."""
+NIC_QUEUES_MAX = 64
+NIC_DESCRIPTORS_RANGE = (64, 4096)
+"""Descriptors of a NIC's ring; a power of two."""
+BUSY_BUDGET_MAX = 65_535
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
 """How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
 AGING_S_DEFAULT = 300
@@ -104,6 +120,61 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NicSettings:
+    """How a NIC port's device is used; another value attaches it anew.
+
+    Attributes:
+        n_rxq: receive queues, 1..64, from `xdp_start_queue` on.
+        n_rxq_desc: descriptors of each receive ring, a power of two in 64..4096.
+        n_txq_desc: descriptors of each transmit ring, and of its completion ring; likewise.
+        xdp_mode: how the XDP program is attached.
+        use_need_wakeup: the kernel says when it wants to be called.
+        xdp_start_queue: the device's first queue that is used.
+        xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
+    """
+
+    n_rxq: int = 1
+    n_rxq_desc: int = 2048
+    n_txq_desc: int = 2048
+    xdp_mode: XdpMode = "best-effort"
+    use_need_wakeup: bool = True
+    xdp_start_queue: int = 0
+    xdp_busy_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicPort:
+    """A network device of this machine as a port.
+
+    Attributes:
+        key: identity, as of a vhost-user port.
+        name: unique in the switch.
+        driver: the way to it: AF_XDP, or AF_PACKET (``packet``).
+        device: the kernel's name of it, unique in the switch.
+        ofport: 1..65279, unique on its bridge.
+        mtu: bytes of IP payload, 68..9702, of the device and the port; None leaves what the device has.
+        brings_up: the device is set up when it comes, as DPDK starts its devices.
+        settings: see there.
+        keeps: names of settings for which something impossible was asked: what the port has stays.
+        rxq_affinity: as of a vhost-user port.
+    """
+
+    key: str
+    name: str
+    driver: NicDriver
+    device: str
+    ofport: int
+    mtu: int | None = None
+    brings_up: bool = False
+    settings: NicSettings = NicSettings()
+    keeps: frozenset[str] = frozenset()
+    rxq_affinity: tuple[tuple[int, int], ...] | None = ()
+
+
+AnyPort: TypeAlias = Port | NicPort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bridge:
     """One learning bridge and its ports.
 
@@ -121,7 +192,7 @@ class Bridge:
     mac_aging_time_s: int = AGING_S_DEFAULT
     mac_table_size: int = FDB_SIZE_DEFAULT
     forward_bpdu: bool = False
-    ports: tuple[Port, ...] = ()
+    ports: tuple[AnyPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +236,7 @@ class Desired:
     """The whole switch as it shall be.
 
     Raises:
-        ConfigError: a name, socket or port number is there twice.
+        ConfigError: a name, socket, device or port number is there twice.
     """
 
     bridges: tuple[Bridge, ...] = ()
@@ -176,7 +247,8 @@ class Desired:
         ports = [port for bridge in self.bridges for port in bridge.ports]
         _once("bridge", (bridge.name for bridge in self.bridges))
         _once("port", (port.name for port in ports))
-        _once("socket", (port.socket for port in ports))
+        _once("socket", (port.socket for port in ports if isinstance(port, Port)))
+        _once("device", (port.device for port in ports if isinstance(port, NicPort)))
         for bridge in self.bridges:
             _once(f"port number on bridge {bridge.name!r},", (port.ofport for port in bridge.ports))
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
-    from ovsvhost.model import Bridge, FeatureLimit, Port
+    from ovsvhost.model import AnyPort, Bridge, FeatureLimit
+    from ovsvhost.nic.rtnetlink import Link
+
+_NO_LINKS: Mapping[str, Link] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,16 @@ class Observed:
         ports: by name: the bridge it is on and its settings as they are in force.
         pmds: the poll threads.
         feature_limit: what guests that start are offered at most.
+        links: the network devices of this machine by name.
+        set_up: numbers of those that the switch set up.
     """
 
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
-    ports: Mapping[str, tuple[str, Port]] = field(default_factory=dict)
+    ports: Mapping[str, tuple[str, AnyPort]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
     feature_limit: FeatureLimit = "all"
+    links: Mapping[str, Link] = field(default_factory=dict)
+    set_up: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -41,19 +48,33 @@ class Ledger:
     """What the datapath accepted and cannot tell back. Written by ``apply`` alone."""
 
     bridges: dict[str, Bridge] = field(default_factory=dict)
-    ports: dict[str, Port] = field(default_factory=dict)
+    ports: dict[str, AnyPort] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
+    set_up: set[int] = field(default_factory=set)
     feature_limit: FeatureLimit = "all"
 
 
-def read(datapath: Datapath, ledger: Ledger) -> Observed:
-    """One reading; costs a lock and a copy per port, no packet waits for it."""
-    ports = {}
+def read(datapath: Datapath, ledger: Ledger, links: Mapping[str, Link] = _NO_LINKS) -> Observed:
+    """One reading; costs a lock and a copy per port, no packet waits for it.
+
+    Args:
+        datapath: the switch.
+        ledger: what `apply` wrote down.
+        links: the machine's network devices by name.
+    """
+    ports: dict[str, tuple[str, AnyPort]] = {}
     for state in datapath.ports():
         known = ledger.ports.get(state.name)
         if known is not None:
             ports[state.name] = (state.bridge, replace(known, ofport=state.ofport, mtu=state.mtu))
-    return Observed(bridges=dict(ledger.bridges), ports=ports, pmds=ledger.pmds, feature_limit=ledger.feature_limit)
+    return Observed(
+        bridges=dict(ledger.bridges),
+        ports=ports,
+        pmds=ledger.pmds,
+        feature_limit=ledger.feature_limit,
+        links=links,
+        set_up=frozenset(ledger.set_up),
+    )
 
 
 def port_states(datapath: Datapath) -> dict[str, PortState]:

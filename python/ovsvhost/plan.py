@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
+from ovsvhost.model import NicPort, Port
+
 if TYPE_CHECKING:
-    from ovsvhost.model import Bridge, Desired, FeatureLimit, PollThreads, Port, TxSteering
+    from ovsvhost.model import AnyPort, Bridge, Desired, FeatureLimit, PollThreads, TxSteering
     from ovsvhost.observed import Observed
 
 
@@ -50,7 +52,21 @@ class AddPort:
     """Add a port to a bridge."""
 
     bridge: str
-    port: Port
+    port: AnyPort
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """Set a NIC port's device up, once: whoever sets it down later has a reason."""
+
+    port: NicPort
+
+
+@dataclass(frozen=True, slots=True)
+class SetNic:
+    """Attach a NIC port's device anew, with other settings; its counters go on."""
+
+    port: NicPort
 
 
 class PortChanges(TypedDict, total=False):
@@ -66,7 +82,7 @@ class PortChanges(TypedDict, total=False):
 class SetPort:
     """Change a port live."""
 
-    port: Port
+    port: AnyPort
     changes: PortChanges
 
 
@@ -74,7 +90,7 @@ class SetPort:
 class SetAffinity:
     """Pin a port's queues to cores; those not named are shared out."""
 
-    port: Port
+    port: AnyPort
     cpus: tuple[tuple[int, int], ...]
 
 
@@ -111,6 +127,8 @@ Action: TypeAlias = (
     | DelBridge
     | AddBridge
     | SetBridge
+    | SetUp
+    | SetNic
     | AddPort
     | SetPort
     | SetAffinity
@@ -124,7 +142,9 @@ Action: TypeAlias = (
 def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
     """The actions that make ``observed`` into ``desired``, in order; empty when nothing is to do."""
     wanted_bridges = {bridge.name: bridge for bridge in desired.bridges}
-    wanted_ports = {port.name: (bridge.name, port) for bridge in desired.bridges for port in bridge.ports}
+    wanted_ports = {
+        port.name: (bridge.name, _settled(port, observed)) for bridge in desired.bridges for port in bridge.ports
+    }
 
     kept_bridges = {
         name
@@ -148,11 +168,14 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
             actions.append(AddBridge(bare))
         elif observed.bridges[bridge.name] != bare:
             actions.append(SetBridge(bare))
+    actions += [SetUp(port) for _, port in wanted_ports.values() if isinstance(port, NicPort) and _lies(port, observed)]
     for name, (bridge_name, port) in wanted_ports.items():
         if name not in kept_ports:
             actions.append(AddPort(bridge_name, port))
             continue
         _, now = observed.ports[name]
+        if isinstance(port, NicPort) and isinstance(now, NicPort) and port.settings != now.settings:
+            actions.append(SetNic(port))
         if changes := _changes(port, now):
             actions.append(SetPort(port, changes))
         if port.rxq_affinity is not None and port.rxq_affinity != now.rxq_affinity:
@@ -171,28 +194,58 @@ def _poll_threads(wanted: PollThreads, now: PollThreads) -> list[Action]:
     return actions
 
 
-def _same(wanted: tuple[str, Port], now: tuple[str, Port]) -> bool:
+def _settled(port: AnyPort, observed: Observed) -> AnyPort:
+    """A NIC port's settings for which something impossible is asked stay as they are, or have their defaults."""
+    if isinstance(port, Port) or not port.keeps:
+        return port
+    _, now = observed.ports.get(port.name, (None, None))
+    kept = {}
+    if isinstance(now, NicPort) and now.key == port.key:
+        kept = {name: getattr(now.settings, name) for name in port.keeps}
+    return replace(port, settings=replace(port.settings, **kept), keeps=frozenset())
+
+
+def _lies(port: NicPort, observed: Observed) -> bool:
+    """Whether the port's device is down and was not set up here before."""
+    link = observed.links.get(port.device)
+    return port.brings_up and link is not None and not link.admin_up and link.ifindex not in observed.set_up
+
+
+def _same(wanted: tuple[str, AnyPort], now: tuple[str, AnyPort]) -> bool:
     """Whether one can become the other with its guest attached."""
-    _, port = wanted
-    live_set_aside = replace(
-        now[1],
-        mtu=port.mtu,
-        tx_retries_max=port.tx_retries_max,
-        backpressure_us=port.backpressure_us,
-        tx_steering=port.tx_steering,
-        rxq_affinity=port.rxq_affinity,
-    )
-    return wanted == (now[0], live_set_aside)
+    (bridge, port), (was_on, there) = wanted, now
+    if bridge != was_on:
+        return False
+    match port, there:
+        case Port(), Port():
+            return port == replace(
+                there,
+                mtu=port.mtu,
+                tx_retries_max=port.tx_retries_max,
+                backpressure_us=port.backpressure_us,
+                tx_steering=port.tx_steering,
+                rxq_affinity=port.rxq_affinity,
+            )
+        case NicPort(), NicPort():
+            return port == replace(
+                there,
+                mtu=port.mtu,
+                brings_up=port.brings_up,
+                settings=port.settings,
+                rxq_affinity=port.rxq_affinity,
+            )
+    return False
 
 
-def _changes(wanted: Port, now: Port) -> PortChanges:
+def _changes(wanted: AnyPort, now: AnyPort) -> PortChanges:
     changes: PortChanges = {}
     if wanted.mtu is not None and wanted.mtu != now.mtu:
         changes["mtu"] = wanted.mtu
-    if wanted.tx_retries_max != now.tx_retries_max:
-        changes["tx_retries_max"] = wanted.tx_retries_max
-    if wanted.backpressure_us != now.backpressure_us:
-        changes["backpressure_us"] = wanted.backpressure_us
-    if wanted.tx_steering != now.tx_steering:
-        changes["tx_steering"] = wanted.tx_steering
+    if isinstance(wanted, Port) and isinstance(now, Port):
+        if wanted.tx_retries_max != now.tx_retries_max:
+            changes["tx_retries_max"] = wanted.tx_retries_max
+        if wanted.backpressure_us != now.backpressure_us:
+            changes["backpressure_us"] = wanted.backpressure_us
+        if wanted.tx_steering != now.tx_steering:
+            changes["tx_steering"] = wanted.tx_steering
     return changes

@@ -25,10 +25,13 @@ from ovsvhost.model import (
     AGING_S_RANGE,
     FDB_SIZE_RANGE,
     MTU_DEFAULT,
+    NIC_TYPES,
     OFPORT_LOCAL,
     OFPORT_MAX,
     PORT_TYPES,
 )
+from ovsvhost.nic import settings as nic_settings
+from ovsvhost.nic.port import TYPE_OF
 from ovsvhost.poll import Poller
 from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE, database_remote, run_directory
 from ovsvhost.store import idl
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ovsvhost.model import PortType
+    from ovsvhost.model import NicType, PortType
     from ovsvhost.store.idl import Operation
 
 _COLUMNS = {
@@ -171,17 +174,18 @@ class OverDatabase:
         bridge: str,
         name: str,
         *,
-        type: PortType,  # noqa: A002 - the column's name
+        type: PortType | NicType,  # noqa: A002 - the column's name
         options: Mapping[str, str],
         ofport: int | None,
-        mtu: int,
+        mtu: int | None,
         other_config: Mapping[str, str],
     ) -> None:
         """ConfigError: what can be judged here, and what the switch refused, in its words."""
         self._judge(name, type, options, ofport, mtu)
-        _, complaints = port_options.tx_steering(name, other_config)
-        if complaints:
-            raise ConfigError("; ".join(complaints))
+        if type in PORT_TYPES:
+            _, complaints = port_options.tx_steering(name, other_config)
+            if complaints:
+                raise ConfigError("; ".join(complaints))
         with self._lock:
             on = self._bridge(bridge)
             if any(port.name == name for other in self._root().bridges for port in other.ports):
@@ -191,7 +195,7 @@ class OverDatabase:
                 row["other_config"] = ["map", sorted(map(list, other_config.items()))]
             if ofport is not None:
                 row["ofport_request"] = ofport
-            if mtu != MTU_DEFAULT:
+            if mtu is not None:
                 row["mtu_request"] = mtu
             self._commit(
                 [
@@ -277,13 +281,24 @@ class OverDatabase:
             self._poller.timer_wait(timeout_ms)
             self._poller.block()
 
-    def _judge(self, name: str, kind: PortType, asked: Mapping[str, str], ofport: int | None, mtu: int) -> None:
+    def _judge(
+        self, name: str, kind: PortType | NicType, asked: Mapping[str, str], ofport: int | None, mtu: int | None
+    ) -> None:
         """Refuses what the switch would only complain about, as the switch in process does."""
-        if kind not in PORT_TYPES:
-            raise ConfigError(f"type={kind!r} is not served: give {port_options.CLIENT} or {port_options.SERVER}")
-        port_options.check_mtu(name, mtu)
+        if mtu is not None:
+            port_options.check_mtu(name, mtu)
         if ofport is not None:
             port_options.within("ofport", ofport, 1, OFPORT_MAX)
+        if kind in NIC_TYPES:
+            # which device it is, the switch knows: it may run in another namespace
+            complaints = nic_settings.parse(TYPE_OF[kind], "packet" if kind == "system" else "afxdp", asked).complaints
+            if complaints:
+                raise ConfigError("; ".join(complaints))
+            return
+        if kind != port_options.CLIENT and kind != port_options.SERVER:  # noqa: PLR1714 - narrows the type
+            raise ConfigError(
+                f"type={kind!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *NIC_TYPES)))}"
+            )
         meant = port_options.parse(name, kind, asked, self._rundir)
         if meant.complaints:
             raise ConfigError("; ".join(meant.complaints))

@@ -18,14 +18,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol, Self
 
-from ovsvhost.model import AGING_S_DEFAULT, FDB_SIZE_DEFAULT, MTU_DEFAULT
+from ovsvhost.model import AGING_S_DEFAULT, FDB_SIZE_DEFAULT
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from ovsvhost.model import PortType
+    from ovsvhost.model import NicType, PortType
 
 
 class PortView(Protocol):
@@ -117,10 +117,10 @@ class Backend(Protocol):
         bridge: str,
         name: str,
         *,
-        type: PortType,  # noqa: A002 - the column's name
+        type: PortType | NicType,  # noqa: A002 - the column's name
         options: Mapping[str, str],
         ofport: int | None,
-        mtu: int,
+        mtu: int | None,
         other_config: Mapping[str, str],
     ) -> None:
         """Adds a port to a bridge."""
@@ -244,21 +244,22 @@ class Bridge:
         self,
         name: str,
         *,
-        type: PortType = "dpdkvhostuserclient",  # noqa: A002 - the column's name
+        type: PortType | NicType = "dpdkvhostuserclient",  # noqa: A002 - the column's name
         options: Mapping[str, str] | None = None,
         ofport: int | None = None,
-        mtu: int = MTU_DEFAULT,
+        mtu: int | None = None,
         other_config: Mapping[str, str] | None = None,
     ) -> Port:
-        """Adds a vhost-user port; its session comes up by itself (see `Port.wait_link`).
+        """Adds a port for a guest, or a network device of this machine; it comes up by itself (see `Port.wait_link`).
 
         Args:
-            name: unique in the switch.
-            type: who creates the socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``).
+            name: unique in the switch; of an ``afxdp`` port the device's name.
+            type: who makes a guest's socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``). Or a network
+                device: ``afxdp``, or ``dpdk`` with ``dpdk-devargs``.
             options: as in the database's ``options`` column: ``vhost-server-path``, ``tx-retries-max``,
-                ``backpressure-us`` …
+                ``backpressure-us``, ``dpdk-devargs``, ``n_rxq``, ``xdp-mode`` …
             ofport: 1..65279; None takes the lowest free one.
-            mtu: bytes of IP payload, 68..9702.
+            mtu: bytes of IP payload, 68..9702; None is 1500 for a guest, and what a device has.
             other_config: as in the database's ``other_config`` column of ``Interface``: ``tx-steering``.
 
         Raises:

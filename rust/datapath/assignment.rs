@@ -10,7 +10,7 @@ use super::threads::{Seat, SleepMax, Thread, percent};
 use crate::pmd::assign::{self, Assignment, Core, Policy, Rxq};
 use crate::pmd::balance::AutoLb;
 use crate::pmd::load::INTERVALS;
-use crate::pmd::{PmdStats, Readings, Sleep, PolledQueue};
+use crate::pmd::{PmdStats, PolledQueue, Readings, Sleep};
 use crate::switch::PortId;
 use crate::sys::tsc;
 use crate::vhost::Level;

@@ -1,39 +1,28 @@
-//! A port that is a network device of the host: what it is to be, and the thread that keeps it so.
+//! A port that is a network device of the host: what it is to be, and the handle of the thread that keeps it so.
 //!
 //! ```text
-//!   refresh, set_nic, set_port, a broken queue ──Command──▶ thread nic-<port>: look
-//!
-//!   look:   no device ──▶ let go, say so ◀── another device of that name, other settings
-//!              │ it is there                    │
-//!              ▼                                │
-//!           take over ── refused: say why, try again in a moment
-//!              │
-//!              ▼
-//!           carrier: transmit queues in the topology, or not
+//!   refresh, set_nic, set_port, a broken queue ──Command──▶ thread nic-<port>: keeper ──▶ Report
 //! ```
 //!
-//! Whatever was told, the thread compares what should be with what is: no event is needed to heal a port, it only makes
-//! that quick. Nothing here is on the packet path, and no poll thread ever waits for a device.
+//! Nothing here is on the packet path, and no poll thread ever waits for a device.
+
+mod keeper;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
+use self::keeper::{Claim, Keeper};
 use super::Shared;
 use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
-use crate::pmd::{OutletSlot, Steering, PolledQueue};
-use crate::port::afxdp::{Attachment, Gauges, Plan, RING_SIZES, RxQueue, TxQueue, XdpMode};
-use crate::sys::netdev::{self, Asker, Details, Device};
-use crate::vhost::Level;
+use crate::pmd::Steering;
+use crate::port::afxdp::{self, RING_SIZES, XdpMode};
+use crate::port::{Attachment, Driver, Plan, packet};
+use crate::sys::netdev::{self, Asker};
 
-/// How soon a device that was refused is asked for again, and how long it takes at most until the next time.
-const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Most queues of a port: what a datapath's queue numbers hold.
 const QUEUES_MAX: u32 = 128;
 /// Largest `xdp-busy-budget` (`SO_BUSY_POLL_BUDGET`: sixteen bits).
@@ -46,6 +35,8 @@ const MTU_UNKNOWN: u32 = 1500;
 pub struct NicDevice {
     /// Its name in this process's network namespace.
     pub netdev: String,
+    /// The way to it. Over AF_PACKET there is one queue, and of what follows only the sizes of rings count.
+    pub driver: Driver,
     /// Queues, 1..128.
     pub n_rxq: u32,
     /// Entries of each receive ring, a power of two in 64..4096.
@@ -67,6 +58,7 @@ impl NicDevice {
     pub fn new(netdev: &str) -> Self {
         Self {
             netdev: netdev.to_owned(),
+            driver: Driver::default(),
             n_rxq: 1,
             n_rxq_desc: 2048,
             n_txq_desc: 2048,
@@ -106,8 +98,12 @@ impl NicDevice {
     }
 
     fn plan(&self, ifindex: u32, mtu: u32) -> Plan {
-        Plan {
-            netdev: self.netdev.clone(),
+        let netdev = self.netdev.clone();
+        if self.driver == Driver::Packet {
+            return Plan::Packet(packet::Plan { netdev, ifindex, rx_size: self.n_rxq_desc, tx_size: self.n_txq_desc });
+        }
+        Plan::Afxdp(afxdp::Plan {
+            netdev,
             ifindex,
             start_queue: self.start_queue,
             queues: self.n_rxq,
@@ -116,8 +112,8 @@ impl NicDevice {
             mode: self.mode,
             need_wakeup: self.need_wakeup,
             busy_budget: self.busy_budget,
-            multi_buffer: Plan::needs_multi_buffer(mtu),
-        }
+            multi_buffer: afxdp::Plan::needs_multi_buffer(mtu),
+        })
     }
 }
 
@@ -203,8 +199,7 @@ impl Nic {
         let asker = Asker::new().map_err(|e| Error::kernel(format!("{name}: no socket to ask for devices"), e))?;
         let (commands, told) = channel();
         let report = Arc::new(Lock::new(Report::default()));
-        let keeper =
-            Keeper { claim, asker, device, mtu, hold: None, report: Arc::clone(&report), trouble: None, retry: None };
+        let keeper = Keeper::new(claim, asker, device, mtu, Arc::clone(&report));
         let thread = std::thread::Builder::new()
             .name(format!("nic-{name}"))
             .spawn(move || keeper.run(&told))
@@ -278,273 +273,6 @@ impl Drop for Nic {
             // A panic of it was reported where it happened.
             let _ = thread.join();
         }
-    }
-}
-
-/// The port in the datapath. Its id lives as long as somebody can use it.
-struct Claim {
-    shared: Arc<Shared>,
-    record: Arc<PortRecord>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.shared.state().free(self.record.id);
-    }
-}
-
-/// A device that was taken over.
-struct Hold {
-    plan: Plan,
-    attachment: Arc<Attachment>,
-    slots: Vec<Arc<OutletSlot>>,
-    is_published: bool,
-}
-
-/// The thread's own.
-struct Keeper {
-    claim: Claim,
-    asker: Asker,
-    device: NicDevice,
-    mtu: Option<u32>,
-    hold: Option<Hold>,
-    report: Arc<Lock<Report>>,
-    /// What a poll thread said, until the device is taken over anew, and when that may be.
-    trouble: Option<(String, Instant)>,
-    /// When to look again by itself.
-    retry: Option<Duration>,
-}
-
-impl Keeper {
-    fn run(mut self, told: &Receiver<Command>) {
-        loop {
-            self.look();
-            let next = match self.retry {
-                Some(wait) => told.recv_timeout(wait),
-                None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match next {
-                Err(RecvTimeoutError::Timeout) | Ok(Command::Refresh) => {}
-                Ok(Command::Device(device)) => self.device = device,
-                Ok(Command::Mtu(mtu)) => self.mtu = Some(mtu),
-                Ok(Command::Fail(reason)) => {
-                    self.let_go();
-                    self.trouble = Some((reason, Instant::now() + RETRY_MAX));
-                }
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        self.let_go();
-    }
-
-    /// Makes what is what should be, as far as that can be done now.
-    fn look(&mut self) {
-        let name = self.device.netdev.clone();
-        let found = self.asker.find(&name);
-        let (error, device) = match found {
-            Ok(Some(device)) => self.hold_on(device),
-            Ok(None) => {
-                self.let_go();
-                self.retry = Some(RETRY_MAX);
-                (Some(format!("there is no network device {name}: create it, or name another")), None)
-            }
-            Err(e) => {
-                self.retry = Some(RETRY_MAX);
-                (Some(format!("cannot ask for network device {name}: {e}")), None)
-            }
-        };
-        let is_up = device.is_some_and(|device| device.is_up && device.has_carrier);
-        if !is_up {
-            self.tell_carrier(false);
-            // Whoever watches the links of this host tells us; if nobody does, it only takes longer.
-            self.retry = self.retry.or(Some(RETRY_MAX));
-        }
-        let error = self.trouble.as_ref().map(|(reason, _)| reason.clone()).or(error);
-        self.tell(error, self.status(device));
-        if is_up {
-            // Last: a link that is up has a status.
-            self.tell_carrier(true);
-        }
-    }
-
-    fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
-        let mut report = self.report.lock();
-        if (&report.error, &report.status) != (&error, &status) {
-            (report.error, report.status) = (error, status);
-            drop(report);
-            self.claim.shared.events.poke();
-        }
-    }
-
-    /// Takes the device over unless it is held as it should be. Gives what is in the way, and the device if it is held.
-    fn hold_on(&mut self, mut device: Device) -> (Option<String>, Option<Device>) {
-        let mtu = self.mtu.unwrap_or(device.mtu);
-        let plan = self.device.plan(device.index, mtu);
-        if self.hold.as_ref().is_some_and(|hold| hold.plan != plan) {
-            self.let_go();
-        }
-        let mut error = None;
-        if mtu != device.mtu {
-            match self.asker.set_mtu(&self.device.netdev, mtu) {
-                Ok(()) => device.mtu = mtu,
-                Err(e) => error = Some(format!("{} does not take mtu_request {mtu}: {e}", self.device.netdev)),
-            }
-        }
-        if self.hold.is_none() {
-            if let Some(left) =
-                self.trouble.as_ref().and_then(|(_, until)| until.checked_duration_since(Instant::now()))
-            {
-                self.retry = Some(left);
-                return (error, None);
-            }
-            match self.take_over(plan) {
-                Ok(()) => self.trouble = None,
-                Err(refused) => {
-                    let wait = self.retry.map_or(RETRY_MIN, |wait| (wait * 2).min(RETRY_MAX));
-                    self.retry = Some(wait);
-                    return (Some(refused.to_string()), None);
-                }
-            }
-        }
-        self.retry = None;
-        if !device.is_up {
-            error = Some(format!("{0} is down: bring it up (ip link set {0} up)", self.device.netdev));
-        }
-        let (shared, id) = (&self.claim.shared, self.claim.record.id);
-        if self.claim.record.mtu.load(Ordering::Relaxed) != device.mtu {
-            let changed = shared.change(|state| {
-                state.set_nic_mtu(id, device.mtu);
-                Ok(())
-            });
-            error = changed.err().map(|e| e.to_string()).or(error);
-        }
-        (error, Some(device))
-    }
-
-    /// Binds every queue and gives its rx side to a poll thread.
-    fn take_over(&mut self, plan: Plan) -> Result<()> {
-        let (attachment, sides) = Attachment::open(&plan)?;
-        let details = self.asker.details(&plan.netdev);
-        self.claim.record.numa.store(details.numa.unwrap_or(0), Ordering::Relaxed);
-        let attachment = Arc::new(attachment);
-        self.report.lock().attachment = Some(Arc::clone(&attachment));
-        let slots = (0_u16..).zip(sides).map(|(queue, (rx, tx))| self.seat(queue, rx, tx)).collect();
-        self.note(&plan, &attachment, &details);
-        self.hold = Some(Hold { plan, attachment, slots, is_published: false });
-        Ok(())
-    }
-
-    fn seat(&self, queue: u16, rx: RxQueue, tx: TxQueue) -> Arc<OutletSlot> {
-        let Claim { shared, record } = &self.claim;
-        let vring = 2 * queue;
-        let slot = OutletSlot::new(tx, record.id, vring, record.counters_of(vring), shared.next_run());
-        let counters = record.counters_of(vring + 1);
-        let rx = Box::new(PolledQueue::new(rx, record.id, vring + 1, counters, shared.next_run()));
-        if let Some(note) = shared.seat(rx, record) {
-            shared.events.push(Level::Warning, "notice", Some(&record.name), note);
-        }
-        Arc::new(slot)
-    }
-
-    /// What is worth telling of a device that was taken over.
-    fn note(&self, plan: &Plan, attachment: &Attachment, details: &Details) {
-        let Claim { shared, record } = &self.claim;
-        let Plan { netdev, start_queue, queues, .. } = plan;
-        let (mode, last) = (attachment.mode.name(), start_queue + queues - 1);
-        let text = format!("{}: queues {start_queue} to {last} of {netdev} are taken over in mode {mode}", record.name);
-        shared.events.push(Level::Info, "notice", Some(&record.name), text);
-        if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
-            let text = format!(
-                "{}: {netdev} has {count} queues; what it receives on others than {start_queue} to {last} is the host's: set \
-                 n_rxq, or give it fewer (ethtool -L {netdev} combined {queues})",
-                record.name
-            );
-            shared.events.push(Level::Warning, "notice", Some(&record.name), text);
-        }
-    }
-
-    /// Gives the device back to the host: nobody has a queue of it any more.
-    fn let_go(&mut self) {
-        self.tell_carrier(false);
-        let Some(hold) = self.hold.take() else { return };
-        let Claim { shared, record } = &self.claim;
-        for slot in &hold.slots {
-            let seat = shared.state().places.leave(record.id, slot.vring + 1);
-            drop(seat.and_then(|seat| seat.take(&shared.events)));
-            // Nobody delivers to it any more.
-            drop(slot.queue.lock().take());
-        }
-        let mut report = self.report.lock();
-        report.attachment = None;
-        let gauges = hold.attachment.gauges();
-        let queues = report.before.len().max(gauges.len());
-        report.before.resize(queues, Totals::default());
-        for (before, Gauges { inflight, completed, inflight_max, rx_missed }) in report.before.iter_mut().zip(gauges) {
-            before.completed += completed;
-            before.abandoned += inflight;
-            before.inflight_max = before.inflight_max.max(inflight_max);
-            before.rx_missed += rx_missed;
-        }
-    }
-
-    /// The transmit queues are in the topology while there is a carrier.
-    fn tell_carrier(&mut self, is_up: bool) {
-        let record = Arc::clone(&self.claim.record);
-        if let Some(mut hold) = self.hold.take() {
-            if hold.is_published != is_up {
-                self.publish(&hold.slots, is_up);
-                hold.is_published = is_up;
-            }
-            self.hold = Some(hold);
-        }
-        if record.link_up.swap(is_up, Ordering::AcqRel) != is_up {
-            record.link_resets.fetch_add(1, Ordering::Relaxed);
-            self.claim.shared.events.poke();
-        }
-    }
-
-    /// Puts transmit queues into the topology, or takes them out; nobody uses them any more then.
-    fn publish(&self, slots: &[Arc<OutletSlot>], is_up: bool) {
-        let Claim { shared, record } = &self.claim;
-        let mut state = shared.state();
-        for slot in slots {
-            if is_up {
-                state.receiveqs.insert((record.id, slot.vring), Arc::clone(slot));
-            } else {
-                state.receiveqs.remove(&(record.id, slot.vring));
-            }
-        }
-        let passage = shared.publish(&state);
-        drop(state);
-        passage.wait(&shared.events);
-    }
-
-    /// Interface `status`: what was asked for, and what is, while the device is held.
-    fn status(&self, device: Option<Device>) -> BTreeMap<String, String> {
-        let wanted = &self.device;
-        let mut status = BTreeMap::from([
-            ("if_name".to_owned(), wanted.netdev.clone()),
-            ("xdp-mode".to_owned(), wanted.mode.name().to_owned()),
-            ("n_rxq".to_owned(), wanted.n_rxq.to_string()),
-            ("n_txq".to_owned(), wanted.n_rxq.to_string()),
-            ("n_rxq_desc".to_owned(), wanted.n_rxq_desc.to_string()),
-            ("n_txq_desc".to_owned(), wanted.n_txq_desc.to_string()),
-            ("use-need-wakeup".to_owned(), wanted.need_wakeup.to_string()),
-        ]);
-        let (Some(hold), Some(device)) = (&self.hold, device) else { return status };
-        let details = self.asker.details(&wanted.netdev);
-        let mut put = |key: &str, value: String| drop(status.insert(key.to_owned(), value));
-        put("xdp-mode-in-use", hold.attachment.mode.name().to_owned());
-        put("if_index", device.index.to_string());
-        put("numa_id", details.numa.unwrap_or(0).to_string());
-        if let Some(driver) = details.driver {
-            put("driver_name", driver);
-        }
-        if let Some(speed) = details.speed_mbps {
-            let whole = speed >= 1000 && speed.is_multiple_of(1000);
-            put("link_speed", if whole { format!("{}Gbps", speed / 1000) } else { format!("{speed}Mbps") });
-        }
-        status
     }
 }
 

@@ -12,7 +12,7 @@ use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings};
 use super::threads::Seat;
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
-use crate::pmd::{BridgeView, FaultCause, PortView, OutletSlot, Topology};
+use crate::pmd::{BridgeView, FaultCause, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
 use crate::vhost::Endpoint;

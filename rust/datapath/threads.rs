@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::assign::{Core, Rxq};
 use crate::pmd::load::{History, INTERVALS};
-use crate::pmd::{Fault, Message, Pmd, Readings, Sleep, PolledQueue};
+use crate::pmd::{Fault, Message, Pmd, PolledQueue, Readings, Sleep};
 use crate::switch::PortId;
 use crate::sys::eventfd::Notifier;
 use crate::sys::{cpu, numa, tsc};

@@ -16,7 +16,7 @@ use std::sync::{Arc, MutexGuard};
 use super::output::List;
 use super::poll::Stuck;
 use super::wait::{Group, Waiting, mask};
-use super::{Fault, FaultCause, Outlet, PortView, OutletSlot, Steering, Topology};
+use super::{Fault, FaultCause, Outlet, OutletSlot, PortView, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
 use crate::drops::DropReason;

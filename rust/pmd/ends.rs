@@ -6,7 +6,7 @@
 use std::os::fd::AsRawFd;
 
 use crate::burst::Burst;
-use crate::port::afxdp;
+use crate::port::{self, afxdp, packet};
 use crate::ring::{Delivery, Receiveq, Ring, RingFault, Transmitq};
 use crate::sys::eventfd::Notifier;
 
@@ -17,6 +17,8 @@ pub enum Inlet {
     Guest(Transmitq),
     /// A network device's receive queue.
     Nic(afxdp::RxQueue),
+    /// The same over AF_PACKET.
+    Packet(packet::RxQueue),
 }
 
 impl From<Transmitq> for Inlet {
@@ -25,9 +27,12 @@ impl From<Transmitq> for Inlet {
     }
 }
 
-impl From<afxdp::RxQueue> for Inlet {
-    fn from(queue: afxdp::RxQueue) -> Self {
-        Self::Nic(queue)
+impl From<port::RxQueue> for Inlet {
+    fn from(queue: port::RxQueue) -> Self {
+        match queue {
+            port::RxQueue::Afxdp(queue) => Self::Nic(queue),
+            port::RxQueue::Packet(queue) => Self::Packet(queue),
+        }
     }
 }
 
@@ -38,6 +43,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.gather(),
             Self::Nic(queue) => queue.gather(),
+            Self::Packet(queue) => queue.gather(),
         }
     }
 
@@ -47,6 +53,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.burst(),
             Self::Nic(queue) => queue.burst(),
+            Self::Packet(queue) => queue.burst(),
         }
     }
 
@@ -56,6 +63,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.commit(),
             Self::Nic(queue) => queue.commit(),
+            Self::Packet(queue) => queue.commit(),
         }
     }
 
@@ -63,7 +71,7 @@ impl Inlet {
     pub(super) fn check(&self) -> Result<(), RingFault> {
         match self {
             Self::Guest(queue) => queue.check(),
-            Self::Nic(_) => Ok(()),
+            Self::Nic(_) | Self::Packet(_) => Ok(()),
         }
     }
 
@@ -72,6 +80,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.kick().map(|kick| kick as &dyn AsRawFd),
             Self::Nic(queue) => Some(queue.descriptor()),
+            Self::Packet(queue) => Some(queue.descriptor()),
         }
     }
 
@@ -80,6 +89,7 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.enable_kicks(),
             Self::Nic(queue) => queue.has_arrivals(),
+            Self::Packet(queue) => queue.has_arrivals(),
         }
     }
 
@@ -95,7 +105,7 @@ impl Inlet {
     pub(super) fn is_parked(&self) -> bool {
         match self {
             Self::Guest(queue) => queue.is_parked(),
-            Self::Nic(_) => false,
+            Self::Nic(_) | Self::Packet(_) => false,
         }
     }
 
@@ -117,7 +127,7 @@ impl Inlet {
     pub fn into_ring(self) -> Option<Ring> {
         match self {
             Self::Guest(queue) => Some(queue.into_ring()),
-            Self::Nic(_) => None,
+            Self::Nic(_) | Self::Packet(_) => None,
         }
     }
 }
@@ -129,6 +139,8 @@ pub enum Outlet {
     Guest(Receiveq),
     /// A network device's transmit queue.
     Nic(afxdp::TxQueue),
+    /// The same over AF_PACKET.
+    Packet(packet::TxQueue),
 }
 
 impl From<Receiveq> for Outlet {
@@ -137,9 +149,12 @@ impl From<Receiveq> for Outlet {
     }
 }
 
-impl From<afxdp::TxQueue> for Outlet {
-    fn from(queue: afxdp::TxQueue) -> Self {
-        Self::Nic(queue)
+impl From<port::TxQueue> for Outlet {
+    fn from(queue: port::TxQueue) -> Self {
+        match queue {
+            port::TxQueue::Afxdp(queue) => Self::Nic(queue),
+            port::TxQueue::Packet(queue) => Self::Packet(queue),
+        }
     }
 }
 
@@ -150,6 +165,7 @@ impl Outlet {
         match self {
             Self::Guest(queue) => queue.deliver(burst, list),
             Self::Nic(queue) => queue.deliver(burst, list),
+            Self::Packet(queue) => queue.deliver(burst, list),
         }
     }
 
@@ -159,6 +175,8 @@ impl Outlet {
         match self {
             Self::Guest(queue) => queue.flush(),
             Self::Nic(queue) => queue.flush(),
+            // Delivered is sent.
+            Self::Packet(_) => false,
         }
     }
 
@@ -166,7 +184,7 @@ impl Outlet {
     #[inline]
     pub(super) fn is_stuck(&self) -> bool {
         match self {
-            Self::Guest(_) => false,
+            Self::Guest(_) | Self::Packet(_) => false,
             Self::Nic(queue) => queue.is_stuck(),
         }
     }
@@ -182,7 +200,7 @@ impl Outlet {
     pub(super) fn ring_mut(&mut self) -> Option<&mut Ring> {
         match self {
             Self::Guest(queue) => Some(queue.ring_mut()),
-            Self::Nic(_) => None,
+            Self::Nic(_) | Self::Packet(_) => None,
         }
     }
 
@@ -190,7 +208,7 @@ impl Outlet {
     pub fn into_ring(self) -> Option<Ring> {
         match self {
             Self::Guest(queue) => Some(queue.into_ring()),
-            Self::Nic(_) => None,
+            Self::Nic(_) | Self::Packet(_) => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::doze::Doze;
-use super::{OutletSlot, Sleep, Topology, PolledQueue};
+use super::{OutletSlot, PolledQueue, Sleep, Topology};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::switch::PortId;

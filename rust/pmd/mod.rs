@@ -34,7 +34,7 @@ pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
-pub use topology::{BridgeView, PortView, OutletSlot, Steering, Topology};
+pub use topology::{BridgeView, OutletSlot, PortView, Steering, Topology};
 
 use std::sync::atomic;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mailbox::{Mailbox, Message};
-use super::poll::{Forwarder, SELDOM_US, PolledQueue};
+use super::poll::{Forwarder, PolledQueue, SELDOM_US};
 use super::sleep::Sleeper;
 use super::stats::PmdStats;
 use super::{Fault, FaultCause, OutletSlot};

@@ -72,7 +72,8 @@ pub struct BridgeView {
     pub forward_bpdu: bool,
 }
 
-/// A guest's receiveq or a NIC's transmit queue, where several threads find it: whoever holds the lock delivers. With one poll thread nobody ever waits.
+/// A guest's receiveq or a NIC's transmit queue, where several threads find it: whoever holds the lock delivers. With one
+/// poll thread nobody ever waits.
 #[derive(Debug)]
 pub struct OutletSlot {
     /// None once control took the queue back. A panic over one sender's burst leaves it as good as before: nothing of

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::pmd::Steering;
 use crate::pmd::assign::Policy;
 use crate::pmd::balance::AutoLb;
+use crate::port::Driver;
 use crate::port::afxdp::XdpMode;
 use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
@@ -163,8 +164,9 @@ impl Datapath {
         })
     }
 
-    #[pyo3(signature = (bridge, name, *, ofport, netdev, mtu = None, tx_retries_max = 8, n_rxq = 1, n_rxq_desc = 2048,
-        n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0, busy_budget = 0))]
+    #[pyo3(signature = (bridge, name, *, ofport, netdev, driver = "afxdp", mtu = None, tx_retries_max = 8, n_rxq = 1,
+        n_rxq_desc = 2048, n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0,
+        busy_budget = 0))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_nic(
         &self,
@@ -173,6 +175,7 @@ impl Datapath {
         name: String,
         ofport: i64,
         netdev: String,
+        driver: &str,
         mtu: Option<i64>,
         tx_retries_max: i64,
         n_rxq: i64,
@@ -186,6 +189,7 @@ impl Datapath {
         self.with(py, |d| {
             let device = NicDevice {
                 netdev,
+                driver: to_driver(&name, driver)?,
                 n_rxq: to_u32(n_rxq),
                 n_rxq_desc: to_u32(n_rxq_desc),
                 n_txq_desc: to_u32(n_txq_desc),
@@ -220,6 +224,7 @@ impl Datapath {
             d.set_nic(&name, |device| {
                 *device = NicDevice {
                     netdev: netdev.unwrap_or_else(|| device.netdev.clone()),
+                    driver: device.driver,
                     n_rxq: n_rxq.map_or(device.n_rxq, to_u32),
                     n_rxq_desc: n_rxq_desc.map_or(device.n_rxq_desc, to_u32),
                     n_txq_desc: n_txq_desc.map_or(device.n_txq_desc, to_u32),
@@ -374,6 +379,14 @@ fn to_steering(port: &str, text: &str) -> Result<Steering> {
         "hash" => Ok(Steering::Hash),
         "thread" => Ok(Steering::Thread),
         other => Err(Error::Config(format!("{port}: unknown tx-steering '{other}'; hash and thread are possible"))),
+    }
+}
+
+fn to_driver(port: &str, text: &str) -> Result<Driver> {
+    match text {
+        "afxdp" => Ok(Driver::Afxdp),
+        "packet" => Ok(Driver::Packet),
+        other => Err(Error::Config(format!("{port}: unknown driver '{other}'; afxdp and packet are possible"))),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod file;
 pub mod inotify;
 pub mod netdev;
 pub mod numa;
+pub mod packet;
 pub mod process;
 pub mod socket;
 pub mod table;

@@ -122,6 +122,7 @@ def test_C2_guest_moves_to_open_vswitch_and_back() -> None:
         hosts.fetches.finish()
 
 
+@pytest.mark.soak
 @pytest.mark.rows("C7", "A13")
 def test_C7_switch_is_killed_while_a_guest_leaves_it_and_while_one_comes() -> None:
     """QEMU goes on copying, the switch that is started again goes on marking, and nothing that arrived is lost."""

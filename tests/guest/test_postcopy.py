@@ -55,7 +55,7 @@ def _faults_served(pair: Pair) -> int:
 
 
 @pytest.mark.rows("A15")
-@pytest.mark.parametrize("version", ["7.2", "10.0"])
+@pytest.mark.parametrize("version", [pytest.param("7.2", marks=pytest.mark.soak), "10.0"])
 def test_A15_guest_runs_before_its_memory_is_there_and_keeps_its_transfers(
     guest_image: GuestImage, version: str
 ) -> None:
@@ -87,6 +87,7 @@ def test_A15_guest_runs_before_its_memory_is_there_and_keeps_its_transfers(
             assert moved.run("sha256sum </tmp/ballast").split()[0] == held
 
 
+@pytest.mark.soak
 @pytest.mark.rows("A13", "A15")
 def test_A15_guest_outlives_a_switch_that_is_killed_while_its_memory_is_on_its_way(guest_image: GuestImage) -> None:
     setting = Setting(qemu=find_qemu("10.0"))

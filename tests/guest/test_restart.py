@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
 # From the last answer before the kill to the first one after it, so it includes the start of the new process.
-_RESUME_S = 1.0
+_RESUME_S = 3.0
 # What else the machine does shall not decide: the best of so many is judged.
 _ATTEMPTS = 5
 

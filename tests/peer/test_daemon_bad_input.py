@@ -124,10 +124,28 @@ def test_A6_a_socket_directory_that_leads_out_of_the_run_directory_is_refused(ba
     assert not (bad.switch.rundir.parent / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["", "internal", "dpdk", "gre", "nonsense"])
+@pytest.mark.parametrize("kind", ["internal", "gre", "nonsense"])
 def test_a_type_that_is_not_served_names_the_types_that_are(bad: BadPort, kind: str) -> None:
     bad.add(f'type="{kind}"')
     assert "dpdkvhostuser " in bad.refused("set type=dpdkvhostuserclient")
+
+
+@pytest.mark.rows("A22", "C1")
+def test_A22_a_dpdk_port_without_a_device_says_how_to_name_one(bad: BadPort) -> None:
+    bad.add("type=dpdk")
+    bad.refused("bad has no options:dpdk-devargs, so no device: give a PCI address (0000:3b:00.0)")
+    ovs_vsctl(bad.switch, "set", "Interface", "bad", "options:dpdk-devargs=0000:ff:1f.7")
+    bad.refused("there is no PCI device 0000:ff:1f.7: lspci -D lists those there are")
+
+
+@pytest.mark.rows("A22", "C1")
+@pytest.mark.parametrize("kind", ["", "afxdp"])
+def test_A22_a_device_that_is_not_there_is_named(bad: BadPort, kind: str) -> None:
+    bad.add(f'type="{kind}"')
+    said = "there is no network device bad: create it, or name another"
+    wait_for(lambda: row(bad.switch, "Interface", "bad")["error"] == said, timeout_s=10, what=said)
+    interface = row(bad.switch, "Interface", "bad")
+    assert (interface["ofport"], interface["link_state"]) == (-1, "down")
 
 
 def test_L5_an_unknown_option_is_named_and_the_port_works(bad: BadPort) -> None:

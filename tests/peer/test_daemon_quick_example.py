@@ -186,7 +186,9 @@ def test_the_switch_says_who_it_is(switch: SwitchDaemon) -> None:
     root = row(switch, "Open_vSwitch", ".")
     assert root["ovs_version"] == switch.call("--version").stdout.split()[1]
     assert root["db_version"]
-    assert set(root["iface_types"]) == {"dpdkvhostuser", "dpdkvhostuserclient", "internal"}
+    assert set(root["iface_types"]) == {
+        "afxdp", "dpdk", "dpdkvhostuser", "dpdkvhostuserclient", "internal", "system",
+    }  # fmt: skip
     assert root["datapath_types"] == "netdev"
     assert re.fullmatch(r"[0-9a-f-]{36}", root["external_ids"]["system-id"])
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ovsvhost.daemon.configure import Configuration, Verdict, configure
 from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
 from ovsvhost.daemon.settings import Startup, startup
-from ovsvhost.model import Desired, Port
+from ovsvhost.model import AnyPort, Desired, NicPort, Port
 
 RUN = Path("/run/x")
 
@@ -47,8 +47,14 @@ def verdict(configuration: Configuration, name: str) -> Verdict:
     return found
 
 
-def ports(configuration: Configuration) -> dict[str, Port]:
+def ports(configuration: Configuration) -> dict[str, AnyPort]:
     return {port.name: port for bridge in configuration.desired.bridges for port in bridge.ports}
+
+
+def guest_port(configuration: Configuration, name: str) -> Port:
+    found = ports(configuration)[name]
+    assert isinstance(found, Port)
+    return found
 
 
 def refusal(row: RootRow, name: str = "v0", held: dict[str, int] | None = None) -> str:
@@ -61,7 +67,8 @@ def refusal(row: RootRow, name: str = "v0", held: dict[str, int] | None = None) 
 
 def test_the_quick_example_gives_two_ports_numbered_by_name() -> None:
     configuration = result(root(port(client("dpdkvhostclient1")), port(client("dpdkvhostclient0"))))
-    assert {name: (port.ofport, port.socket) for name, port in ports(configuration).items()} == {
+    built = [guest_port(configuration, name) for name in ports(configuration)]
+    assert {port.name: (port.ofport, port.socket) for port in built} == {
         "dpdkvhostclient0": (1, "/s/dpdkvhostclient0"),
         "dpdkvhostclient1": (2, "/s/dpdkvhostclient1"),
     }
@@ -116,7 +123,8 @@ def test_A6_a_sock_dir_with_dots_refuses_server_ports_and_serves_client_ports() 
 def test_A6_server_sockets_lie_in_the_sock_dir() -> None:
     server = InterfaceRow(uuid="u-s0", name="s0", type="dpdkvhostuser")
     at_start = startup({"vhost-sock-dir": "sub"})
-    assert ports(result(root(port(server), vhost_sock_dir="sub"), at_start=at_start))["s0"].socket == "/run/x/sub/s0"
+    configuration = result(root(port(server), vhost_sock_dir="sub"), at_start=at_start)
+    assert guest_port(configuration, "s0").socket == "/run/x/sub/s0"
 
 
 def test_L4_an_option_read_at_start_and_changed_since_is_pending() -> None:
@@ -127,11 +135,80 @@ def test_L4_an_option_read_at_start_and_changed_since_is_pending() -> None:
     assert result(root(vhost_sock_dir="sub"), at_start=startup({"vhost-sock-dir": "sub"})).pending == ()
 
 
-@pytest.mark.parametrize("kind", ["", "system", "internal", "dpdk", "gre"])
+@pytest.mark.parametrize("kind", ["internal", "gre"])
 def test_a_type_that_is_not_served_says_which_are(kind: str) -> None:
     text = refusal(root(port(replace(client("v0"), type=kind))))
-    assert "type=dpdkvhostuserclient" in text
-    assert "type=dpdkvhostuser " in text
+    for served in ("type=dpdkvhostuserclient ", "type=dpdkvhostuser ", "type=afxdp "):
+        assert served in text
+
+
+def nic(name: str, kind: str = "afxdp", **columns: Any) -> InterfaceRow:
+    return InterfaceRow(uuid=f"u-{name}", name=name, type=kind, **columns)
+
+
+def nic_port(configuration: Configuration, name: str) -> NicPort:
+    found = ports(configuration)[name]
+    assert isinstance(found, NicPort)
+    return found
+
+
+@pytest.mark.rows("A22")
+def test_A22_an_afxdp_port_is_called_like_its_device_and_may_wait_for_it() -> None:
+    configuration = result(root(port(nic("eth1", options={"n_rxq": "2", "xdp-mode": "native"})), port(client("v0"))))
+    found = nic_port(configuration, "eth1")
+    assert (found.driver, found.device, found.mtu, found.brings_up) == ("afxdp", "eth1", None, False)
+    assert (found.settings.n_rxq, found.settings.xdp_mode) == (2, "native")
+    assert verdict(configuration, "eth1").errors == ()
+    assert verdict(configuration, "eth1").device == "eth1"
+
+
+@pytest.mark.rows("A20", "A22")
+def test_A20_a_dpdk_port_is_the_device_that_its_devargs_name() -> None:
+    row = nic("dpdkport", "dpdk", options={"dpdk-devargs": "net_af_xdp0,iface=eth1", "n_txq_desc": "128"})
+    found = nic_port(result(root(port(row))), "dpdkport")
+    assert (found.driver, found.device, found.settings.n_txq_desc, found.brings_up) == ("afxdp", "eth1", 128, True)
+
+
+@pytest.mark.rows("A20", "L5")
+def test_A20_a_ring_size_that_cannot_be_is_said_at_its_row_and_the_old_one_stays() -> None:
+    configuration = result(root(port(nic("eth1", options={"n_txq_desc": "100"}))))
+    assert nic_port(configuration, "eth1").keeps == {"n_txq_desc"}
+    assert "options:n_txq_desc='100' is not in force" in verdict(configuration, "eth1").errors[0]
+
+
+@pytest.mark.rows("A18")
+def test_A18_a_nics_mtu_out_of_range_is_said_in_ovs_words_and_the_device_keeps_its_own() -> None:
+    configuration = result(root(port(nic("eth1", mtu_request=9703)), port(nic("eth2", mtu_request=9000))))
+    assert nic_port(configuration, "eth1").mtu is None
+    assert nic_port(configuration, "eth2").mtu == 9000
+    assert verdict(configuration, "eth1").errors[0].startswith("eth1: unsupported MTU 9703")
+
+
+def test_a_dpdk_port_without_a_device_says_how_to_name_one() -> None:
+    assert "has no options:dpdk-devargs" in refusal(root(port(nic("dpdk0", "dpdk"))), "dpdk0")
+    row = nic("dpdk0", "dpdk", options={"dpdk-devargs": "net_tap0,iface=tap0"})
+    assert "not served yet" in refusal(root(port(row)), "dpdk0")
+
+
+@pytest.mark.rows("A22")
+@pytest.mark.parametrize("kind", ["", "system"])
+def test_A22_a_port_without_a_type_is_the_device_of_its_name_over_af_packet(kind: str) -> None:
+    configuration = result(root(port(nic("eth1", kind, options={"n_rxq_desc": "256", "n_rxq": "2"}))))
+    found = nic_port(configuration, "eth1")
+    assert (found.driver, found.device, found.settings.n_rxq_desc, found.settings.n_rxq) == ("packet", "eth1", 256, 1)
+    (complaint,) = verdict(configuration, "eth1").errors
+    assert "options:n_rxq is not in force, remove it: it belongs to ports over AF_XDP" in complaint
+
+
+def test_a_name_that_no_device_can_have_is_refused() -> None:
+    assert "a name has 1..15 bytes" in refusal(root(port(nic("a-name-of-16-byt"))), "a-name-of-16-byt")
+
+
+def test_two_ports_of_one_device_the_one_that_has_it_keeps_it() -> None:
+    row = nic("dpdk0", "dpdk", options={"dpdk-devargs": "net_af_xdp0,iface=eth1"})
+    both = root(port(nic("eth1")), port(row))
+    assert "device 'eth1' is port 'dpdk0''s already: give 'eth1' another device" in refusal(both, "eth1")
+    assert "port 'eth1''s already" in refusal(both, "dpdk0", held={"u-eth1": 1})
 
 
 @pytest.mark.parametrize("unserved", ["tag=3", "trunks=1,2", "vlan_mode=access", "protected=true", "qos", "mirror m0"])
@@ -197,7 +274,7 @@ def test_an_mtu_in_range_is_in_force_and_1500_without_a_request() -> None:
 def test_steering_and_backpressure_of_a_row_are_in_force() -> None:
     row = client("v0", options={"backpressure-us": "500"}, other_config={"tx-steering": "thread"})
     configuration = result(root(port(row), port(client("v1", other_config={"tx-steering": "cpu"}))))
-    first, second = ports(configuration).values()
+    first, second = guest_port(configuration, "v0"), guest_port(configuration, "v1")
     assert (first.backpressure_us, first.tx_steering) == (500, "thread")
     assert (second.backpressure_us, second.tx_steering) == (0, "hash")
     assert verdict(configuration, "v0").errors == ()
@@ -236,9 +313,11 @@ INTERFACES = st.builds(
     InterfaceRow,
     uuid=st.uuids().map(str),
     name=NAMES,
-    type=st.sampled_from(["", "internal", "dpdkvhostuser", "dpdkvhostuserclient", "gre"]),
+    type=st.sampled_from(["", "internal", "dpdkvhostuser", "dpdkvhostuserclient", "gre", "afxdp", "dpdk"]),
     options=st.dictionaries(
-        st.sampled_from(["vhost-server-path", "tx-retries-max", "backpressure-us", "socket-mode", "foo"]),
+        st.sampled_from(
+            ["vhost-server-path", "tx-retries-max", "backpressure-us", "socket-mode", "foo", "dpdk-devargs", "n_rxq"]
+        ),
         st.text(max_size=120),
     ),
     other_config=st.dictionaries(st.sampled_from(["tx-steering"]), st.text()),

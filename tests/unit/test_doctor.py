@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ovsvhost import doctor
 from ovsvhost.daemon.process import Pidfile
 from ovsvhost.rundir import PIDFILE
@@ -31,6 +33,26 @@ def test_no_hugepages_is_a_warning_with_the_sysctl(tmp_path: Path) -> None:
     (finding,) = doctor.hugepages(tmp_path)
     assert finding.level == "warn"
     assert "vm.nr_hugepages" in finding.cure
+
+
+@pytest.mark.rows("A22")
+def test_rights_that_a_nic_port_needs_and_the_user_lacks_are_named(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tx\nCapEff:\t0000000000002000\n")
+    (finding,) = doctor.network_devices(status)
+    if "no AF_XDP" in finding.text:
+        pytest.skip("this kernel has no AF_XDP")
+    assert finding.level == "warn"
+    assert "lacks CAP_NET_ADMIN, CAP_BPF:" in finding.text
+    assert "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF" in finding.cure
+
+
+@pytest.mark.rows("A22")
+def test_all_rights_of_a_nic_port_are_enough(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text(f"CapEff:\t{1 << 12 | 1 << 13 | 1 << 39:016x}\n")
+    (finding,) = doctor.network_devices(status)
+    assert finding.level == "ok" or "no AF_XDP" in finding.text
 
 
 def test_this_machine_is_examined_and_every_trouble_has_a_text(tmp_path: Path) -> None:

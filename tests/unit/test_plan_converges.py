@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.model import RXQ_POLICIES, AutoBalance, Bridge, Desired, PollThreads, Port
+from ovsvhost.model import (
+    RXQ_POLICIES,
+    AnyPort,
+    AutoBalance,
+    Bridge,
+    Desired,
+    NicPort,
+    NicSettings,
+    PollThreads,
+    Port,
+)
+from ovsvhost.nic.rtnetlink import Link
 from ovsvhost.observed import Observed
 from ovsvhost.plan import (
     AddBridge,
@@ -19,10 +30,12 @@ from ovsvhost.plan import (
     LimitFeatures,
     SetAffinity,
     SetBridge,
+    SetNic,
     SetPmds,
     SetPort,
     SetSharing,
     SetSleep,
+    SetUp,
     plan,
 )
 
@@ -36,25 +49,48 @@ KEYS = st.sampled_from(["k1", "k2"])
 PORT_NAMES = ["p0", "p1", "p2", "p3"]
 
 
+def guest_port(draw: st.DrawFn, name: str, number: int, socket: str) -> Port:
+    return Port(
+        key=draw(KEYS),
+        name=name,
+        type=draw(st.sampled_from(["dpdkvhostuserclient", "dpdkvhostuser"])),
+        socket=socket,
+        ofport=number + draw(st.sampled_from([1, 10])),
+        mtu=draw(st.sampled_from([None, 1500, 9000])),
+        tx_retries_max=draw(st.sampled_from([0, 8])),
+        backpressure_us=draw(st.sampled_from([0, 1000])),
+        tx_steering=draw(st.sampled_from(["hash", "thread"])),
+        socket_mode=draw(st.sampled_from([0o600, 0o660])),
+        rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),), ((0, 2), (1, 1))])),
+    )
+
+
+def nic_port(draw: st.DrawFn, name: str, number: int, device: str) -> NicPort:
+    return NicPort(
+        key=draw(KEYS),
+        name=name,
+        driver="afxdp",
+        device=device,
+        ofport=number + draw(st.sampled_from([1, 10])),
+        mtu=draw(st.sampled_from([None, 1500, 9000])),
+        brings_up=draw(st.booleans()),
+        settings=NicSettings(n_txq_desc=draw(st.sampled_from([128, 2048])), n_rxq=draw(st.sampled_from([1, 2]))),
+        keeps=draw(st.sampled_from([frozenset(), frozenset({"n_txq_desc"})])),
+        rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),)])),
+    )
+
+
 @st.composite
 def desired(draw: st.DrawFn) -> Desired:
     names = draw(st.lists(st.sampled_from(["br0", "br1", "br2"]), unique=True))
-    ports: dict[str, list[Port]] = {name: [] for name in names}
-    sockets = draw(st.permutations(["/s/0", "/s/1", "/s/2", "/s/3"]))
+    ports: dict[str, list[AnyPort]] = {name: [] for name in names}
+    places = draw(st.permutations(["0", "1", "2", "3"]))
     for number, name in enumerate(draw(st.lists(st.sampled_from(PORT_NAMES), unique=True)) if names else []):
-        port = Port(
-            key=draw(KEYS),
-            name=name,
-            type=draw(st.sampled_from(["dpdkvhostuserclient", "dpdkvhostuser"])),
-            socket=sockets[number],
-            ofport=number + draw(st.sampled_from([1, 10])),
-            mtu=draw(st.sampled_from([None, 1500, 9000])),
-            tx_retries_max=draw(st.sampled_from([0, 8])),
-            backpressure_us=draw(st.sampled_from([0, 1000])),
-            tx_steering=draw(st.sampled_from(["hash", "thread"])),
-            socket_mode=draw(st.sampled_from([0o600, 0o660])),
-            rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),), ((0, 2), (1, 1))])),
-        )
+        port: AnyPort
+        if draw(st.booleans()):
+            port = guest_port(draw, name, number, f"/s/{places[number]}")
+        else:
+            port = nic_port(draw, name, number, f"eth{places[number]}")
         on = ports[draw(st.sampled_from(names))]
         if all(other.ofport != port.ofport for other in on):
             on.append(port)
@@ -82,8 +118,11 @@ class NaiveDatapath:
 
     def __init__(self) -> None:
         self.bridges: dict[str, Bridge] = {}
-        self.ports: dict[str, tuple[str, Port]] = {}
+        self.ports: dict[str, tuple[str, AnyPort]] = {}
         self.pmds = PollThreads()
+        # a device that is down, one that is up, and two that are not there
+        self.links = {"eth0": Link(2, "eth0"), "eth1": Link(3, "eth1", admin_up=True)}
+        self.set_up: set[int] = set()
         self.feature_limit: FeatureLimit = "all"
 
     def carry_out(self, actions: Iterable[Action]) -> None:
@@ -107,7 +146,8 @@ class NaiveDatapath:
             case AddPort(bridge=on, port=port):
                 assert on in self.bridges
                 assert port.name not in self.ports
-                assert port.socket not in {other.socket for _, other in self.ports.values()}
+                assert place(port) not in {place(other) for _, other in self.ports.values()}
+                assert not isinstance(port, NicPort) or not port.keeps, "nothing is left open when it is added"
                 assert (on, port.ofport) not in {(bridge, other.ofport) for bridge, other in self.ports.values()}
                 self.ports[port.name] = (
                     on,
@@ -116,7 +156,21 @@ class NaiveDatapath:
             case SetPort(port=port, changes=changes):
                 on, now = self.ports[port.name]
                 assert now.key == port.key
-                self.ports[port.name] = (on, replace(now, **changes))
+                if isinstance(now, NicPort):
+                    assert list(changes) == ["mtu"]
+                    self.ports[port.name] = (on, replace(now, mtu=changes["mtu"]))
+                else:
+                    self.ports[port.name] = (on, replace(now, **changes))
+            case SetUp(port=nic):
+                link = self.links[nic.device]
+                assert link.ifindex not in self.set_up
+                self.set_up.add(link.ifindex)
+                self.links[nic.device] = replace(link, admin_up=True)
+            case SetNic(port=nic):
+                on, now = self.ports[nic.name]
+                assert isinstance(now, NicPort)
+                assert (now.key, now.device) == (nic.key, nic.device)
+                self.ports[nic.name] = (on, replace(now, settings=nic.settings))
             case SetAffinity(port=port, cpus=cpus):
                 on, now = self.ports[port.name]
                 assert now.key == port.key
@@ -131,7 +185,18 @@ class NaiveDatapath:
                 self.feature_limit = limit
 
     def observed(self) -> Observed:
-        return Observed(dict(self.bridges), dict(self.ports), self.pmds, self.feature_limit)
+        return Observed(
+            dict(self.bridges),
+            dict(self.ports),
+            self.pmds,
+            self.feature_limit,
+            dict(self.links),
+            frozenset(self.set_up),
+        )
+
+
+def place(port: AnyPort) -> str:
+    return port.socket if isinstance(port, Port) else port.device
 
 
 def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
@@ -144,11 +209,20 @@ def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
     for bridge in wanted.bridges:
         for port in bridge.ports:
             _, now = datapath.ports[port.name]
-            assert now == replace(
+            wanted_now = replace(
                 port,
                 mtu=now.mtu if port.mtu is None else port.mtu,
                 rxq_affinity=now.rxq_affinity if port.rxq_affinity is None else port.rxq_affinity,
             )
+            if isinstance(wanted_now, NicPort) and isinstance(now, NicPort):
+                kept = {name: getattr(now.settings, name) for name in wanted_now.keeps}
+                wanted_now = replace(
+                    wanted_now,
+                    settings=replace(wanted_now.settings, **kept),
+                    keeps=frozenset(),
+                    brings_up=now.brings_up,  # says what is done with the device, not what the port is
+                )
+            assert now == wanted_now
 
 
 @given(st.lists(desired(), min_size=1, max_size=4))
@@ -170,15 +244,16 @@ def test_a_plan_that_broke_off_anywhere_is_finished_by_the_next_one(wanted: Desi
 
 
 PORT = Port(key="p", name="v0", type="dpdkvhostuserclient", socket="/s/v0", ofport=1)
+NIC = NicPort(key="n", name="eth0", driver="afxdp", device="eth0", ofport=3)
 OTHER = Port(key="q", name="v1", type="dpdkvhostuserclient", socket="/s/v1", ofport=2)
 BRIDGE = Bridge(key="b", name="br0")
 
 
-def there(*ports: Port) -> Observed:
+def there(*ports: AnyPort) -> Observed:
     return Observed({"br0": BRIDGE}, {port.name: ("br0", port) for port in ports})
 
 
-def wanting(*ports: Port) -> Desired:
+def wanting(*ports: AnyPort) -> Desired:
     return Desired((replace(BRIDGE, ports=ports),))
 
 
@@ -236,3 +311,44 @@ def test_a_bridge_of_the_same_name_and_another_key_is_built_anew_with_its_ports(
 def test_a_bridge_setting_changes_live() -> None:
     changed = replace(BRIDGE, mac_table_size=100)
     assert plan(Desired((replace(changed, ports=(PORT,)),)), there(PORT)) == (SetBridge(changed),)
+
+
+@pytest.mark.rows("A20", "L5")
+def test_a_nics_settings_change_live_and_one_that_cannot_be_leaves_the_old_one() -> None:
+    small = replace(NIC, settings=NicSettings(n_txq_desc=128))
+    assert plan(wanting(small), there(NIC)) == (SetNic(small),)
+    unreadable = replace(NIC, keeps=frozenset({"n_txq_desc"}))
+    assert plan(wanting(unreadable), there(small)) == ()
+    assert plan(wanting(unreadable), Observed({"br0": BRIDGE})) == (AddPort("br0", NIC),)
+
+
+@pytest.mark.rows("A22", "L5")
+def test_a_nics_mtu_changes_live_and_without_a_request_the_device_keeps_its_own() -> None:
+    jumbo = replace(NIC, mtu=9000)
+    assert plan(wanting(jumbo), there(replace(NIC, mtu=1500))) == (SetPort(jumbo, {"mtu": 9000}),)
+    assert plan(wanting(NIC), there(jumbo)) == ()
+
+
+def test_another_device_makes_another_port() -> None:
+    moved = replace(NIC, device="eth1")
+    assert plan(wanting(moved), there(NIC)) == (DelPort("n", "eth0"), AddPort("br0", moved))
+
+
+def test_a_guests_port_that_becomes_a_nic_is_another_port() -> None:
+    nic = replace(NIC, key=PORT.key, name=PORT.name)
+    assert plan(wanting(nic), there(PORT)) == (DelPort("p", "v0"), AddPort("br0", nic))
+
+
+@pytest.mark.rows("A22")
+def test_the_switchs_own_device_is_set_up_once_and_again_when_it_is_another() -> None:
+    dpdk = replace(NIC, brings_up=True)
+
+    def machine(link: Link, *set_up: int) -> Observed:
+        return replace(there(NIC), links={"eth0": link}, set_up=frozenset(set_up))
+
+    down = Link(2, "eth0")
+    assert plan(wanting(dpdk), machine(down)) == (SetUp(dpdk),)
+    assert plan(wanting(dpdk), machine(down, 2)) == (), "whoever set it down has a reason"
+    assert plan(wanting(dpdk), machine(Link(9, "eth0"), 2)) == (SetUp(dpdk),)
+    assert plan(wanting(dpdk), machine(replace(down, admin_up=True))) == ()
+    assert plan(wanting(NIC), machine(down)) == (), "an afxdp port's device is its user's"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ovsvhost.daemon.configure import Verdict
 from ovsvhost.daemon.writeback import EMPTY, Written, interface, number_map, stopped, string_map, text
+from ovsvhost.nic.device import Facts
+from ovsvhost.nic.rtnetlink import Link
 
 if TYPE_CHECKING:
     from ovsvhost._core import PortState
@@ -47,8 +50,36 @@ def test_a_port_that_works_shows_its_state_and_no_error() -> None:
         "link_resets": 3,
         "mac_in_use": "00:00:00:00:00:00",
         "mtu": 9000,
+        "link_speed": EMPTY,
+        "duplex": EMPTY,
+        "ifindex": EMPTY,
         "status": ["map", [["mode", "client"]]],
     }
+
+
+NIC = replace(ACTIVE, device="eth1")
+
+
+@pytest.mark.rows("A22", "B1")
+def test_a_nics_row_shows_what_the_kernel_tells_of_its_device() -> None:
+    link = Link(7, "eth1", "02:00:00:00:00:07", 9000, admin_up=True, carrier=True)
+    columns = interface(NIC, state(), None, (), (link, Facts(speed=10_000_000_000, duplex="full")))
+    shown = ("ofport", "mac_in_use", "admin_state", "link_state", "link_speed", "duplex", "ifindex", "mtu")
+    assert [columns[name] for name in shown] == [
+        *(1, "02:00:00:00:00:07", "up", "up", 10_000_000_000, "full", 7, 9000),
+    ]  # fmt: skip
+
+
+@pytest.mark.rows("A22", "B1")
+def test_a_nic_that_is_not_there_has_no_number_so_that_ovs_vsctl_says_its_error() -> None:
+    columns = interface(NIC, state(link_up=False, error="no such device"), None, (), None)
+    assert (columns["ofport"], columns["link_state"], columns["error"]) == (-1, "down", "no such device")
+    assert {columns[name] == EMPTY for name in ("admin_state", "mtu", "link_speed", "duplex", "ifindex")} == {True}
+
+
+def test_what_a_driver_does_not_know_stays_empty() -> None:
+    columns = interface(NIC, state(), None, (), (Link(7, "eth1"), Facts()))
+    assert (columns["link_speed"], columns["duplex"], columns["admin_state"]) == (EMPTY, EMPTY, "down")
 
 
 def test_what_configuration_and_datapath_have_to_say_stands_in_one_error() -> None:

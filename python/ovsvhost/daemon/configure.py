@@ -7,7 +7,7 @@ Every row of ``Interface`` gets exactly one verdict::
     waiting   a client port without a path: keeps its number, is not built
     refused   its ``error`` says what, why and the cure; ofport is -1
 
-Where two rows want the same socket or number, the one that has it keeps it; else the first by name.
+Where two rows want the same socket, device or number, the one that has it keeps it; else the first by name.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ovsvhost.model import (
     Port,
     free_ofport,
 )
+from ovsvhost.nic.port import SYSFS, TYPE_OF, Asked, interpret
 from ovsvhost.numeral import is_whole
 from ovsvhost.pmd_settings import poll_threads, rxq_affinity
 from ovsvhost.vhost_features import feature_limit
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import FeatureLimit, PortType, TxSteering
+    from ovsvhost.model import AnyPort, FeatureLimit, PortType
 
 
 POLL_THREADS_DEFAULT = PollThreads()
@@ -66,6 +67,7 @@ class Verdict:
         ofport: 65534, the number it has or keeps, or -1.
         errors: sentences for the row's ``error``.
         mac: what ``mac_in_use`` shows.
+        device: the network device of a NIC port.
     """
 
     uuid: str
@@ -75,6 +77,7 @@ class Verdict:
     ofport: int
     errors: tuple[str, ...] = ()
     mac: str = NO_MAC
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +92,18 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """One row that can be served, before sockets and numbers are shared out."""
+    """One row that can be served, before sockets, devices and numbers are shared out.
+
+    Attributes:
+        claims: the socket or device, of which there is one for one port.
+        port: what is built, its number to come; None while it waits for a path.
+    """
 
     row: InterfaceRow
     bridge: str
-    type: PortType
-    settings: options.PortOptions
-    affinity: tuple[tuple[int, int], ...] | None
-    steering: TxSteering
     errors: tuple[str, ...]
+    claims: tuple[Literal["socket", "device"], str] | None
+    port: AnyPort | None
 
 
 def configure(
@@ -105,9 +111,10 @@ def configure(
     at_start: Startup,
     rundir: Path,
     held: Mapping[str, int],
-    before: PollThreads = POLL_THREADS_DEFAULT,
     *,
+    before: PollThreads = POLL_THREADS_DEFAULT,
     limit_before: FeatureLimit = "all",
+    sysfs: Path = SYSFS,
 ) -> Configuration:
     """Says what the rows mean.
 
@@ -118,6 +125,7 @@ def configure(
         held: port numbers in use or given out before, by row uuid.
         before: the poll threads as they are: what an option that is refused leaves.
         limit_before: the same of what guests are offered.
+        sysfs: where the kernel tells which device is which.
     """
     bridges: list[Bridge] = []
     verdicts: list[Verdict] = []
@@ -135,7 +143,7 @@ def configure(
                     verdicts.append(verdict)
                     continue
                 try:
-                    wanted.append(_interpret(row, interface, at_start, rundir))
+                    wanted.append(_interpret(row, interface, at_start, rundir, sysfs))
                 except ConfigError as error:
                     verdicts.append(_refused(verdict, str(error)))
     ports, shared = _share_out(wanted, held)
@@ -204,7 +212,7 @@ def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[
         return _refused(verdict, f"port {port.name!r} bonds {names}, which is not served yet: give it one interface")
     if row.name == bridge.name:
         return replace(verdict, kind="local", ofport=OFPORT_LOCAL, mac=_local_mac(bridge, row))
-    if row.type not in PORT_TYPES:
+    if row.type not in PORT_TYPES and row.type not in TYPE_OF:
         return _refused(verdict, _type_error(row))
     return verdict
 
@@ -214,46 +222,81 @@ def _refused(verdict: Verdict, *errors: str) -> Verdict:
 
 
 def _type_error(row: InterfaceRow) -> str:
-    cure = f"set type={options.CLIENT} (the VMM creates the socket) or type={options.SERVER} (the switch does)"
-    if row.type in {"", "system"}:
-        return f"interface {row.name!r} is of type system and network devices are not served yet: {cure}"
+    cure = (
+        f"set type={options.CLIENT} (the VMM creates the socket), type={options.SERVER} (the switch does), or "
+        "type=afxdp or dpdk for a network device"
+    )
     if row.type == "internal":
         return f"interface {row.name!r} is internal and only the bridge's own port can be: {cure}"
     return f"interface {row.name!r} has type={row.type!r}, which is unknown or not served: {cure}"
 
 
-def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path) -> _Wanted:
-    port_type: PortType = options.SERVER if row.type == options.SERVER else options.CLIENT
-    directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
-    settings = options.parse(row.name, port_type, row.options, directory)
-    errors = list(settings.complaints)
+def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, sysfs: Path) -> _Wanted:
+    nic_type = TYPE_OF.get(row.type)
+    if nic_type is None:
+        want = _vhost(bridge, row, at_start, rundir)
+    else:
+        asked = Asked(key=row.uuid, name=row.name, type=nic_type, options=row.options, mtu_request=row.mtu_request)
+        port, complaints = interpret(asked, sysfs)
+        want = _Wanted(row, bridge.name, complaints, ("device", port.device), port)
     affinity: tuple[tuple[int, int], ...] | None = None
     try:
         affinity = rxq_affinity(row.other_config.get("pmd-rxq-affinity", ""))
     except ConfigError as error:
         text = row.other_config["pmd-rxq-affinity"]
-        errors.append(f"other_config:pmd-rxq-affinity={text!r} of interface {row.name!r} is refused: {error}")
+        complaint = f"other_config:pmd-rxq-affinity={text!r} of interface {row.name!r} is refused: {error}"
+        want = replace(want, errors=(*want.errors, complaint))
+    return replace(want, port=want.port and replace(want.port, rxq_affinity=affinity))
+
+
+def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path) -> _Wanted:
+    port_type: PortType = options.SERVER if row.type == options.SERVER else options.CLIENT
+    directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
+    settings = options.parse(row.name, port_type, row.options, directory)
+    errors = list(settings.complaints)
     steering, complaints = options.tx_steering(row.name, row.other_config)
     errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
-    return _Wanted(row, bridge.name, port_type, settings, affinity, steering, tuple(errors))
+    if settings.socket is None:
+        waits = (
+            f"{row.name} waits for its socket's path: set options:vhost-server-path to the path where the VMM listens"
+        )
+        return _Wanted(row, bridge.name, (waits, *errors), None, None)
+    mtu = row.mtu_request or MTU_DEFAULT
+    port = Port(
+        key=row.uuid,
+        name=row.name,
+        type=port_type,
+        socket=settings.socket,
+        ofport=0,
+        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
+        tx_retries_max=settings.tx_retries_max,
+        backpressure_us=settings.backpressure_us,
+        tx_steering=steering,
+        socket_mode=settings.socket_mode,
+        socket_owner=settings.socket_owner,
+        socket_group=settings.socket_group,
+        allow_file_memory=settings.allow_file_memory,
+    )
+    return _Wanted(row, bridge.name, tuple(errors), ("socket", settings.socket), port)
 
 
-def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[Port]], list[Verdict]]:
-    """Gives every row its socket and its number, or the reason why another has it."""
+def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[AnyPort]], list[Verdict]]:
+    """Gives every row its socket or device and its number, or the reason why another has it."""
     first = sorted(wanted, key=lambda want: (held.get(want.row.uuid, -1) < 1, want.row.name))
-    sockets: dict[str, str] = {}
+    owners: dict[tuple[str, str], str] = {}
     numbers: dict[str, dict[int, str]] = {}
     given: dict[str, int] = {}
     refusals: dict[str, str] = {}
     for want in first:
-        path = want.settings.socket
-        if path is not None:
-            owner = sockets.setdefault(os.path.normpath(path), want.row.name)
+        if want.claims is not None:
+            what, which = want.claims
+            owner = owners.setdefault((what, os.path.normpath(which)), want.row.name)
             if owner != want.row.name:
+                other = "path" if what == "socket" else what
                 refusals[want.row.uuid] = (
-                    f"socket {path!r} is port {owner!r}'s already: give {want.row.name!r} another path"
+                    f"{what} {which!r} is port {owner!r}'s already: give {want.row.name!r} another {other}"
                 )
 
     def claim(want: _Wanted, number: int | None) -> bool:
@@ -283,7 +326,7 @@ def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict
             except ConfigError as error:
                 refusals[want.row.uuid] = str(error)
 
-    ports: dict[str, list[Port]] = {}
+    ports: dict[str, list[AnyPort]] = {}
     verdicts = []
     for want in wanted:
         verdict, port = _decide(want, given.get(want.row.uuid, -1), refusals.get(want.row.uuid))
@@ -293,37 +336,18 @@ def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict
     return ports, verdicts
 
 
-def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, Port | None]:
-    row, settings = want.row, want.settings
+def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, AnyPort | None]:
+    row = want.row
+    device = want.claims[1] if want.claims is not None and want.claims[0] == "device" else None
     verdict = Verdict(
         uuid=row.uuid, name=row.name, bridge=want.bridge, kind="active", ofport=number, errors=want.errors,
-        mac=row.mac or NO_MAC
+        mac=row.mac or NO_MAC, device=device
     )  # fmt: skip
     if refusal is not None:
         return _refused(verdict, refusal, *want.errors), None
-    if settings.socket is None:
-        waits = (
-            f"{row.name} waits for its socket's path: set options:vhost-server-path to the path where the VMM listens"
-        )
-        return replace(verdict, kind="waiting", errors=(waits, *want.errors)), None
-    mtu = row.mtu_request or MTU_DEFAULT
-    port = Port(
-        key=row.uuid,
-        name=row.name,
-        type=want.type,
-        socket=settings.socket,
-        ofport=number,
-        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
-        tx_retries_max=settings.tx_retries_max,
-        backpressure_us=settings.backpressure_us,
-        tx_steering=want.steering,
-        socket_mode=settings.socket_mode,
-        socket_owner=settings.socket_owner,
-        socket_group=settings.socket_group,
-        allow_file_memory=settings.allow_file_memory,
-        rxq_affinity=want.affinity,
-    )
-    return verdict, port
+    if want.port is None:
+        return replace(verdict, kind="waiting"), None
+    return verdict, replace(want.port, ofport=number)
 
 
 def _local_mac(bridge: BridgeRow, row: InterfaceRow) -> str:

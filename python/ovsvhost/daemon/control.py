@@ -2,9 +2,9 @@
 
 ::
 
-    rows ─▶ configure ─▶ plan(desired, observed) ─▶ apply ─▶ datapath
-      ▲                                                        │ events, states
-      └───────────── write-back (only what changed) ◀──────────┘
+    rows ──▶ configure ─▶ plan(desired, observed) ─▶ apply ─▶ datapath
+      ▲  links ─▲                                               │ events, states
+      └───────────── write-back (only what changed) ◀───────────┘
 
 Every pass answers ``next_cfg`` with ``cur_cfg``, also when ports failed: ``ovs-vsctl`` waits for it. Runs in one thread
 and waits for nothing but the end of a deleted port.
@@ -22,12 +22,15 @@ from ovsvhost.daemon import commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
-from ovsvhost.model import PORT_TYPES, Bridge, Desired
+from ovsvhost.model import NIC_TYPES, PORT_TYPES, Bridge, Desired, NicPort
+from ovsvhost.nic.device import Facts, facts
+from ovsvhost.nic.links import LinkWatch
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from ovsvhost._core import Datapath, PmdState, PortState
@@ -68,6 +71,8 @@ class Control:
         self._root: rows.RootRow | None = None
         self._answered: tuple[str, int] | None = None
         self._seen = (-1, -1)
+        self._links = LinkWatch()
+        self._facts: dict[str, Facts] = {}
         replica.on_change = self._reader.forget
         now = time.monotonic()
         self._retry_at = now
@@ -81,14 +86,16 @@ class Control:
             self._written.forget()
             self._answered = None
         online = self._replica.connected and self._replica.has_lock
+        changed = self._links.run()
         answer: list[Operation] = []
         if online:
             seen = (connection, self._replica.change_seqno)
             if seen != self._seen:
                 self._seen = seen
                 answer = self._follow()
-            elif self._failures and time.monotonic() >= self._retry_at:
-                self._build()
+        if changed or (self._failures and time.monotonic() >= self._retry_at):
+            self._build()
+            self._refresh(changed)
         events.log(apply.take_events(self.datapath))
         if online:
             states = observed.port_states(self.datapath)
@@ -98,6 +105,7 @@ class Control:
     def wait(self, poller: Poller) -> None:
         """Wakes ``poller`` when `run` has something to do."""
         poller.fd_wait(self.datapath.event_fd(), 1)
+        self._links.wait(poller)
         now = time.monotonic()
         poller.timer_wait((self._stats_at - now) * 1000)
         if self._failures:
@@ -110,6 +118,7 @@ class Control:
         for key, columns in self._columns(states).items():
             operations += self._written.update("Interface", key, writeback.stopped(columns))
         apply.close(self.datapath)
+        self._links.close()
         self._send(operations)
 
     def _follow(self) -> list[Operation]:
@@ -145,13 +154,15 @@ class Control:
             self.at_start,
             self._rundir,
             held,
-            self._ledger.pmds,
+            before=self._ledger.pmds,
             limit_before=self._ledger.feature_limit,
         )
         self._held = {verdict.uuid: verdict.ofport for verdict in self.configuration.verdicts if verdict.ofport > 0}
-        actions = plan(self.configuration.desired, observed.read(self.datapath, self._ledger))
+        actions = plan(self.configuration.desired, observed.read(self.datapath, self._ledger, self._links.links))
         failures = apply.apply(self.datapath, self._ledger, actions)
         self._failures = {failure.key: str(failure.error) for failure in failures}
+        used = {verdict.device for verdict in self.configuration.verdicts if verdict.device}
+        self._facts = {device: facts(device) for device in used}
         self._retry_at = time.monotonic() + RETRY_S
         self._stats_at = time.monotonic()  # new ports show counters at once, and a new interval counts from now
         self._written.keep_only([self._root.uuid, *held])
@@ -163,6 +174,13 @@ class Control:
         for option in (*LIVE, vhost_features.KEY):
             problems = (self.configuration.refused.get(option), self._failures.get(option))
             self._say(option, "; ".join(filter(None, problems)))
+
+    def _refresh(self, changed: AbstractSet[str]) -> None:
+        """Tells NIC ports whose devices changed."""
+        for bridge in self.configuration.desired.bridges:
+            for port in bridge.ports:
+                if isinstance(port, NicPort) and port.device in changed and port.name in self._ledger.ports:
+                    apply.refresh_nic(self.datapath, port.name)
 
     def _say(self, about: str, sentence: str, **extra: str) -> None:
         """Logs a row's trouble once, and once more when it is over."""
@@ -201,7 +219,9 @@ class Control:
         for verdict in self.configuration.verdicts:
             failure = self._failures.get(keys.get(verdict.bridge, "") if verdict.kind == "local" else verdict.uuid)
             state = states.get(verdict.name) if verdict.kind == "active" else None
-            columns[verdict.uuid] = writeback.interface(verdict, state, failure, pending)
+            link = self._links.links.get(verdict.device or "")
+            device = (link, self._facts.get(link.name, Facts())) if link else None
+            columns[verdict.uuid] = writeback.interface(verdict, state, failure, pending, device)
         return columns
 
     def _identity(self, root: rows.RootRow) -> list[Operation]:
@@ -210,7 +230,7 @@ class Control:
         columns: writeback.Columns = {
             "ovs_version": self._version,
             "db_version": self._replica.schema_version,
-            "iface_types": writeback.string_set([*PORT_TYPES, "internal"]),
+            "iface_types": writeback.string_set([*PORT_TYPES, *NIC_TYPES, "internal"]),
             "datapath_types": writeback.string_set(["netdev"]),
         }
         if not row.system_type:

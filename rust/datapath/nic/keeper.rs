@@ -1,0 +1,315 @@
+//! The thread that keeps a network device's port what it should be.
+//!
+//! ```text
+//!   look:   no device ──▶ let go, say so ◀── another device of that name, other settings
+//!              │ it is there                    │
+//!              ▼                                │
+//!           take over ── refused: say why, try again in a moment
+//!              │
+//!              ▼
+//!           carrier: transmit queues in the topology, or not
+//! ```
+//!
+//! Whatever was told, the thread compares what should be with what is: no event is needed to heal a port, it only makes
+//! that quick.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::super::Shared;
+use super::super::port::PortRecord;
+use super::{Command, NicDevice, Report, Totals};
+use crate::error::Result;
+use crate::lock::Lock;
+use crate::pmd::{OutletSlot, PolledQueue};
+use crate::port::afxdp::{self, Gauges};
+use crate::port::{Attachment, Driver, Plan, RxQueue, TxQueue};
+use crate::sys::netdev::{Asker, Details, Device};
+use crate::vhost::Level;
+
+/// How soon a device that was refused is asked for again.
+const RETRY_MIN: Duration = Duration::from_millis(20);
+/// How long it takes at most until the thread looks again by itself: whoever watches the links of this host tells it
+/// of most changes at once.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// The port in the datapath. Its id lives as long as somebody can use it.
+pub(super) struct Claim {
+    pub shared: Arc<Shared>,
+    pub record: Arc<PortRecord>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.state().free(self.record.id);
+    }
+}
+
+/// A device that was taken over.
+struct Hold {
+    plan: Plan,
+    attachment: Arc<Attachment>,
+    slots: Vec<Arc<OutletSlot>>,
+    is_published: bool,
+}
+
+/// The thread's own.
+pub(super) struct Keeper {
+    claim: Claim,
+    asker: Asker,
+    device: NicDevice,
+    mtu: Option<u32>,
+    hold: Option<Hold>,
+    report: Arc<Lock<Report>>,
+    /// What a poll thread said, until the device is taken over anew, and when that may be.
+    trouble: Option<(String, Instant)>,
+    /// How long to wait after the next refusal; each doubles it.
+    backoff: Duration,
+    /// When to look again by itself.
+    wait: Duration,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        claim: Claim,
+        asker: Asker,
+        device: NicDevice,
+        mtu: Option<u32>,
+        report: Arc<Lock<Report>>,
+    ) -> Self {
+        let (backoff, wait) = (RETRY_MIN, RETRY_MAX);
+        Self { claim, asker, device, mtu, hold: None, report, trouble: None, backoff, wait }
+    }
+
+    /// Until it is told to stop, or nobody is left to tell it.
+    pub(super) fn run(mut self, told: &Receiver<Command>) {
+        loop {
+            self.wait = RETRY_MAX;
+            self.look();
+            match told.recv_timeout(self.wait) {
+                Err(RecvTimeoutError::Timeout) | Ok(Command::Refresh) => {}
+                Ok(Command::Device(device)) => self.device = device,
+                Ok(Command::Mtu(mtu)) => self.mtu = Some(mtu),
+                Ok(Command::Fail(reason)) => {
+                    self.let_go();
+                    self.trouble = Some((reason, Instant::now() + RETRY_MAX));
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.let_go();
+    }
+
+    /// Makes what is what should be, as far as that can be done now.
+    fn look(&mut self) {
+        let name = self.device.netdev.clone();
+        let found = self.asker.find(&name);
+        let (error, device) = match found {
+            Ok(Some(device)) => self.hold_on(device),
+            Ok(None) => {
+                self.let_go();
+                (Some(format!("there is no network device {name}: create it, or name another")), None)
+            }
+            Err(e) => (Some(format!("cannot ask for network device {name}: {e}")), None),
+        };
+        let is_up = device.is_some_and(|device| device.is_up && device.has_carrier);
+        if !is_up {
+            self.tell_carrier(false);
+        }
+        let error = self.trouble.as_ref().map(|(reason, _)| reason.clone()).or(error);
+        self.tell(error, self.status(device));
+        if is_up {
+            // Last: a link that is up has a status.
+            self.tell_carrier(true);
+        }
+    }
+
+    fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
+        let mut report = self.report.lock();
+        if (&report.error, &report.status) != (&error, &status) {
+            (report.error, report.status) = (error, status);
+            drop(report);
+            self.claim.shared.events.poke();
+        }
+    }
+
+    /// Takes the device over unless it is held as it should be. Gives what is in the way, and the device if it is held.
+    fn hold_on(&mut self, mut device: Device) -> (Option<String>, Option<Device>) {
+        let mtu = self.mtu.unwrap_or(device.mtu);
+        let plan = self.device.plan(device.index, mtu);
+        if self.hold.as_ref().is_some_and(|hold| hold.plan != plan) {
+            self.let_go();
+        }
+        let mut error = None;
+        if mtu != device.mtu {
+            match self.asker.set_mtu(&self.device.netdev, mtu) {
+                Ok(()) => device.mtu = mtu,
+                Err(e) => error = Some(format!("{} does not take mtu_request {mtu}: {e}", self.device.netdev)),
+            }
+        }
+        if self.hold.is_none() {
+            if let Some(left) =
+                self.trouble.as_ref().and_then(|(_, until)| until.checked_duration_since(Instant::now()))
+            {
+                self.wait = left;
+                return (error, None);
+            }
+            match self.take_over(plan) {
+                Ok(()) => (self.trouble, self.backoff) = (None, RETRY_MIN),
+                Err(refused) => {
+                    self.wait = self.backoff;
+                    self.backoff = (self.backoff * 2).min(RETRY_MAX);
+                    return (Some(refused.to_string()), None);
+                }
+            }
+        }
+        if !device.is_up {
+            error = Some(format!("{0} is down: bring it up (ip link set {0} up)", self.device.netdev));
+        }
+        let (shared, id) = (&self.claim.shared, self.claim.record.id);
+        if self.claim.record.mtu.load(Ordering::Relaxed) != device.mtu {
+            let changed = shared.change(|state| {
+                state.set_nic_mtu(id, device.mtu);
+                Ok(())
+            });
+            error = changed.err().map(|e| e.to_string()).or(error);
+        }
+        (error, Some(device))
+    }
+
+    /// Binds every queue and gives its rx side to a poll thread.
+    fn take_over(&mut self, plan: Plan) -> Result<()> {
+        let (attachment, sides) = Attachment::open(&plan)?;
+        let details = self.asker.details(plan.netdev());
+        self.claim.record.numa.store(details.numa.unwrap_or(0), Ordering::Relaxed);
+        let attachment = Arc::new(attachment);
+        self.report.lock().attachment = Some(Arc::clone(&attachment));
+        let slots = (0_u16..).zip(sides).map(|(queue, (rx, tx))| self.seat(queue, rx, tx)).collect();
+        self.note(&plan, &attachment, &details);
+        self.hold = Some(Hold { plan, attachment, slots, is_published: false });
+        Ok(())
+    }
+
+    fn seat(&self, queue: u16, rx: RxQueue, tx: TxQueue) -> Arc<OutletSlot> {
+        let Claim { shared, record } = &self.claim;
+        let vring = 2 * queue;
+        let slot = OutletSlot::new(tx, record.id, vring, record.counters_of(vring), shared.next_run());
+        let counters = record.counters_of(vring + 1);
+        let rx = Box::new(PolledQueue::new(rx, record.id, vring + 1, counters, shared.next_run()));
+        if let Some(note) = shared.seat(rx, record) {
+            shared.events.push(Level::Warning, "notice", Some(&record.name), note);
+        }
+        Arc::new(slot)
+    }
+
+    /// What is worth telling of a device that was taken over.
+    fn note(&self, plan: &Plan, attachment: &Attachment, details: &Details) {
+        let Claim { shared, record } = &self.claim;
+        let Plan::Afxdp(afxdp::Plan { netdev, start_queue, queues, .. }) = plan else {
+            let text = format!("{}: {} is taken over through AF_PACKET", record.name, plan.netdev());
+            return shared.events.push(Level::Info, "notice", Some(&record.name), text);
+        };
+        let (mode, last) = (attachment.mode().unwrap_or_default(), start_queue + queues - 1);
+        let text = format!("{}: queues {start_queue} to {last} of {netdev} are taken over in mode {mode}", record.name);
+        shared.events.push(Level::Info, "notice", Some(&record.name), text);
+        if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
+            let text = format!(
+                "{}: {netdev} has {count} queues; what it receives on others than {start_queue} to {last} is the host's: set \
+                 n_rxq, or give it fewer (ethtool -L {netdev} combined {queues})",
+                record.name
+            );
+            shared.events.push(Level::Warning, "notice", Some(&record.name), text);
+        }
+    }
+
+    /// Gives the device back to the host: nobody has a queue of it any more.
+    fn let_go(&mut self) {
+        self.tell_carrier(false);
+        let Some(hold) = self.hold.take() else { return };
+        let Claim { shared, record } = &self.claim;
+        for slot in &hold.slots {
+            let seat = shared.state().places.leave(record.id, slot.vring + 1);
+            drop(seat.and_then(|seat| seat.take(&shared.events)));
+            // Nobody delivers to it any more.
+            drop(slot.queue.lock().take());
+        }
+        let mut report = self.report.lock();
+        report.attachment = None;
+        let gauges = hold.attachment.gauges();
+        let queues = report.before.len().max(gauges.len());
+        report.before.resize(queues, Totals::default());
+        for (before, Gauges { inflight, completed, inflight_max, rx_missed }) in report.before.iter_mut().zip(gauges) {
+            before.completed += completed;
+            before.abandoned += inflight;
+            before.inflight_max = before.inflight_max.max(inflight_max);
+            before.rx_missed += rx_missed;
+        }
+    }
+
+    /// The transmit queues are in the topology while there is a carrier.
+    fn tell_carrier(&mut self, is_up: bool) {
+        let record = Arc::clone(&self.claim.record);
+        if let Some(mut hold) = self.hold.take() {
+            if hold.is_published != is_up {
+                self.publish(&hold.slots, is_up);
+                hold.is_published = is_up;
+            }
+            self.hold = Some(hold);
+        }
+        if record.link_up.swap(is_up, Ordering::AcqRel) != is_up {
+            record.link_resets.fetch_add(1, Ordering::Relaxed);
+            self.claim.shared.events.poke();
+        }
+    }
+
+    /// Puts transmit queues into the topology, or takes them out; nobody uses them any more then.
+    fn publish(&self, slots: &[Arc<OutletSlot>], is_up: bool) {
+        let Claim { shared, record } = &self.claim;
+        let mut state = shared.state();
+        for slot in slots {
+            if is_up {
+                state.receiveqs.insert((record.id, slot.vring), Arc::clone(slot));
+            } else {
+                state.receiveqs.remove(&(record.id, slot.vring));
+            }
+        }
+        let passage = shared.publish(&state);
+        drop(state);
+        passage.wait(&shared.events);
+    }
+
+    /// Interface `status`: what was asked for, and what is, while the device is held.
+    fn status(&self, device: Option<Device>) -> BTreeMap<String, String> {
+        let wanted = &self.device;
+        let mut status = BTreeMap::from([
+            ("if_name".to_owned(), wanted.netdev.clone()),
+            ("n_rxq".to_owned(), wanted.n_rxq.to_string()),
+            ("n_txq".to_owned(), wanted.n_rxq.to_string()),
+            ("n_rxq_desc".to_owned(), wanted.n_rxq_desc.to_string()),
+            ("n_txq_desc".to_owned(), wanted.n_txq_desc.to_string()),
+        ]);
+        if wanted.driver == Driver::Afxdp {
+            status.insert("xdp-mode".to_owned(), wanted.mode.name().to_owned());
+            status.insert("use-need-wakeup".to_owned(), wanted.need_wakeup.to_string());
+        }
+        let (Some(hold), Some(device)) = (&self.hold, device) else { return status };
+        let details = self.asker.details(&wanted.netdev);
+        let mut put = |key: &str, value: String| drop(status.insert(key.to_owned(), value));
+        if let Some(mode) = hold.attachment.mode() {
+            put("xdp-mode-in-use", mode.to_owned());
+        }
+        put("if_index", device.index.to_string());
+        put("numa_id", details.numa.unwrap_or(0).to_string());
+        if let Some(driver) = details.driver {
+            put("driver_name", driver);
+        }
+        if let Some(speed) = details.speed_mbps {
+            let whole = speed >= 1000 && speed.is_multiple_of(1000);
+            put("link_speed", if whole { format!("{}Gbps", speed / 1000) } else { format!("{speed}Mbps") });
+        }
+        status
+    }
+}
