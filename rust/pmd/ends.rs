@@ -109,6 +109,40 @@ impl Inlet {
         }
     }
 
+    /// True if the IOMMU of a guest guards the memory that frames come from.
+    #[inline]
+    pub(super) fn is_guarded(&self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_guarded(),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// True if nobody may touch the ring, vring `vring` of its port ([`Transmitq::is_shut`]).
+    #[inline]
+    pub(super) fn is_shut(&self, vring: u16) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_shut(vring),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// [`Transmitq::take_misses`].
+    pub(super) fn take_misses(&mut self) -> u64 {
+        match self {
+            Self::Guest(queue) => queue.take_misses(),
+            Self::Nic(_) | Self::Packet(_) => 0,
+        }
+    }
+
+    /// [`Transmitq::taken_back`].
+    pub(super) fn taken_back(&mut self) -> u64 {
+        match self {
+            Self::Guest(queue) => queue.taken_back(),
+            Self::Nic(_) | Self::Packet(_) => 0,
+        }
+    }
+
     /// The first call to a guest.
     pub(super) fn greet(&mut self) {
         if let Self::Guest(queue) = self {
@@ -177,6 +211,31 @@ impl Outlet {
             Self::Nic(queue) => queue.flush(),
             // Delivered is sent.
             Self::Packet(_) => false,
+        }
+    }
+
+    /// True if the IOMMU of a guest guards the memory that frames go to.
+    #[inline]
+    pub(super) fn is_guarded(&self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_guarded(),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// True if nobody may touch the ring, vring `vring` of its port ([`Receiveq::is_shut`]).
+    #[inline]
+    pub(super) fn is_shut(&self, vring: u16) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_shut(vring),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// [`Receiveq::look_ahead`].
+    pub(crate) fn look_ahead(&mut self, vring: u16) {
+        if let Self::Guest(queue) = self {
+            queue.look_ahead(vring);
         }
     }
 
