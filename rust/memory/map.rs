@@ -52,6 +52,11 @@ unsafe impl Send for Span {}
 impl Span {
     /// No bytes at all.
     pub const EMPTY: Self = Self { start: std::ptr::null_mut(), len: 0 };
+
+    /// What is left of it after `cut` bytes, which it has.
+    pub fn after(self, cut: u32) -> Self {
+        Self { start: self.start.wrapping_add(cut as usize), len: self.len.saturating_sub(cut) }
+    }
 }
 
 /// The stretch of addresses that held the last one, a region or a mapping, by value: a loop over many keeps it in registers.
@@ -300,6 +305,9 @@ impl GuestMap {
     /// # Errors
     /// [`Unreachable`].
     pub fn translate_whole(&self, at: Iova, len: u32, access: Access) -> std::result::Result<Span, Unreachable> {
+        if let Some(iotlb) = &self.iotlb {
+            return self.guarded_whole(iotlb, at, len, access);
+        }
         let span = self.translate_prefix(at, len, access)?;
         if span.len == len { Ok(span) } else { Err(Unreachable::Outside) }
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
 use super::poll::Stuck;
-use super::wait::{Group, Waiting, mask};
+use super::wait::{Group, Wait, Waiting, mask};
 use super::{Fault, FaultCause, Outlet, OutletSlot, PortView, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
@@ -97,6 +97,11 @@ impl Patience {
     }
 }
 
+/// Why a frame is lost that waited in vain.
+fn reason_of(fault: RingFault) -> DropReason {
+    if fault == RingFault::Absent { DropReason::PostcopyWait } else { DropReason::IotlbWait }
+}
+
 /// Where a burst comes from, and what its delivery needs to know.
 pub(super) struct Source<'a> {
     pub burst: &'a Burst,
@@ -153,10 +158,10 @@ impl Source<'_> {
     fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
-            ([only], _) => self.deliver_to(port, only, list, share, 0),
+            ([only], _) => self.deliver_to(port, only, list, share, Wait::default()),
             (several, Steering::Thread) => {
                 if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
-                    self.deliver_to(port, slot, list, share, 0);
+                    self.deliver_to(port, slot, list, share, Wait::default());
                 }
             }
             (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
@@ -181,7 +186,7 @@ impl Source<'_> {
             touched &= touched - 1;
             if let (Some(frames), Some(slot)) = (self.spread.frames.get_mut(queue), slots.get(queue)) {
                 let list = super::wait::indices(std::mem::take(frames), &mut room);
-                self.deliver_to(port, slot, list, None, 0);
+                self.deliver_to(port, slot, list, None, Wait::default());
             }
         }
     }
@@ -194,26 +199,37 @@ impl Source<'_> {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
             Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
-                self.deliver_to(port, &group.slot, list, None, group.since);
+                self.deliver_to(port, &group.slot, list, None, group.wait);
             }
             Some(port) => self.steer(port, list, None),
         }
     }
 
-    /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], share: Option<&Share>, since: u64) {
+    /// One group into one receiveq. `wait` is what it waited for so far.
+    fn deliver_to(
+        &mut self,
+        port: &PortView,
+        slot: &Arc<OutletSlot>,
+        list: &[u8],
+        share: Option<&Share>,
+        mut wait: Wait,
+    ) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
-        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, since));
+        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, wait));
         let Some(mut guard) = taken else { return };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
         let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
-        // What its buffers wait for, if they do.
-        let mut absent = queue.is_shut(slot.vring).then_some(DropReason::IotlbWait);
-        while !rest.is_empty() && absent.is_none() {
+        if queue.is_shut(slot.vring) {
+            wait.lacks = Some((DropReason::IotlbWait, queue.arrived()));
+        }
+        // Nothing that it lacks has come since: it is not asked.
+        let mut has_looked = false;
+        let mut is_lacking = wait.lacks.is_some_and(|(_, seen)| seen == queue.arrived());
+        while !rest.is_empty() && !is_lacking {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
             match share {
@@ -228,9 +244,12 @@ impl Source<'_> {
             rest = left;
             if let Some(fault) = delivery.fault {
                 if fault.is_wait() {
-                    let is_page = fault == RingFault::Absent;
-                    absent = Some(if is_page { DropReason::PostcopyWait } else { DropReason::IotlbWait });
-                    break;
+                    // What came between the look and this word would be waited for in vain: look once more.
+                    is_lacking = has_looked;
+                    if !has_looked {
+                        (has_looked, wait.lacks) = (true, Some((reason_of(fault), queue.arrived())));
+                    }
+                    continue;
                 }
                 slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
                 rest = &[];
@@ -258,18 +277,18 @@ impl Source<'_> {
         }
         if queue.is_guarded() {
             slot.counters.iotlb_hits.add((list.len() - rest.len()) as u64);
-            slot.counters.iotlb_misses.add(u64::from(absent == Some(DropReason::IotlbWait)));
+            slot.counters.iotlb_misses.add(u64::from(is_lacking && wait.since == 0));
         }
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
         }
         if rest.len() < list.len() && slot.is_silent() {
-            slot.set_silent(false);
+            slot.end_silence();
         }
         drop(guard);
         if !rest.is_empty() {
-            let patience = absent.map_or_else(|| Patience::for_buffers(port), Patience::until_there);
-            self.hold_back(patience, port, slot, rest, since);
+            wait.lacks = wait.lacks.filter(|_| is_lacking);
+            self.hold_back(port, slot, rest, wait);
         }
     }
 
@@ -281,12 +300,12 @@ impl Source<'_> {
         port: &PortView,
         slot: &'s Arc<OutletSlot>,
         list: &[u8],
-        since: u64,
+        wait: Wait,
     ) -> Option<MutexGuard<'s, Option<Outlet>>> {
         slot.counters.contentions.add_shared(1);
         let until = match self.settle_by {
             None if !self.waiting.is_full() => {
-                self.wait(port, slot, list, since);
+                self.wait(port, slot, list, wait);
                 return None;
             }
             None => tsc::now() + ASK_US * tsc::cycles_per_us(),
@@ -302,11 +321,15 @@ impl Source<'_> {
         None
     }
 
-    /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from
-    /// the first refusal on, unless it took nothing since others waited that long in vain: nobody waits twice for a guest
-    /// that does not move.
+    /// The guest has no buffers for these, or they are still on their way here. They wait as long as a [`Patience`] says
+    /// from the first refusal on, unless nothing moved since others waited that long in vain: nobody waits twice for a guest
+    /// that took no frame, or that told nothing of where its buffers are.
     #[cold]
-    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, rest: &[u8], since: u64) {
+    fn hold_back(&mut self, port: &PortView, slot: &Arc<OutletSlot>, rest: &[u8], wait: Wait) {
+        let Wait { since, lacks } = wait;
+        let patience =
+            lacks.map_or_else(|| Patience::for_buffers(port), |(reason, _)| Patience::until_there(reason));
+        let mappings = lacks.filter(|&(reason, _)| reason == DropReason::IotlbWait).map(|(_, arrived)| arrived);
         let count = rest.len() as u64;
         let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
         if !may_wait {
@@ -314,21 +337,21 @@ impl Source<'_> {
         }
         let now = tsc::now();
         if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
-            slot.set_silent(true);
+            slot.begin_silence(mappings);
         }
-        if slot.is_silent() {
+        if mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_silent_after(arrived)) {
             return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {
             slot.counters.waits.add_shared(1);
         }
-        self.wait(port, slot, rest, if since == 0 { now } else { since });
+        self.wait(port, slot, rest, Wait { since: if since == 0 { now } else { since }, lacks });
     }
 
     /// Leaves a group with the transmitq.
-    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], since: u64) {
+    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], wait: Wait) {
         let (slot, port) = (Arc::clone(slot), Arc::clone(&port.counters));
-        self.waiting.push(Group { slot, port, frames: mask(list), since });
+        self.waiting.push(Group { slot, port, frames: mask(list), wait });
     }
 
     /// Counts the frames of a list that were settled, but for those that were lost.

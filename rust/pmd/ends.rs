@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use crate::burst::Burst;
 use crate::port::{self, afxdp, packet};
-use crate::ring::{Delivery, Receiveq, Ring, RingFault, Transmitq};
+use crate::ring::{Delivery, Receiveq, Ring, RingFault, TakenBack, Transmitq};
 use crate::sys::eventfd::Notifier;
 
 /// What a poll thread gathers bursts from.
@@ -136,10 +136,10 @@ impl Inlet {
     }
 
     /// [`Transmitq::taken_back`].
-    pub(super) fn taken_back(&mut self) -> u64 {
+    pub(super) fn taken_back(&mut self, frames: u64) -> TakenBack {
         match self {
-            Self::Guest(queue) => queue.taken_back(),
-            Self::Nic(_) | Self::Packet(_) => 0,
+            Self::Guest(queue) => queue.taken_back(frames),
+            Self::Nic(_) | Self::Packet(_) => TakenBack::default(),
         }
     }
 
@@ -229,6 +229,14 @@ impl Outlet {
         match self {
             Self::Guest(queue) => queue.is_shut(vring),
             Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// [`Receiveq::arrived`].
+    pub(super) fn arrived(&self) -> u64 {
+        match self {
+            Self::Guest(queue) => queue.arrived(),
+            Self::Nic(_) | Self::Packet(_) => 0,
         }
     }
 

@@ -81,6 +81,11 @@ impl PolledQueue {
         !self.waiting.is_empty()
     }
 
+    /// True while a burst waits, and not for memory alone: its receiver moves at any moment.
+    pub(super) fn is_restless(&self) -> bool {
+        self.is_waiting() && !self.is_shut() && !self.waiting.is_for_memory()
+    }
+
     /// True while its next frame waits for a page or a mapping: nothing is to be done before that comes.
     pub(super) fn is_parked(&self) -> bool {
         self.queue.is_parked()
@@ -154,6 +159,7 @@ impl Forwarder {
     #[inline]
     pub fn poll(&mut self, q: &mut PolledQueue) -> Result<usize, RingFault> {
         if q.is_shut() {
+            q.waiting.begin_anew();
             return Ok(0);
         }
         if q.is_waiting() {
@@ -188,7 +194,7 @@ impl Forwarder {
     /// Tries the groups again that wait; when none is left the burst is done.
     #[cold]
     fn resume(&mut self, q: &mut PolledQueue, settle_by: Option<u64>) {
-        let taken_back = q.queue.taken_back();
+        let back = q.queue.taken_back(q.waiting.frames());
         self.spread.begin();
         let mut source = Source {
             burst: q.queue.burst(),
@@ -204,12 +210,17 @@ impl Forwarder {
         let mut room = [0; MAX_BURST];
         for _ in 0..source.waiting.len() {
             let Some(mut group) = source.waiting.pop() else { break };
-            let lost = group.frames & taken_back;
+            // Who has to settle does not wait for them.
+            let lost = group.frames & if settle_by.is_some() { back.gone | back.away } else { back.gone };
             if lost != 0 {
                 group.slot.counters.lost(DropReason::IotlbWait, u64::from(lost.count_ones()));
                 group.frames &= !lost;
             }
-            if group.frames != 0 {
+            if group.frames & back.away != 0 {
+                // They wait for their own guest, which keeps nobody else: no longer for the receiver.
+                group.wait.since = 0;
+                source.waiting.push(group);
+            } else if group.frames != 0 {
                 source.resume(&group, indices(group.frames, &mut room));
             }
         }

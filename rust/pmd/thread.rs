@@ -371,7 +371,7 @@ impl Body {
     /// Asks every guest for kicks, looks once more, sleeps, and goes back to polling.
     #[cold]
     fn sleep(&mut self) {
-        if self.queues.iter().any(PolledQueue::is_waiting) {
+        if self.queues.iter().any(PolledQueue::is_restless) {
             // Its receiver does not wake us: look again.
             return self.sleeper.busy(tsc::now());
         }
@@ -379,7 +379,7 @@ impl Body {
         let (mut work, mut parked) = (false, self.forwarder.push_stuck());
         for queue in &mut self.queues {
             let (is_parked, is_shut) = (queue.is_parked(), queue.is_shut());
-            parked |= is_parked || is_shut;
+            parked |= is_parked || is_shut || queue.is_waiting();
             work |= !is_shut && queue.queue.enable_kicks() && !is_parked;
         }
         // After the last look at the rings: what that found gone is said now, not when the guest kicks again.

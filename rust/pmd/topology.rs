@@ -1,7 +1,7 @@
 //! What a poll thread knows of the world: made by control, never changed, replaced whole.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Outlet;
 use crate::counters::QueueCounters;
@@ -72,6 +72,9 @@ pub struct BridgeView {
     pub forward_bpdu: bool,
 }
 
+/// Silent until it takes a frame.
+const SILENT: u64 = u64::MAX;
+
 /// A guest's receiveq or a NIC's transmit queue, where several threads find it: whoever holds the lock delivers. With one
 /// poll thread nobody ever waits.
 #[derive(Debug)]
@@ -88,8 +91,9 @@ pub struct OutletSlot {
     /// Which start of the vring this is.
     pub run: u64,
     broken: AtomicBool,
-    /// Frames waited for its buffers as long as they may, and it took nothing since.
-    silent: AtomicBool,
+    /// 0, or frames waited for its buffers as long as they may, and it took nothing since: `SILENT`, or, where nothing that
+    /// they waited for came since, one more than what had come.
+    silent: AtomicU64,
     greeted: AtomicBool,
     /// A call descriptor that the next greeting puts in place.
     next_call: Lock<Option<NewCall>>,
@@ -102,7 +106,8 @@ struct NewCall(Option<Notifier>);
 impl OutletSlot {
     /// Makes a queue reachable.
     pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
+        let [broken, greeted] = [const { AtomicBool::new(false) }; 2];
+        let silent = AtomicU64::new(0);
         let (queue, next_call) = (Lock::new(Some(queue.into())), Lock::default());
         Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
     }
@@ -138,16 +143,27 @@ impl OutletSlot {
         self.broken.load(Ordering::Relaxed)
     }
 
-    /// True while nobody waits for its buffers any more.
+    /// True while nobody waits for its buffers any more, whatever comes.
     #[inline]
     pub(super) fn is_silent(&self) -> bool {
-        self.silent.load(Ordering::Relaxed)
+        self.silent.load(Ordering::Relaxed) != 0
     }
 
-    /// Notes that it takes frames again, or does not.
+    /// The same where `arrived` mappings have come.
+    pub(super) fn is_silent_after(&self, arrived: u64) -> bool {
+        let silent = self.silent.load(Ordering::Relaxed);
+        silent == SILENT || silent == arrived.wrapping_add(1)
+    }
+
+    /// Notes that it takes frames again.
     #[inline]
-    pub(super) fn set_silent(&self, silent: bool) {
-        self.silent.store(silent, Ordering::Relaxed);
+    pub(super) fn end_silence(&self) {
+        self.silent.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes that it does not: until it takes one, or until more than `arrived` mappings have come, if told.
+    pub(super) fn begin_silence(&self, arrived: Option<u64>) {
+        self.silent.store(arrived.map_or(SILENT, |arrived| arrived.wrapping_add(1)), Ordering::Relaxed);
     }
 
     /// Marks it; true for the first who does.

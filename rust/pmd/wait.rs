@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::OutletSlot;
 use crate::burst::MAX_BURST;
 use crate::counters::QueueCounters;
+use crate::drops::DropReason;
 
 /// Groups a burst can leave behind: as many as it has frames. Only a flood to more receivers that are all busy finds no
 /// room here.
@@ -31,8 +32,16 @@ pub(super) struct Group {
     pub port: Arc<QueueCounters>,
     /// Bit i: frame i of the burst.
     pub frames: u64,
+    pub wait: Wait,
+}
+
+/// What a group waits for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wait {
     /// When the guest first had no buffer for them, in TSC cycles; 0 if it was never asked.
     pub since: u64,
+    /// What its buffers lack, and how much of that kind had come when they were last asked for in vain.
+    pub lacks: Option<(DropReason, u64)>,
 }
 
 /// The groups of one burst that wait.
@@ -60,6 +69,23 @@ impl Waiting {
     /// Adds a group; the caller asked whether there is room.
     pub(super) fn push(&mut self, group: Group) {
         self.0.push_back(group);
+    }
+
+    /// All their frames.
+    #[cold]
+    pub(super) fn frames(&self) -> u64 {
+        self.0.iter().fold(0, |frames, group| frames | group.frames)
+    }
+
+    /// True if all wait for memory: a thread that has nothing else to do may sleep for a moment.
+    pub(super) fn is_for_memory(&self) -> bool {
+        self.0.iter().all(|group| group.wait.lacks.is_some())
+    }
+
+    /// From now on they wait as if they had begun now: nobody could look at them.
+    #[cold]
+    pub(super) fn begin_anew(&mut self) {
+        self.0.iter_mut().for_each(|group| group.wait.since = 0);
     }
 
     /// The one that waits longest.

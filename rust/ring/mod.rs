@@ -32,6 +32,7 @@ pub use journal::{Cursor, Element, Intent, Journal, Past};
 pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};
 pub use transmitq::Transmitq;
+pub(crate) use transmitq::TakenBack;
 
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, Span, Unreachable, Uva};

@@ -113,6 +113,11 @@ impl Receiveq {
         self.is_guarded() && self.ring.memory().iotlb().is_some_and(|iotlb| iotlb.is_shut(vring))
     }
 
+    /// How often something came that its buffers may wait for ([`GuestMap::arrived`]).
+    pub fn arrived(&self) -> u64 {
+        self.ring.memory().arrived()
+    }
+
     /// Asks for the mappings that the next buffers lack, after some were taken back: they are there when frames come.
     pub fn look_ahead(&mut self, vring: u16) {
         if self.is_guarded() && !self.is_shut(vring) {
@@ -491,7 +496,7 @@ fn ask_ahead<L: Layout>(ring: &L, from: u16, to: u16) {
         if let Ok(Some((_, desc))) = ring.head(place) {
             // A buffer or an indirect table; either is touched next.
             let direction = if desc.flags & INDIRECT == 0 { Direction::Writable } else { Direction::Readable };
-            let _ = ring.memory().translate_prefix(Iova(desc.addr), desc.len, direction.access());
+            ring.memory().ask_for(Iova(desc.addr), desc.len, direction.access());
         }
     }
 }

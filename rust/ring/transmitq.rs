@@ -17,6 +17,10 @@ use crate::frame::ethernet;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
 use crate::memory::{GuestMap, Hint, Iova, Span, Tlb, access};
 
+mod guarded;
+
+pub(crate) use guarded::TakenBack;
+
 /// What the first passes found out about one chain.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
@@ -117,48 +121,6 @@ impl Transmitq {
         self.parked.is_some_and(|seen| seen == self.gatherer.burst.memory().arrived())
     }
 
-    /// Nothing more is gathered before a page or a mapping comes.
-    #[cold]
-    fn park(&mut self, why: RingFault) -> Result<usize, RingFault> {
-        if why == RingFault::Unmapped {
-            self.misses += 1;
-            with_layout!(&mut self.ring.0, ring => self.gatherer.ask_ahead(ring));
-        }
-        // One that came between the look and this word would be missed for ever: look again after it.
-        self.parked = Some(self.gatherer.burst.memory().arrived());
-        match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
-            Err(fault) if fault.is_wait() => Ok(0),
-            gathered => {
-                self.parked = None;
-                gathered
-            }
-        }
-    }
-
-    /// True if the guest's IOMMU guards its memory.
-    #[inline]
-    pub fn is_guarded(&self) -> bool {
-        self.gatherer.tlb.is_on()
-    }
-
-    /// True if nobody may touch the ring, which is vring `vring` of its port: where it is has no mapping now.
-    #[inline]
-    pub fn is_shut(&self, vring: u16) -> bool {
-        self.is_guarded() && self.gatherer.burst.memory().iotlb().is_some_and(|iotlb| iotlb.is_shut(vring))
-    }
-
-    /// How often a frame had to wait for a mapping since the last time this was asked.
-    pub fn take_misses(&mut self) -> u64 {
-        std::mem::take(&mut self.misses)
-    }
-
-    /// Which frames of the burst lie in memory that the guest's IOMMU has taken back since they were gathered: bit i for
-    /// frame i. Nobody may read those.
-    #[inline]
-    pub fn taken_back(&mut self) -> u64 {
-        if self.is_guarded() { self.gatherer.taken_back() } else { 0 }
-    }
-
     /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
     pub fn commit(&mut self) -> bool {
         with_layout!(&mut self.ring.0, ring => self.gatherer.commit(ring))
@@ -190,8 +152,10 @@ struct Gatherer {
     ahead: Box<[Ahead; MAX_BURST]>,
     scratch: Scratch,
     tlb: Tlb,
-    /// [`GuestMap::generation`] when the burst was gathered.
+    /// [`GuestMap::generation`] when the burst was looked at last.
     generation: u64,
+    /// Frames of the burst whose mappings were taken back: bit i for frame i.
+    suspects: u64,
 }
 
 impl Gatherer {
@@ -207,47 +171,8 @@ impl Gatherer {
             scratch: Scratch::new(),
             tlb: Tlb::new(ring.memory(), Direction::Readable.access()),
             generation: 0,
+            suspects: 0,
         }
-    }
-
-    /// Before anything is translated: what was taken back since is forgotten.
-    #[cold]
-    fn catch_up(&mut self) {
-        let memory = self.burst.memory();
-        // Before the look at what is gone: what goes after it is looked for again.
-        self.generation = memory.generation();
-        if self.tlb.catch_up(memory) {
-            self.burst.set_hint(Hint::NONE);
-        }
-    }
-
-    /// Asks for the mappings that the next chains lack, of each for the first: they come together.
-    #[cold]
-    fn ask_ahead<L: Layout>(&mut self, ring: &mut L) {
-        let ready = ring.ready(MAX_BURST).unwrap_or(0);
-        let mut place = 0;
-        while place < ready && usize::from(place) < MAX_BURST {
-            let Ok(Some((chain, first))) = ring.head(place) else { break };
-            self.scratch.clear();
-            let chain = match ring.walk(place, chain, first, Direction::Readable, &mut self.scratch) {
-                Ok((chain, _)) => chain,
-                Err(fault) if fault.is_wait() && L::ends_at(first) => chain,
-                Err(_) => break,
-            };
-            place += L::places(chain);
-        }
-    }
-
-    /// [`Transmitq::taken_back`].
-    fn taken_back(&mut self) -> u64 {
-        let memory = self.burst.memory();
-        let now = memory.generation();
-        if now == self.generation {
-            return 0;
-        }
-        let gone = self.burst.frames_in(|span| memory.is_gone_since(self.generation, span));
-        self.generation = now;
-        gone
     }
 
     /// [`Transmitq::gather`].

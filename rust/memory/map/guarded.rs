@@ -8,6 +8,9 @@ use crate::memory::iotlb::{Access, Iotlb, Mapping};
 use crate::memory::tlb::Tlb;
 use crate::memory::{Iova, Uva};
 
+/// Most bytes of a buffer that are asked for ahead of need: few drivers post longer ones.
+const ASKED_AHEAD: u32 = 16 << 10;
+
 /// What is known of where something lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Located {
@@ -153,6 +156,38 @@ impl GuestMap {
         let len = u32::try_from(left).map_or(len, |left| left.min(len));
         let span = hint.span(at.0, len).ok_or(Unreachable::Outside)?;
         if e.is_here(span) { Ok(span) } else { Err(Unreachable::Absent) }
+    }
+
+    /// All of it: `Unmapped` while any of it is, `Outside` if its pieces do not lie one after another.
+    pub(super) fn guarded_whole(
+        &self,
+        iotlb: &Iotlb,
+        at: Iova,
+        len: u32,
+        access: Access,
+    ) -> std::result::Result<Span, Unreachable> {
+        let mut whole = self.guarded_prefix(iotlb, at, len, access)?;
+        while whole.len < len {
+            let next = at.0.checked_add(u64::from(whole.len)).map(Iova).ok_or(Unreachable::Outside)?;
+            if !iotlb.has_all(next.0, len - whole.len, access) {
+                return Err(Unreachable::Unmapped);
+            }
+            let piece = self.guarded_prefix(iotlb, next, len - whole.len, access)?;
+            if piece.start != whole.start.wrapping_add(whole.len as usize) {
+                return Err(Unreachable::Outside);
+            }
+            whole.len += piece.len;
+        }
+        Ok(whole)
+    }
+
+    /// Asks for what is not at hand of a buffer at an address that the device was given, before it is needed: its mappings,
+    /// or its first page.
+    pub fn ask_for(&self, at: Iova, len: u32, access: Access) {
+        if self.iotlb.as_ref().is_none_or(|iotlb| iotlb.has_all(at.0, len.min(ASKED_AHEAD), access)) {
+            // What it is does not matter yet.
+            let _ = self.translate_prefix(at, len, access);
+        }
     }
 
     /// Calls `f` with every stretch of addresses that was taken back after `generation`, from where and how many; false if
