@@ -67,6 +67,15 @@ impl Access {
     }
 }
 
+/// How much a mapping is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// A frame or a ring waits for it.
+    Now,
+    /// A frame that comes next will.
+    Ahead,
+}
+
 /// A stretch of I/O virtual addresses and the guest memory behind it, all in one region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mapping {
@@ -206,8 +215,8 @@ pub struct Iotlb {
     generation: AtomicU64,
     /// Counts up whenever something is mapped. Who waits for a mapping looks again when it has moved.
     updates: AtomicU64,
-    /// Pages that somebody wants: address, and access in the bits below; 0 is a free place.
-    wanted: Box<[AtomicU64]>,
+    /// Pages that somebody wants [`Need::Now`], and ahead of need: address, and access in the bits below; 0 is a free place.
+    wanted: [Box<[AtomicU64]>; 2],
     is_rung: AtomicBool,
     bell: EventFd,
     /// Bit i: nobody touches vring i, for the mapping of its own areas was taken back.
@@ -221,7 +230,7 @@ impl Iotlb {
             table: ArcSwap::default(),
             generation: AtomicU64::new(0),
             updates: AtomicU64::new(0),
-            wanted: (0..WANTED).map(|_| AtomicU64::new(0)).collect(),
+            wanted: [(); 2].map(|()| (0..WANTED).map(|_| AtomicU64::new(0)).collect()),
             is_rung: AtomicBool::new(false),
             bell,
             shut: Default::default(),
@@ -305,8 +314,13 @@ impl Iotlb {
         is_known
     }
 
+    /// True if a page has a mapping for this access.
+    pub fn maps(&self, page: u64, access: Access) -> bool {
+        self.find(page, access).is_some()
+    }
+
     /// True if every page of `len` bytes at `iova` has a mapping for this access; those that have none are asked for.
-    pub(super) fn has_all(&self, iova: u64, len: u32, access: Access) -> bool {
+    pub(super) fn has_all(&self, iova: u64, len: u32, access: Access, need: Need) -> bool {
         let (mut at, mut is_all) = (iova, true);
         let end = iova.saturating_add(u64::from(len).clamp(1, REACH));
         while at < end {
@@ -314,7 +328,7 @@ impl Iotlb {
                 mapping.end()
             } else {
                 is_all = false;
-                self.want(at, access);
+                self.want(at, access, need);
                 (at & !(PAGE - 1)).saturating_add(PAGE)
             };
         }
@@ -323,10 +337,12 @@ impl Iotlb {
 
     /// Asks for the mapping of the page that `iova` is in. From any thread; takes no lock.
     #[cold]
-    pub(super) fn want(&self, iova: u64, access: Access) {
+    pub(super) fn want(&self, iova: u64, access: Access, need: Need) {
+        let [now, ahead] = &self.wanted;
+        let places = if need == Need::Now { now } else { ahead };
         let wanted = iova & !(PAGE - 1) | u64::from(access.bits());
         for probe in 0..PROBES {
-            let Some(place) = self.wanted.get((spread(iova) + probe) % WANTED) else { break };
+            let Some(place) = places.get((spread(iova) + probe) % WANTED) else { break };
             let is_ours = place.compare_exchange(0, wanted, Ordering::SeqCst, Ordering::SeqCst);
             if is_ours.is_ok() || is_ours == Err(wanted) {
                 break;
@@ -338,20 +354,22 @@ impl Iotlb {
         }
     }
 
-    /// Takes what is wanted: page and access. The session's. Who found no place asks again with the next
-    /// [`Self::look_again`].
-    pub fn take_wanted(&self, mut f: impl FnMut(u64, Access)) {
+    /// Takes what is wanted, page and access; first what is now. The session's. Who found no place asks again with the
+    /// next [`Self::look_again`].
+    pub fn take_wanted(&self, mut f: impl FnMut(u64, Access, Need)) {
         if !self.is_rung.swap(false, Ordering::SeqCst) {
             return;
         }
-        for place in &self.wanted {
-            if place.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let wanted = place.swap(0, Ordering::SeqCst);
-            let [bits, ..] = wanted.to_le_bytes();
-            if let Some(access) = Access::from_bits(bits) {
-                f(wanted & !(PAGE - 1), access);
+        for (places, need) in self.wanted.iter().zip([Need::Now, Need::Ahead]) {
+            for place in places {
+                if place.load(Ordering::Relaxed) == 0 {
+                    continue;
+                }
+                let wanted = place.swap(0, Ordering::SeqCst);
+                let [bits, ..] = wanted.to_le_bytes();
+                if let Some(access) = Access::from_bits(bits) {
+                    f(wanted & !(PAGE - 1), access, need);
+                }
             }
         }
     }

@@ -30,7 +30,7 @@ mod words;
 pub use area::Area;
 pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use incoming::{Incoming, Progress};
-pub use iotlb::{Access, Iotlb, MAPPINGS_MAX};
+pub use iotlb::{Access, Iotlb, MAPPINGS_MAX, Need};
 pub use map::{GuestMap, Hint, Located, Place, RegionSpec, Span, Stretch, Unreachable};
 pub use tlb::Tlb;
 pub use words::Words;

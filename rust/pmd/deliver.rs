@@ -31,8 +31,12 @@ const MAX_QUEUES: usize = 128;
 /// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
 /// as a group takes to copy.
 const ASK_US: u64 = 100;
-/// How long frames wait for buffers that are not at hand yet, µs: once, until the guest takes frames again.
+/// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
 const HOLD_US: u32 = 5000;
+/// How long for buffers that the guest's IOMMU has not translated yet: an emulated one on a busy machine takes its time.
+const TRANSLATION_US: u32 = 50_000;
+/// For how long nobody waits for it again when that was in vain: such a guest keeps others for a tenth of the time at most.
+const REST_US: u64 = 500_000;
 
 /// Room to sort the frames for one port by receiveq; empty between two ports.
 #[derive(Debug)]
@@ -93,7 +97,8 @@ impl Patience {
     /// With a guest whose buffers are not at hand: a migration has not brought them yet, or its IOMMU has not told where they
     /// are.
     fn until_there(reason: DropReason) -> Self {
-        Self { us: HOLD_US, at_once: reason, in_the_end: reason }
+        let us = if reason == DropReason::IotlbWait { TRANSLATION_US } else { HOLD_US };
+        Self { us, at_once: reason, in_the_end: reason }
     }
 }
 
@@ -283,7 +288,7 @@ impl Source<'_> {
             slot.counters.retries.add(u64::from(retries));
         }
         if rest.len() < list.len() && slot.is_silent() {
-            slot.end_silence();
+            slot.set_silent(false);
         }
         drop(guard);
         if !rest.is_empty() {
@@ -337,9 +342,12 @@ impl Source<'_> {
         }
         let now = tsc::now();
         if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
-            slot.begin_silence(mappings);
+            match mappings {
+                Some(arrived) => slot.give_up(now + REST_US * tsc::cycles_per_us(), arrived),
+                None => slot.set_silent(true),
+            }
         }
-        if mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_silent_after(arrived)) {
+        if mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_given_up(now, arrived)) {
             return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {

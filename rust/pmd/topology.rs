@@ -72,9 +72,6 @@ pub struct BridgeView {
     pub forward_bpdu: bool,
 }
 
-/// Silent until it takes a frame.
-const SILENT: u64 = u64::MAX;
-
 /// A guest's receiveq or a NIC's transmit queue, where several threads find it: whoever holds the lock delivers. With one
 /// poll thread nobody ever waits.
 #[derive(Debug)]
@@ -91,9 +88,12 @@ pub struct OutletSlot {
     /// Which start of the vring this is.
     pub run: u64,
     broken: AtomicBool,
-    /// 0, or frames waited for its buffers as long as they may, and it took nothing since: `SILENT`, or, where nothing that
-    /// they waited for came since, one more than what had come.
-    silent: AtomicU64,
+    /// Frames waited for its buffers as long as they may, and it took nothing since.
+    silent: AtomicBool,
+    /// Frames waited in vain for its guest's IOMMU: until when nobody does again (TSC cycles), and one more than the
+    /// mappings that had come by then.
+    rests_until: AtomicU64,
+    vain: AtomicU64,
     greeted: AtomicBool,
     /// A call descriptor that the next greeting puts in place.
     next_call: Lock<Option<NewCall>>,
@@ -106,10 +106,10 @@ struct NewCall(Option<Notifier>);
 impl OutletSlot {
     /// Makes a queue reachable.
     pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        let [broken, greeted] = [const { AtomicBool::new(false) }; 2];
-        let silent = AtomicU64::new(0);
+        let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
+        let [rests_until, vain] = [const { AtomicU64::new(0) }; 2];
         let (queue, next_call) = (Lock::new(Some(queue.into())), Lock::default());
-        Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
+        Self { queue, port, vring, counters, run, broken, silent, rests_until, vain, greeted, next_call }
     }
 
     /// Makes the first call, once; a poll thread does, at its desk. False if another thread has the queue: ask again.
@@ -143,27 +143,28 @@ impl OutletSlot {
         self.broken.load(Ordering::Relaxed)
     }
 
-    /// True while nobody waits for its buffers any more, whatever comes.
+    /// True while nobody waits for its buffers any more.
     #[inline]
     pub(super) fn is_silent(&self) -> bool {
-        self.silent.load(Ordering::Relaxed) != 0
+        self.silent.load(Ordering::Relaxed)
     }
 
-    /// The same where `arrived` mappings have come.
-    pub(super) fn is_silent_after(&self, arrived: u64) -> bool {
-        let silent = self.silent.load(Ordering::Relaxed);
-        silent == SILENT || silent == arrived.wrapping_add(1)
-    }
-
-    /// Notes that it takes frames again.
+    /// Notes that it takes frames again, or does not.
     #[inline]
-    pub(super) fn end_silence(&self) {
-        self.silent.store(0, Ordering::Relaxed);
+    pub(super) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
     }
 
-    /// Notes that it does not: until it takes one, or until more than `arrived` mappings have come, if told.
-    pub(super) fn begin_silence(&self, arrived: Option<u64>) {
-        self.silent.store(arrived.map_or(SILENT, |arrived| arrived.wrapping_add(1)), Ordering::Relaxed);
+    /// True while nobody waits for its guest's IOMMU, of which `arrived` mappings have come.
+    pub(super) fn is_given_up(&self, now: u64, arrived: u64) -> bool {
+        let vain = self.vain.load(Ordering::Relaxed);
+        vain != 0 && (vain == arrived.wrapping_add(1) || now < self.rests_until.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a frame waited for that in vain: nobody does again before `until`, nor before another mapping has come.
+    pub(super) fn give_up(&self, until: u64, arrived: u64) {
+        self.rests_until.store(until, Ordering::Relaxed);
+        self.vain.store(arrived.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Marks it; true for the first who does.

@@ -119,23 +119,37 @@ fn what_is_wanted_is_taken_once_and_rings_once() {
     let bell = EventFd::new(EFD_NONBLOCK).unwrap();
     let iotlb = Iotlb::new(bell.try_clone().unwrap());
     for _ in 0..3 {
-        iotlb.want(0x5123, Access::READ);
-        iotlb.want(0x5fff, Access::READ);
-        iotlb.want(0x5000, Access::WRITE);
+        iotlb.want(0x5123, Access::READ, Need::Now);
+        iotlb.want(0x5fff, Access::READ, Need::Now);
+        iotlb.want(0x5000, Access::WRITE, Need::Now);
     }
     assert_eq!(bell.read().unwrap(), 1);
     let taken = || {
         let mut taken = Vec::new();
-        iotlb.take_wanted(|page, access| taken.push((page, access)));
+        iotlb.take_wanted(|page, access, _| taken.push((page, access)));
         taken.sort_unstable();
         taken
     };
     assert_eq!(taken(), [(0x5000, Access::READ), (0x5000, Access::WRITE)]);
     assert_eq!(taken(), []);
     // More than there is room for: some have to be asked for again.
-    (0..10_000).for_each(|page| iotlb.want(page * PAGE, Access::READ));
+    (0..10_000).for_each(|page| iotlb.want(page * PAGE, Access::READ, Need::Now));
     let count = taken().len();
     assert!((WANTED / 2..=WANTED).contains(&count), "{count}");
+}
+
+/// Rows: A14.
+#[test]
+fn what_somebody_waits_for_is_asked_before_what_will_be_needed() {
+    let iotlb = iotlb();
+    for page in 0..64 {
+        iotlb.want(page * PAGE, Access::WRITE, Need::Ahead);
+    }
+    iotlb.want(99 * PAGE, Access::READ, Need::Now);
+    let mut taken = Vec::new();
+    iotlb.take_wanted(|page, _, need| taken.push((page, need)));
+    assert_eq!(taken[0], (99 * PAGE, Need::Now));
+    assert_eq!(taken.len(), 65);
 }
 
 /// Rows: C9.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Entry, GuestMap, Hint, Span, Unreachable};
 use crate::error::{Error, Result};
-use crate::memory::iotlb::{Access, Iotlb, Mapping};
+use crate::memory::iotlb::{Access, Iotlb, Mapping, Need};
 use crate::memory::tlb::Tlb;
 use crate::memory::{Iova, Uva};
 
@@ -101,7 +101,7 @@ impl GuestMap {
         if iova.0.checked_add(u64::from(len)).is_none() {
             return Located::Scattered;
         }
-        if !iotlb.has_all(iova.0, len, access) {
+        if !iotlb.has_all(iova.0, len, access, Need::Now) {
             return Located::Unmapped;
         }
         let (mut place, mut done) = (None, 0);
@@ -147,7 +147,7 @@ impl GuestMap {
     ) -> std::result::Result<Span, Unreachable> {
         let Some(mapping) = iotlb.find(at.0, access) else {
             // The pages after it are most likely not there either.
-            iotlb.has_all(at.0, len, access);
+            iotlb.has_all(at.0, len, access, Need::Now);
             return Err(Unreachable::Unmapped);
         };
         let e = self.entries.get(mapping.region).ok_or(Unreachable::Outside)?;
@@ -169,7 +169,7 @@ impl GuestMap {
         let mut whole = self.guarded_prefix(iotlb, at, len, access)?;
         while whole.len < len {
             let next = at.0.checked_add(u64::from(whole.len)).map(Iova).ok_or(Unreachable::Outside)?;
-            if !iotlb.has_all(next.0, len - whole.len, access) {
+            if !iotlb.has_all(next.0, len - whole.len, access, Need::Now) {
                 return Err(Unreachable::Unmapped);
             }
             let piece = self.guarded_prefix(iotlb, next, len - whole.len, access)?;
@@ -184,7 +184,7 @@ impl GuestMap {
     /// Asks for what is not at hand of a buffer at an address that the device was given, before it is needed: its mappings,
     /// or its first page.
     pub fn ask_for(&self, at: Iova, len: u32, access: Access) {
-        if self.iotlb.as_ref().is_none_or(|iotlb| iotlb.has_all(at.0, len.min(ASKED_AHEAD), access)) {
+        if self.iotlb.as_ref().is_none_or(|iotlb| iotlb.has_all(at.0, len.min(ASKED_AHEAD), access, Need::Ahead)) {
             // What it is does not matter yet.
             let _ = self.translate_prefix(at, len, access);
         }

@@ -4,13 +4,13 @@
 //! its receiver is looked at again then, by the chain that it came in, and waits until its bytes are mapped where they
 //! were. Nothing of a frame is read while it is not.
 
-use super::super::chain::Direction;
+use super::super::chain::{Direction, NEXT};
 use super::super::kind::{Kind, with_layout};
 use super::super::layout::Layout;
 use super::super::{RingFault, Transmitq};
 use super::Gatherer;
 use crate::burst::MAX_BURST;
-use crate::memory::Hint;
+use crate::memory::{Hint, Iova};
 
 /// Frames of a burst whose mappings were taken back after they were gathered; bit i for frame i.
 #[derive(Debug, Clone, Copy, Default)]
@@ -80,19 +80,22 @@ impl Gatherer {
         }
     }
 
-    /// Asks for the mappings that the next chains lack, of each for the first: they come together.
+    /// Asks for the mappings that the next chains lack: they come together. Of each for that of its head, which is all of
+    /// it or a table of the rest, and of a chain of two for both.
     #[cold]
     fn ask_ahead<L: Layout>(&mut self, ring: &mut L) {
-        let ready = ring.ready(MAX_BURST).unwrap_or(0);
+        let (memory, access) = (self.burst.memory(), Direction::Readable.access());
+        let most = ring.ready(MAX_BURST).unwrap_or(0);
         let mut place = 0;
-        while place < ready && usize::from(place) < MAX_BURST {
+        while place < most {
             let Ok(Some((chain, first))) = ring.head(place) else { break };
-            self.scratch.clear();
-            let chain = match ring.walk(place, chain, first, Direction::Readable, &mut self.scratch) {
-                Ok((chain, _)) => chain,
-                Err(fault) if fault.is_wait() && L::ends_at(first) => chain,
-                Err(_) => break,
-            };
+            memory.ask_for(Iova(first.addr), first.len, access);
+            let mut chain = chain;
+            if first.flags & NEXT != 0 {
+                let Some((whole, second)) = ring.second(place, chain, first) else { break };
+                memory.ask_for(Iova(second.addr), second.len, access);
+                chain = whole;
+            }
             place += L::places(chain);
         }
     }

@@ -157,8 +157,9 @@ fn answer_all(channel: &UnixStream, answers: &UnixStream, regions: &[RegionEntry
                 [access, iotlb::MISS, ..] => {
                     orders.asked.fetch_add(1, Ordering::AcqRel);
                     orders.pages.lock().unwrap_or_else(PoisonError::into_inner).push(word(0));
-                    let answer = *orders.answer.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(update) = answer_to(answer, word(0), *access, regions) {
+                    // Held until it is said: who gives another order has seen the last answer to this one.
+                    let answer = orders.answer.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(update) = answer_to(*answer, word(0), *access, regions) {
                         // A back-end that is gone needs no answer.
                         let _ = answers.send_with_fds(&[update.encode().as_slice()], &[]);
                     }

@@ -32,7 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Handler;
 use crate::error::{Error, Result};
-use crate::memory::{Access, GuestMap, Iotlb, Iova, Located, Uva};
+use crate::memory::{Access, GuestMap, Iotlb, Iova, Located, Need, Uva};
 use crate::ring::feature;
 use crate::sys::socket;
 use crate::vhost::Level;
@@ -48,6 +48,9 @@ const AGAIN: Duration = Duration::from_millis(200);
 const FULL: Duration = Duration::from_millis(5);
 /// Most questions that are open at once.
 const OPEN_MAX: usize = 1024;
+/// Most that are, of pages that nobody needs yet: a front-end answers one after another, in tens of µs each, and what is
+/// needed now comes after those.
+const AHEAD_MAX: usize = 16;
 
 /// What a session knows of its guest's IOMMU.
 #[derive(Default)]
@@ -58,6 +61,8 @@ pub(super) struct Iommu {
     channel: Option<UnixStream>,
     /// The questions that have no answer yet.
     open: BTreeMap<(u64, Access), Question>,
+    /// Pages that will be needed, which were not asked for yet.
+    ahead: VecDeque<(u64, Access)>,
     /// Messages that the channel had no room for.
     unsent: VecDeque<wire::Iotlb>,
     /// The page that was named as overdue.
@@ -72,6 +77,34 @@ struct Question {
     is_stale: bool,
     /// The answer was no.
     is_refused: bool,
+}
+
+impl Iommu {
+    fn ask(&mut self, page: u64, access: Access, now: Instant) {
+        let count = self.open.len();
+        match self.open.entry((page, access)) {
+            Entry::Occupied(mut known) => {
+                if !std::mem::take(&mut known.get_mut().is_stale) {
+                    return;
+                }
+            }
+            Entry::Vacant(free) if count < OPEN_MAX => {
+                free.insert(Question { first: now, last: now, is_stale: false, is_refused: false });
+            }
+            // It is asked for with the next look.
+            Entry::Vacant(_) => return,
+        }
+        if self.unsent.len() < OPEN_MAX {
+            self.unsent.push_back(question_of(page, access, wire::Iotlb::MISS));
+        }
+    }
+
+    /// Forgets what was asked and is to be.
+    fn forget(&mut self) {
+        self.open.clear();
+        self.ahead.clear();
+        self.unsent.clear();
+    }
 }
 
 impl Handler {
@@ -89,8 +122,7 @@ impl Handler {
     pub(super) fn guard_memory(&mut self) {
         let wanted = self.features.is_some_and(|features| features & IOMMU_PLATFORM != 0);
         let Some(memory) = self.memory.as_ref().filter(|memory| memory.is_guarded() != wanted) else { return };
-        self.iommu.open.clear();
-        self.iommu.unsent.clear();
+        self.iommu.forget();
         let bell = self.iommu.bell.as_ref().filter(|_| wanted).map(EventFd::try_clone);
         match bell.transpose() {
             Ok(bell) => self.memory = Some(Arc::new(memory.guarded_by(bell.map(Iotlb::new)))),
@@ -116,7 +148,7 @@ impl Handler {
         }
         self.iommu.channel = Some(UnixStream::from(OwnedFd::from(file)));
         // What was asked through another one may never be answered.
-        self.iommu.open.clear();
+        self.iommu.forget();
         self.look_for_mappings();
         Ok(())
     }
@@ -144,6 +176,8 @@ impl Handler {
             }
         };
         if is_less {
+            let to = message.iova.saturating_add(size);
+            self.iommu.ahead.retain(|&(page, _)| page < message.iova || page >= to);
             self.shut_rings(&memory, message.iova, size);
             if self.vrings.iter().any(|vring| vring.live) {
                 self.link().pass();
@@ -285,25 +319,21 @@ impl Handler {
         if is_stale {
             self.look_for_mappings();
         }
-        let (open, unsent) = (&mut self.iommu.open, &mut self.iommu.unsent);
-        iotlb.take_wanted(|page, access| {
-            let count = open.len();
-            match open.entry((page, access)) {
-                Entry::Occupied(mut known) => {
-                    if !std::mem::take(&mut known.get_mut().is_stale) {
-                        return;
-                    }
-                }
-                Entry::Vacant(free) if count < OPEN_MAX => {
-                    free.insert(Question { first: now, last: now, is_stale: false, is_refused: false });
-                }
-                // It is asked for with the next look.
-                Entry::Vacant(_) => return,
-            }
-            if unsent.len() < OPEN_MAX {
-                unsent.push_back(question_of(page, access, wire::Iotlb::MISS));
+        let iommu = &mut self.iommu;
+        iotlb.take_wanted(|page, access, need| {
+            if need == Need::Now || iommu.open.contains_key(&(page, access)) {
+                iommu.ask(page, access, now);
+            } else if iommu.ahead.len() < OPEN_MAX {
+                iommu.ahead.push_back((page, access));
             }
         });
+        while iommu.open.len() < AHEAD_MAX
+            && let Some((page, access)) = iommu.ahead.pop_front()
+        {
+            if !iotlb.maps(page, access) {
+                iommu.ask(page, access, now);
+            }
+        }
         self.send_questions();
         self.name_overdue()
     }
