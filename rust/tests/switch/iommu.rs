@@ -2,22 +2,23 @@
 //! Guests with an IOMMU before their device: every address is an I/O virtual one, and means what the front-end says until
 //! it takes that back. Beside every one of them another pair of guests goes on exchanging frames.
 
+use ovsvhost::testing::driver::{ChainDriver, PackedDriver, SplitDriver};
 use ovsvhost::testing::frontend::iommu::{READ_WRITE, iotlb, message};
 use ovsvhost::testing::frontend::{Answer, FrontendConfig, Iommu, Side};
 use ovsvhost::testing::memory::Gpa;
-use ovsvhost::testing::wire::features::{IOMMU_PLATFORM, protocol};
+use ovsvhost::testing::wire::features::{IOMMU_PLATFORM, RING_PACKED, protocol};
 use ovsvhost::testing::wire::{Message, Request};
 use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
-use super::station::Station;
+use super::station::{Station, StationOf};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// Where the regions of a station begin: the one with the rings, and the one with the buffers.
-const REGIONS: [u64; 2] = [0, 1 << 32];
-const SIZE: u64 = 2 << 20;
+pub(super) const REGIONS: [u64; 2] = [0, 1 << 32];
+pub(super) const SIZE: u64 = 2 << 20;
 
-fn switch() -> Switch {
+pub(super) fn switch() -> Switch {
     let switch = Switch::new();
     switch.datapath().offer_iommu();
     switch
@@ -32,30 +33,41 @@ fn four(answer: Answer) -> (Switch, Station, Station, [Station; 2]) {
     (switch, guarded, friend, others)
 }
 
-fn iommu(station: &Station) -> &Iommu {
+pub(super) fn iommu<D: ChainDriver>(station: &StationOf<D>) -> &Iommu {
     station.frontend.iommu().unwrap()
 }
 
 /// Everybody says where it is, so that no frame is flooded from now on.
-fn introduce(all: &mut [&mut Station]) {
+pub(super) fn introduce(all: &mut [&mut Station]) {
     for from in all.iter_mut() {
-        let frame = from.frame([0xff; 6], 60);
-        from.send(&frame);
-        // Who sent has its buffer back when everybody had the frame, or is counted as not having it.
-        from.wait_sent();
+        announce(from);
     }
     for station in all.iter_mut() {
         while station.receive().is_some() {}
     }
 }
 
+/// A guest says where it is.
+fn announce<D: ChainDriver>(from: &mut StationOf<D>) {
+    let frame = from.frame([0xff; 6], 60);
+    from.send(&frame);
+    // Who sent has its buffer back when everybody had the frame, or is counted as not having it.
+    from.wait_sent();
+}
+
 /// A frame reaches its receiver. On a machine that is busy the front-end may answer later than a frame waits: one that is
 /// counted as lost for that is sent again.
 #[track_caller]
-fn hand_over(switch: &Switch, from: &mut Station, to: &mut Station, frame: &[u8]) {
+fn hand_over<A: ChainDriver, B: ChainDriver>(
+    switch: &Switch,
+    from: &mut StationOf<A>,
+    to: &mut StationOf<B>,
+    frame: &[u8],
+) {
     let lost = || -> u64 {
         let ports = switch.datapath().ports().into_iter();
-        ports.filter_map(|port| port.statistics.get("tx_drop_iotlb_wait").copied()).sum()
+        let reasons = ["tx_drop_iotlb_wait", "tx_drop_postcopy_wait"];
+        ports.map(|port| reasons.iter().filter_map(|reason| port.statistics.get(*reason)).sum::<u64>()).sum()
     };
     loop {
         let before = lost();
@@ -73,7 +85,12 @@ fn hand_over(switch: &Switch, from: &mut Station, to: &mut Station, frame: &[u8]
 
 /// Every one of `count` frames that one sends reaches the other.
 #[track_caller]
-fn exchange(switch: &Switch, from: &mut Station, to: &mut Station, count: usize) {
+pub(super) fn exchange<A: ChainDriver, B: ChainDriver>(
+    switch: &Switch,
+    from: &mut StationOf<A>,
+    to: &mut StationOf<B>,
+    count: usize,
+) {
     for number in 0..count {
         let frame = from.frame(to.mac, 60 + 37 * number % 1400);
         hand_over(switch, from, to, &frame);
@@ -85,12 +102,15 @@ fn is_ours(switch: &Switch) -> bool {
 }
 
 /// Frames both ways, of all sizes, with answers of this kind.
-fn talk(change: impl FnOnce(&mut FrontendConfig)) -> (Switch, u64) {
+fn talk<D: ChainDriver>(change: impl FnOnce(&mut FrontendConfig)) -> (Switch, u64) {
     let mut switch = switch();
-    let mut guarded = Station::join_with(&mut switch, "guarded", 1, change);
+    let mut guarded = StationOf::<D>::join_with(&mut switch, "guarded", 1, change);
     let mut friend = Station::join(&mut switch, "friend", 2);
     assert!(is_ours(&switch));
-    introduce(&mut [&mut guarded, &mut friend]);
+    announce(&mut guarded);
+    announce(&mut friend);
+    while guarded.receive().is_some() {}
+    while friend.receive().is_some() {}
     exchange(&switch, &mut guarded, &mut friend, 200);
     exchange(&switch, &mut friend, &mut guarded, 200);
     let asked = iommu(&guarded).asked();
@@ -102,7 +122,7 @@ fn talk(change: impl FnOnce(&mut FrontendConfig)) -> (Switch, u64) {
 /// Rows: A14, C9.
 #[test]
 fn every_frame_passes_when_each_page_has_to_be_asked_for() {
-    let (switch, asked) = talk(|config| config.guard(Answer::Page));
+    let (switch, asked) = talk::<SplitDriver>(|config| config.guard(Answer::Page));
     assert!(switch.count("guarded", "rx_q0_iotlb_misses") > 0);
     // A page is asked for once for reading and once for writing, whoever needs it.
     assert!(asked <= 2 * 2 * SIZE / PAGE, "{asked} questions");
@@ -110,8 +130,19 @@ fn every_frame_passes_when_each_page_has_to_be_asked_for() {
 
 /// Rows: A14.
 #[test]
+fn every_frame_passes_through_packed_rings_too() {
+    let (_, asked) = talk::<PackedDriver>(|config| {
+        config.guard(Answer::Page);
+        config.features |= RING_PACKED;
+        config.required |= RING_PACKED;
+    });
+    assert!(asked > 0);
+}
+
+/// Rows: A14.
+#[test]
 fn mappings_of_whole_regions_are_asked_for_once() {
-    let (_, asked) = talk(|config| config.guard(Answer::Region));
+    let (_, asked) = talk::<SplitDriver>(|config| config.guard(Answer::Region));
     // Before the first answer is there, those of 64 buffers and of the rings are asked for ahead.
     assert!(asked <= 64, "{asked} questions");
 }
@@ -119,7 +150,7 @@ fn mappings_of_whole_regions_are_asked_for_once() {
 /// Rows: A14.
 #[test]
 fn memory_may_come_before_the_iommu_and_in_several_messages() {
-    talk(|config| {
+    talk::<SplitDriver>(|config| {
         config.guard(Answer::Page);
         config.memory_message = ovsvhost::testing::frontend::MemoryMessage::Regions;
     });
