@@ -332,8 +332,7 @@ impl Source<'_> {
     #[cold]
     fn hold_back(&mut self, port: &PortView, slot: &Arc<OutletSlot>, rest: &[u8], wait: Wait) {
         let Wait { since, lacks } = wait;
-        let patience =
-            lacks.map_or_else(|| Patience::for_buffers(port), |(reason, _)| Patience::until_there(reason));
+        let patience = lacks.map_or_else(|| Patience::for_buffers(port), |(reason, _)| Patience::until_there(reason));
         let mappings = lacks.filter(|&(reason, _)| reason == DropReason::IotlbWait).map(|(_, arrived)| arrived);
         let count = rest.len() as u64;
         let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();

@@ -31,8 +31,8 @@ use std::sync::Arc;
 pub use journal::{Cursor, Element, Intent, Journal, Past};
 pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};
-pub use transmitq::Transmitq;
 pub(crate) use transmitq::TakenBack;
+pub use transmitq::Transmitq;
 
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, Span, Unreachable, Uva};

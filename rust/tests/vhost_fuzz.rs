@@ -15,14 +15,15 @@ mod rig;
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use ovsvhost::vhost::EndpointKind;
-use rig::{GPA, MEMORY, Memory, NEED_REPLY, PLAIN, Port, Raw, Vm, eventfd, eventually, memfd};
+use ovsvhost::vhost::{EndpointConfig, EndpointKind};
+use rig::{GPA, MEMORY, Memory, NEED_REPLY, PLAIN, Port, Raw, Told, Vm, eventfd, eventually, memfd};
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use vmm_sys_util::tempdir::TempDir;
 
 /// Sessions of a short run.
 const SESSIONS: u64 = 1500;
@@ -220,6 +221,60 @@ fn session(seed: u64, port: &Port) {
     }
 }
 
+/// Sessions of guests with an IOMMU: each has to be waited for, as the port is the one that connects.
+const GUARDED_SESSIONS: u64 = 300;
+
+/// A session that begins as a guest with an IOMMU whose rings run, and goes on as the dice have it.
+fn guarded_session(seed: u64, stream: &UnixStream) {
+    let mut dice = Dice(seed);
+    let files = Files::new();
+    let memory = &files.memory;
+    let word = |value: u64| value.to_ne_bytes().to_vec();
+    let pair = |index: u32, value: u32| [index.to_ne_bytes(), value.to_ne_bytes()].concat();
+    let iotlb = |iova: u64, size: u64, uva: u64, last: u64| [iova, size, uva, last].map(u64::to_ne_bytes).concat();
+    let (kick, channel) = (files.eventfd.as_raw_fd(), files.pipe.as_raw_fd());
+    let region = [1_u64, GPA, MEMORY, memory.uva, 0].map(u64::to_ne_bytes).concat();
+    let mut all = vec![
+        (FrontendReq::SET_PROTOCOL_FEATURES, word(PROTOCOL), None),
+        (FrontendReq::SET_FEATURES, word(FEATURES), None),
+        (FrontendReq::SET_BACKEND_REQ_FD, Vec::new(), Some(channel)),
+        (FrontendReq::SET_MEM_TABLE, region, Some(memory.file.as_raw_fd())),
+    ];
+    for index in 0..2 {
+        let vring = memory.vring(usize::try_from(index).unwrap());
+        let addresses = [vring.desc_table_addr, vring.used_ring_addr, vring.avail_ring_addr, 0].map(u64::to_ne_bytes);
+        all.extend([
+            (FrontendReq::SET_VRING_NUM, pair(index, u32::from(vring.queue_size)), None),
+            (FrontendReq::SET_VRING_BASE, pair(index, 0), None),
+            (FrontendReq::SET_VRING_ADDR, [pair(index, 0), addresses.concat()].concat(), None),
+            (FrontendReq::SET_VRING_KICK, word(index.into()), Some(kick)),
+            (FrontendReq::SET_VRING_ENABLE, pair(index, 1), None),
+        ]);
+    }
+    // Every address is its own.
+    all.push((FrontendReq::IOTLB_MSG, iotlb(memory.uva, MEMORY, memory.uva, 0x203), None));
+    for (code, body, fd) in all {
+        stream.send_with_fds(&[rig::message(code, PLAIN, &body).as_slice()], fd.as_slice()).unwrap();
+    }
+    stream.set_nonblocking(true).unwrap();
+    for _ in 0..=dice.below(MESSAGES) {
+        let (bytes, fds) = if dice.once_in(2) {
+            let (body, _) = shape(FrontendReq::IOTLB_MSG.into(), &mut dice, memory);
+            (rig::message(FrontendReq::IOTLB_MSG, NEED_REPLY, &body), Vec::new())
+        } else {
+            message(&mut dice, &files)
+        };
+        if stream.send_with_fds(&[bytes.as_slice()], &fds).is_err() {
+            break;
+        }
+    }
+}
+
+/// `MQ`, `REPLY_ACK` and `BACKEND_REQ`.
+const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5;
+/// `VERSION_1`, `PROTOCOL_FEATURES` and `IOMMU_PLATFORM`.
+const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 33;
+
 fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -257,6 +312,25 @@ fn a_port_outlives_whatever_it_is_told_and_keeps_nothing_of_it() {
     let mut vm = Vm::new(UnixStream::connect(&port.socket).unwrap());
     vm.start(1);
     assert!(port.endpoint.link_up());
+}
+
+#[test]
+fn a_port_that_serves_an_iommu_outlives_whatever_it_is_told() {
+    let dir = TempDir::new_with_prefix("/tmp/ovsvhost-test-").unwrap();
+    let socket = dir.as_path().join("v0");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let port = Port::with(EndpointConfig { iommu: true, ..rig::config(EndpointKind::Client, &socket) }, dir);
+    let mut began = 0_usize;
+    for seed in 1..=GUARDED_SESSIONS {
+        guarded_session(seed, &rig::accept(&listener));
+        // One that ended before it is noticed here is counted with the next.
+        began += port.recorder.told().iter().filter(|told| matches!(told, Told::Start(_))).count();
+        port.recorder.forget();
+    }
+    let mut vm = Vm::new(rig::accept(&listener));
+    vm.start(1);
+    assert!(port.endpoint.link_up());
+    assert!(began > 0, "no ring ever ran");
 }
 
 /// False where another front-end is being served yet: that one is turned away.
