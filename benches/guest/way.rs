@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{BridgeView, Forwarder, PortView, OutletSlot, Steering, Topology, PolledQueue};
+use ovsvhost::pmd::{BridgeView, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
 use super::{FRAMES, Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};

@@ -54,6 +54,7 @@ impl Span {
     pub const EMPTY: Self = Self { start: std::ptr::null_mut(), len: 0 };
 
     /// What is left of it after `cut` bytes, which it has.
+    #[must_use]
     pub fn after(self, cut: u32) -> Self {
         Self { start: self.start.wrapping_add(cut as usize), len: self.len.saturating_sub(cut) }
     }
