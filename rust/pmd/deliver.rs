@@ -34,9 +34,9 @@ const ASK_US: u64 = 100;
 /// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
 const HOLD_US: u32 = 5000;
 /// How long for buffers that the guest's IOMMU has not translated yet: an emulated one on a busy machine takes its time.
-const TRANSLATION_US: u32 = 50_000;
+const TRANSLATION_US: u32 = 100_000;
 /// For how long nobody waits for it again when that was in vain: such a guest keeps others for a tenth of the time at most.
-const REST_US: u64 = 500_000;
+const REST_US: u64 = 1_000_000;
 
 /// Room to sort the frames for one port by receiveq; empty between two ports.
 #[derive(Debug)]

@@ -161,8 +161,8 @@ fn memory_may_come_before_the_iommu_and_in_several_messages() {
 fn a_mapping_that_comes_late_parks_its_queue_alone() {
     let (switch, mut guarded, mut friend, [mut c, mut d]) = four(Answer::Page);
     introduce(&mut [&mut guarded, &mut friend, &mut c, &mut d]);
-    guarded.frontend.invalidate(Gpa(REGIONS[1]), SIZE).unwrap();
     iommu(&guarded).answer(Answer::Never);
+    guarded.frontend.invalidate(Gpa(REGIONS[1]), SIZE).unwrap();
     let sent: Vec<_> = (0..5).map(|n| guarded.frame(friend.mac, 100 + n)).collect();
     let asked = iommu(&guarded).asked();
     for frame in &sent {

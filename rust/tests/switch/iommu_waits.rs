@@ -18,9 +18,9 @@ const LONGEST_US: u32 = 100_000;
 
 /// A guest with an IOMMU whose frames wait, for its friend has no buffers, and how many; nobody has taken any yet. None
 /// if they did not wait long enough on this machine.
-fn waiting(count: usize) -> Option<(Switch, Station, Station, Vec<Vec<u8>>)> {
+fn waiting(count: usize, answer: Answer) -> Option<(Switch, Station, Station, Vec<Vec<u8>>)> {
     let mut switch = switch();
-    let mut guarded = Station::join_with(&mut switch, "guarded", 1, |config| config.guard(Answer::Page));
+    let mut guarded = Station::join_with(&mut switch, "guarded", 1, |config| config.guard(answer));
     let mut friend = Station::join(&mut switch, "friend", 2);
     introduce(&mut [&mut guarded, &mut friend]);
     let change = PortChange { backpressure_us: Some(LONGEST_US), ..PortChange::default() };
@@ -59,7 +59,7 @@ fn take(switch: &Switch, friend: &mut Station, last: &[u8]) -> Option<Vec<Vec<u8
 #[test]
 fn frames_that_wait_outlive_the_mappings_they_came_by() {
     attempts(|| {
-        let (switch, guarded, mut friend, late) = waiting(10)?;
+        let (switch, guarded, mut friend, late) = waiting(10, Answer::Page)?;
         // As a guest with lazy invalidation does, whose mappings are there all the same.
         guarded.frontend.invalidate(Gpa(0), u64::MAX).unwrap();
         let arrived = take(&switch, &mut friend, late.last()?)?;
@@ -73,7 +73,7 @@ fn frames_that_wait_outlive_the_mappings_they_came_by() {
 #[test]
 fn frames_that_wait_are_dropped_by_name_when_their_addresses_mean_something_else() {
     attempts(|| {
-        let (switch, mut guarded, mut friend, _) = waiting(10)?;
+        let (switch, mut guarded, mut friend, _) = waiting(10, Answer::Region)?;
         iommu(&guarded).answer(Answer::Never);
         let uva = guarded.frontend.ram().user_address(Gpa(REGIONS[1])).unwrap();
         let elsewhere = message(iotlb::UPDATE, REGIONS[1], SIZE - PAGE, uva + PAGE, READ_WRITE);

@@ -321,6 +321,10 @@ impl Handler {
         }
         let iommu = &mut self.iommu;
         iotlb.take_wanted(|page, access, need| {
+            if iotlb.maps(page, access) {
+                // It came while this was on its way.
+                return;
+            }
             if need == Need::Now || iommu.open.contains_key(&(page, access)) {
                 iommu.ask(page, access, now);
             } else if iommu.ahead.len() < OPEN_MAX {
