@@ -152,13 +152,19 @@ class Guest(Machine):
         ]
         # Before the devices it translates for.
         command += ["-device", "intel-iommu,intremap=on,device-iotlb=on"] if self._iommu else []
+        for index in range(len(self.nics) if self._iommu else 0):
+            # Without a port of its own a NIC is no PCIe device, and its kernel does not use its `ats`.
+            command += ["-device", f"pcie-root-port,id=port{index},chassis={index},slot={index}"]
         # These come before the NICs, whose netdev blocks until the switch is there.
         for label in _CONTROLS:
             suffix = f",logfile={self._path('console.log')}" if label == "console" else ""
             command += ["-chardev", f"socket,id={label},path={self._path(label)},server=on,wait=off{suffix}"]
         command += ["-serial", "chardev:console", "-serial", "chardev:agent", "-mon", "chardev=qmp,mode=control"]
         for index, nic in enumerate(self.nics):
-            command += nic_arguments(self._fitted(nic), name=f"net{index}", version=self.qemu.version)
+            fitted = self._fitted(nic)
+            if self._iommu:
+                fitted = replace(fitted, options={**fitted.options, "bus": f"port{index}"})
+            command += nic_arguments(fitted, name=f"net{index}", version=self.qemu.version)
         if self._incoming:
             command += ["-incoming", f"exec:cat {self._incoming}" if self._incoming != "defer" else "defer"]
         return command
