@@ -315,7 +315,8 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             | DropReason::BufferTooSmall
             | DropReason::RingBroken
             | DropReason::PostcopyWait
-            | DropReason::IotlbWait => add("ovs_tx_failure_drops".into(), n),
+            | DropReason::IotlbWait
+            | DropReason::DeviceRefused => add("ovs_tx_failure_drops".into(), n),
         }
     }
 }

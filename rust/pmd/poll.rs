@@ -218,7 +218,7 @@ impl Forwarder {
             }
             if group.frames & back.away != 0 {
                 // They wait for their own guest, which keeps nobody else: no longer for the receiver.
-                group.wait.since = 0;
+                group.since = 0;
                 source.waiting.push(group);
             } else if group.frames != 0 {
                 source.resume(&group, indices(group.frames, &mut room));
