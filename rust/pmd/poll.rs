@@ -41,6 +41,8 @@ pub struct PolledQueue {
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
+    /// Some of that nobody may read until the guest's IOMMU has told where it is.
+    is_away: bool,
 }
 
 impl PolledQueue {
@@ -48,8 +50,21 @@ impl PolledQueue {
     pub fn new(queue: impl Into<Inlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let queue = queue.into();
         let (cache, waiting) = (Cache::default(), Waiting::new());
-        let (is_stopped, is_greeted, empty_looks, gathered_at) = (false, false, 0, 0);
-        Self { port, vring, queue, counters, run, is_stopped, is_greeted, empty_looks, gathered_at, cache, waiting }
+        let (is_stopped, is_greeted, empty_looks, gathered_at, is_away) = (false, false, 0, 0, false);
+        Self {
+            port,
+            vring,
+            queue,
+            counters,
+            run,
+            is_stopped,
+            is_greeted,
+            empty_looks,
+            gathered_at,
+            cache,
+            waiting,
+            is_away,
+        }
     }
 
     /// True if the queue may be passed over in a round that leaves quiet ones alone.
@@ -83,7 +98,7 @@ impl PolledQueue {
 
     /// True while a burst waits, and not for memory alone: its receiver moves at any moment.
     pub(super) fn is_restless(&self) -> bool {
-        self.is_waiting() && !self.is_shut() && !self.waiting.is_for_memory()
+        self.is_waiting() && !self.is_away && !self.is_shut() && !self.waiting.is_for_memory()
     }
 
     /// True while its next frame waits for a page or a mapping: nothing is to be done before that comes.
@@ -195,6 +210,7 @@ impl Forwarder {
     #[cold]
     fn resume(&mut self, q: &mut PolledQueue, settle_by: Option<u64>) {
         let back = q.queue.taken_back(q.waiting.frames());
+        q.is_away = back.away != 0;
         self.spread.begin();
         let mut source = Source {
             burst: q.queue.burst(),
@@ -214,6 +230,10 @@ impl Forwarder {
             let lost = group.frames & if settle_by.is_some() { back.gone | back.away } else { back.gone };
             if lost != 0 {
                 group.slot.counters.lost(DropReason::IotlbWait, u64::from(lost.count_ones()));
+                if lost.trailing_zeros() == group.frames.trailing_zeros() {
+                    // What the device has of it goes out; there is no rest.
+                    group.begun = 0;
+                }
                 group.frames &= !lost;
             }
             if group.frames & back.away != 0 {
