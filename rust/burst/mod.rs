@@ -13,6 +13,7 @@
 //! stays mapped as long as the burst lives. Knows no ring, no port, no thread.
 #![allow(unsafe_code, reason = "copies a sender's bytes out of its memory")]
 
+mod placed;
 pub(crate) mod written;
 
 use std::sync::Arc;
@@ -188,52 +189,6 @@ impl Burst {
         (self.len, self.longest) = (0, 0);
         self.spans.clear();
         self.large.clear();
-    }
-
-    /// Which frames have bytes where `is_there` says so: bit i for frame i.
-    #[cold]
-    pub(crate) fn frames_in(&self, is_there: impl Fn(Span) -> bool) -> u64 {
-        let mut frames = 0;
-        for (i, packet) in self.packets().iter().enumerate() {
-            let whole = [Span { start: packet.data, len: packet.len }];
-            if self.pieces_of(packet, &whole).iter().any(|&span| is_there(span)) {
-                frames |= 1 << i;
-            }
-        }
-        frames
-    }
-
-    /// True if frame `index` is what these spans hold after their first `skip` bytes, all of it and no more, in the same
-    /// place.
-    #[cold]
-    pub(crate) fn is_in(&self, index: usize, spans: &[Span], mut skip: u32) -> bool {
-        let Some(packet) = self.packets().get(index) else { return false };
-        let whole = [Span { start: packet.data, len: packet.len }];
-        let mut pieces = self.pieces_of(packet, &whole).iter().copied().filter(|piece| piece.len > 0);
-        let mut left = Span::EMPTY;
-        for &span in spans {
-            let cut = skip.min(span.len);
-            skip -= cut;
-            let mut span = span.after(cut);
-            while span.len > 0 {
-                if left.len == 0 {
-                    let Some(piece) = pieces.next() else { return false };
-                    left = piece;
-                }
-                if left.start != span.start {
-                    return false;
-                }
-                let same = left.len.min(span.len);
-                (left, span) = (left.after(same), span.after(same));
-            }
-        }
-        left.len == 0 && pieces.next().is_none()
-    }
-
-    /// The pieces of a frame; `whole` if it lies in one.
-    fn pieces_of<'a>(&'a self, packet: &Packet, whole: &'a [Span]) -> &'a [Span] {
-        let (first, count) = (usize::from(packet.pieces.0), usize::from(packet.pieces.1));
-        self.spans.get(first..first + count).filter(|_| count > 0).unwrap_or(whole)
     }
 
     /// The region that held the last buffer of this burst's memory.
