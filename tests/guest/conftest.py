@@ -2,8 +2,8 @@
 
 A pair is one combination of QEMU release, port type and order of appearance. A test that asks for ``pair`` runs on
 every one of them, and leaves it as it found it: both guests up and reachable. One marked ``multiqueue`` runs on those
-with several queues. One marked ``long`` runs on the first two, which differ in all there is, and in ``make soak`` on the
-others.
+with several queues. One marked ``long`` runs on the first two, which differ in all there is, and in ``make soak`` on
+the others.
 """
 
 from __future__ import annotations
