@@ -75,6 +75,17 @@ impl Spread {
     }
 }
 
+/// What nothing can be delivered for now: the ring may not be touched, or what the group waits for has not come since it
+/// was asked for.
+#[inline]
+fn lacking(queue: &Outlet, slot: &OutletSlot, group: Option<&Group>, arrived: u64) -> Option<DropReason> {
+    if queue.is_shut(slot.vring) {
+        slot.counters.iotlb_misses.add(u64::from(group.is_none()));
+        return Some(DropReason::IotlbWait);
+    }
+    group.and_then(|group| group.lacks).filter(|&(_, seen)| seen == arrived).map(|(reason, _)| reason)
+}
+
 /// Where a burst comes from, and what its delivery needs to know.
 pub(super) struct Source<'a> {
     pub burst: &'a Burst,
@@ -195,18 +206,19 @@ impl Source<'_> {
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
+        // Before the look: what comes after it is looked for again.
+        let arrived = queue.arrived();
+        if let Some(reason) = lacking(queue, slot, group, arrived) {
+            drop(guard);
+            let left = Left { lacks: Some((reason, arrived)), ..Left::all(list, group) };
+            return self.hold_back(Patience::until_there(reason), port, slot, left);
+        }
         let mut begun = group.map_or(0, |group| group.begun);
         if begun > 0 {
             queue.go_on(begun);
         }
-        let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
-        let mut lacks = group.and_then(|group| group.lacks);
-        if queue.is_shut(slot.vring) {
-            lacks = Some((DropReason::IotlbWait, queue.arrived()));
-        }
-        // Nothing that it lacks has come since: it is not asked.
-        let (mut has_looked, mut is_lacking) = (false, lacks.is_some_and(|(_, seen)| seen == queue.arrived()));
-        while !rest.is_empty() && !is_lacking {
+        let (mut rest, mut retries, mut tally, mut absent) = (list, 0, Tally::default(), None);
+        while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
             match share {
@@ -221,12 +233,8 @@ impl Source<'_> {
             rest = left;
             if let Some(fault) = delivery.fault {
                 if fault.is_wait() {
-                    // What came between the look and this word would be waited for in vain: look once more.
-                    is_lacking = has_looked;
-                    if !has_looked {
-                        (has_looked, lacks) = (true, Some((reason_of(fault), queue.arrived())));
-                    }
-                    continue;
+                    absent = Some(reason_of(fault));
+                    break;
                 }
                 slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
                 rest = &[];
@@ -258,7 +266,7 @@ impl Source<'_> {
         }
         if queue.is_guarded() {
             slot.counters.iotlb_hits.add((list.len() - rest.len()) as u64);
-            slot.counters.iotlb_misses.add(u64::from(is_lacking && group.is_none_or(|group| group.since == 0)));
+            slot.counters.iotlb_misses.add(u64::from(absent.is_some() && group.is_none()));
         }
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
@@ -268,9 +276,9 @@ impl Source<'_> {
         }
         drop(guard);
         if !rest.is_empty() {
-            let lacks = lacks.filter(|_| is_lacking);
-            let patience = match (lacks, sent) {
-                (Some((reason, _)), _) => Patience::until_there(reason),
+            let lacks = absent.map(|reason| (reason, arrived));
+            let patience = match (absent, sent) {
+                (Some(reason), _) => Patience::until_there(reason),
                 (None, 1..) => Patience::for_the_rest(),
                 (None, 0) => Patience::for_buffers(port),
             };
