@@ -292,6 +292,7 @@ impl GuestMap {
     }
 
     #[cold]
+    #[inline(never)]
     fn look_up(&self, at: Iova, len: u32, tlb: &mut Tlb) -> Option<(Span, Hint)> {
         if let Some(iotlb) = &self.iotlb {
             return self.look_up_guarded(iotlb, at, len, tlb);

@@ -97,11 +97,31 @@ impl Receiveq {
     /// Copies the packets `list` of `burst` into posted buffers, in order, and publishes them together. Stops at the
     /// first that finds no room. `list` has at most 64 indices.
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
+        if self.is_guarded() {
+            self.catch_up();
+        }
         let (delivery, taken) = with_layout!(&mut self.ring.0, ring => {
             self.writer.deliver(ring, &mut self.slots, burst, list)
         });
         self.pending = self.pending.saturating_add(taken);
+        if self.is_guarded() {
+            self.ask_on(taken);
+        }
         delivery
+    }
+
+    /// Forgets what the guest's IOMMU took back.
+    #[cold]
+    #[inline(never)]
+    fn catch_up(&mut self) {
+        with_layout!(&mut self.ring.0, ring => self.writer.catch_up(ring));
+    }
+
+    /// Asks for the mappings of buffers that come after the `taken` delivered last.
+    #[cold]
+    #[inline(never)]
+    fn ask_on(&mut self, taken: u16) {
+        with_layout!(&mut self.ring.0, ring => self.writer.ask_on(ring, taken));
     }
 
     /// True if the guest's IOMMU guards its memory.
@@ -196,7 +216,6 @@ impl Writer {
             Ok(ready) => ready,
             Err(fault) => return (Delivery { fault: Some(fault), ..delivery }, 0),
         };
-        self.catch_up(ring);
         let logging = self.marks.are_wanted();
         let wanted = slots.get_mut(..usize::from(ready).min(list.len())).unwrap_or_default();
         let looked = self.look_ahead(ring, wanted, &mut delivery.fault);
@@ -257,9 +276,6 @@ impl Writer {
             ring.publish(taken);
         } else {
             ring.forget(0);
-        }
-        if self.tlb.is_on() {
-            self.ask_on(ring, taken);
         }
         (delivery, taken)
     }
