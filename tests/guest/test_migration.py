@@ -14,12 +14,11 @@ from ovsvhost.testing.guest import Guest
 from ovsvhost.testing.migration import Migration
 from ovsvhost.testing.pair import Pair, Setting
 from ovsvhost.testing.qemu import find_qemu
-from ovsvhost.testing.traffic import PingStream, longest_gap_s
+from ovsvhost.testing.traffic import Fetches, PingStream, address, longest_gap_s
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from ovsvhost.testing.image import GuestImage
-    from ovsvhost.testing.machine import Job
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
@@ -34,14 +33,6 @@ def _wait_logging(pair: Pair, wanted: bool) -> None:
         timeout_s=30,
         what=f"the source's port to {'begin' if wanted else 'end'} logging",
     )
-
-
-def _fetch_again_and_again(pair: Pair) -> tuple[str, Job]:
-    """The second guest fetches a file over and over into its memory; what the file hashes to, and the job."""
-    pair.first.run(f"dd if=/dev/urandom of=/var/www/file bs=1M count={_FILE_MIB} 2>/dev/null; httpd -h /var/www")
-    sent = pair.first.run("sha256sum </var/www/file").split()[0]
-    fetch = f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 10.0.0.1 80 | tail -c {_FILE_MIB << 20} >/tmp/kept"
-    return sent, pair.second.spawn(f"until test -e /tmp/enough; do {fetch}; sha256sum </tmp/kept; done")
 
 
 @pytest.mark.rows("C7")
@@ -61,7 +52,7 @@ def test_C7_guest_moves_under_traffic_and_keeps_its_transfers(
         nic = Nic(socket=str(pair.socket("v3")), type=setting.type, mac=mac, options=setting.nic_options)
         (there := Path(folder) / "to").mkdir()
         with Guest(guest_image, setting.qemu, [nic], name="moved", folder=there, incoming="defer") as moved:
-            sent, job = _fetch_again_and_again(pair)
+            fetches = Fetches(pair.first, pair.second, address(1).ipv4, size_mib=_FILE_MIB)
             pings = PingStream(pair.first, pair.target.ipv4)
             pings.wait_answers(5)
             migration = Migration(pair.second, moved)
@@ -77,7 +68,5 @@ def test_C7_guest_moves_under_traffic_and_keeps_its_transfers(
             learned = pair.switch.appctl("fdb/show", "br0")
             number = pair.switch.column("v3", "ofport")
             assert re.search(rf"^\s*{number}\s.*{mac}", learned, re.MULTILINE), learned
-            job.follow(moved)
-            moved.run("touch /tmp/enough")
-            assert {line.split()[0] for line in job.wait().splitlines()} == {sent}
-            assert moved.run("sha256sum </tmp/kept").split()[0] == sent
+            fetches.follow(moved)
+            fetches.finish()

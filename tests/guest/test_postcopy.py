@@ -10,10 +10,10 @@ import pytest
 
 from ovsvhost.qemu import Nic
 from ovsvhost.testing.guest import Guest
+from ovsvhost.testing.migration import Migration
 from ovsvhost.testing.pair import Pair, Setting
-from ovsvhost.testing.postcopy import Postcopy
 from ovsvhost.testing.qemu import find_qemu
-from ovsvhost.testing.traffic import PingStream
+from ovsvhost.testing.traffic import Fetches, PingStream, address
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
@@ -63,27 +63,21 @@ def test_A15_guest_runs_before_its_memory_is_there_and_keeps_its_transfers(
     with tempfile.TemporaryDirectory(prefix="ov-") as folder, Pair(setting, Path(folder), guest_image) as pair:
         _start_with_postcopy(pair)
         with _destination(pair, guest_image) as moved:
-            pair.first.run(
-                f"dd if=/dev/urandom of=/var/www/file bs=1M count={_FILE_MIB} 2>/dev/null; httpd -h /var/www"
-            )
-            sent = pair.first.run("sha256sum </var/www/file").split()[0]
+            fetches = Fetches(pair.first, pair.second, address(1).ipv4, size_mib=_FILE_MIB)
             held = _load(pair)
-            fetch = f"printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 10.0.0.1 80 | tail -c {_FILE_MIB << 20} >/tmp/kept"
-            job = pair.second.spawn(f"until test -e /tmp/enough; do {fetch}; sha256sum </tmp/kept; done")
             pings = PingStream(pair.first, pair.target.ipv4)
             pings.wait_answers(5)
-            move = Postcopy(pair.second, moved)
-            move.start()
+            move = Migration(pair.second, moved)
+            move.start_postcopy()
             wait_for(lambda: _faults_served(pair) > 0, timeout_s=_TIMEOUT_S, what="the port to have asked for a page")
             pair.switch.wait_column("v3", "status:postcopy", "on")
-            move.bring_rest()
+            move.hurry()
+            move.wait()
             pair.switch.wait_column("v3", "status:postcopy", "over")
             pings.wait_answers(20)
             pings.stop()
-            job.follow(moved)
-            moved.run("touch /tmp/enough")
-            assert {line.split()[0] for line in job.wait().splitlines()} == {sent}
-            assert moved.run("sha256sum </tmp/kept").split()[0] == sent
+            fetches.follow(moved)
+            fetches.finish()
             assert moved.run("sha256sum </tmp/ballast").split()[0] == held
 
 
@@ -95,8 +89,8 @@ def test_A15_guest_outlives_a_switch_that_is_killed_while_its_memory_is_on_its_w
         _start_with_postcopy(pair)
         with _destination(pair, guest_image) as moved:
             held = _load(pair)
-            move = Postcopy(pair.second, moved)
-            move.start()
+            move = Migration(pair.second, moved)
+            move.start_postcopy()
             wait_for(lambda: _faults_served(pair) > 0, timeout_s=_TIMEOUT_S, what="the port to have asked for a page")
             pair.switch.kill()
             pair.switch.start()
@@ -104,7 +98,8 @@ def test_A15_guest_outlives_a_switch_that_is_killed_while_its_memory_is_on_its_w
             waits = "the rest of the guest's memory: it was on its way here when the session before this one ended"
             pair.switch.wait_column("v3", "status:waiting-for", waits)
             # QEMU goes on bringing it, and says when all is there.
-            move.bring_rest()
+            move.hurry()
+            move.wait()
             pair.switch.wait_link("v3")
             pair.wait_reachable()
             assert moved.run("sha256sum </tmp/ballast").split()[0] == held

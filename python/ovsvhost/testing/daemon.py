@@ -18,7 +18,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
@@ -161,9 +160,7 @@ class SwitchDaemon:
         """Starts it, unless it runs."""
         return self if self.running else self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """As `close`."""
         self.close()
 
