@@ -204,6 +204,16 @@ impl Frontend {
         Ok(())
     }
 
+    /// Has the back-end announce `mac` from this port, for a guest that moved here and cannot.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end hung up; `Config` without a session.
+    pub fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
+        let session = self.session.as_ref().ok_or_else(no_session)?;
+        let [a, b, c, d, e, f] = mac;
+        start::set(session, Message::number(Request::SEND_RARP, u64::from_le_bytes([a, b, c, d, e, f, 0, 0])), &[])
+    }
+
     /// Enables or disables both vrings of queue pair `pair`.
     ///
     /// # Errors
