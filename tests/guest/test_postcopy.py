@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ovsvhost.qemu import Nic
+from ovsvhost.testing.daemon import SwitchDaemon
 from ovsvhost.testing.guest import Guest
 from ovsvhost.testing.migration import Migration
 from ovsvhost.testing.pair import Pair, Setting
 from ovsvhost.testing.qemu import find_qemu
-from ovsvhost.testing.traffic import Fetches, PingStream, address
+from ovsvhost.testing.traffic import Fetches, PingStream, address, bring_up
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ovsvhost.testing.image import GuestImage
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
@@ -24,13 +29,19 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 _FILE_MIB = 2
 _BALLAST_MIB = 32
 _TIMEOUT_S = 60
+_VERSIONS = ("7.2", "10.0")
+
+
+def _offer_postcopy(switch: SwitchDaemon) -> None:
+    """From its next start on, which this is."""
+    switch.vsctl("set", "Open_vSwitch", ".", "other_config:vhost-postcopy-support=true")
+    switch.stop()
+    switch.start()
 
 
 def _start_with_postcopy(pair: Pair) -> None:
     pair.start_switch()
-    pair.switch.vsctl("set", "Open_vSwitch", ".", "other_config:vhost-postcopy-support=true")
-    pair.switch.stop()
-    pair.switch.start()
+    _offer_postcopy(pair.switch)
     for port in (*pair.ports, "v3"):
         pair.add_port(port)
     pair.start_guests()
@@ -49,9 +60,46 @@ def _load(pair: Pair) -> str:
     return pair.second.run("sha256sum </tmp/ballast").split()[0]
 
 
-def _faults_served(pair: Pair) -> int:
-    shown = pair.switch.vsctl("--if-exists", "get", "Interface", "v3", "status:postcopy-faults-served")
-    return int(shown.strip().strip('"') or 0)
+def _wait_faults(switch: SwitchDaemon) -> None:
+    """Waits until the third port asked for a page."""
+
+    def served() -> int:
+        shown = switch.vsctl("--if-exists", "get", "Interface", "v3", "status:postcopy-faults-served")
+        return int(shown.strip().strip('"') or 0)
+
+    wait_for(lambda: served() > 0, timeout_s=_TIMEOUT_S, what="the port to have asked for a page")
+
+
+@dataclass
+class Move:
+    """The second guest of a pair runs on the third port, its memory still where it was."""
+
+    pair: Pair
+    moved: Guest
+    migration: Migration
+    held: str
+
+    def finish(self) -> None:
+        """Brings the rest of its memory, and finds all of it there."""
+        self.migration.hurry()
+        self.migration.wait()
+        self.assert_whole()
+
+    def assert_whole(self) -> None:
+        assert self.moved.run("sha256sum </tmp/ballast").split()[0] == self.held
+
+
+@contextmanager
+def _moved(image: GuestImage, version: str) -> Iterator[Move]:
+    """A move by post-copy whose port has asked for a page."""
+    setting = Setting(qemu=find_qemu(version))
+    with tempfile.TemporaryDirectory(prefix="ov-") as folder, Pair(setting, Path(folder), image) as pair:
+        _start_with_postcopy(pair)
+        with _destination(pair, image) as moved:
+            move = Move(pair, moved, Migration(pair.second, moved), _load(pair))
+            move.migration.start_postcopy()
+            _wait_faults(pair.switch)
+            yield move
 
 
 @pytest.mark.rows("A15")
@@ -69,7 +117,7 @@ def test_A15_guest_runs_before_its_memory_is_there_and_keeps_its_transfers(
             pings.wait_answers(5)
             move = Migration(pair.second, moved)
             move.start_postcopy()
-            wait_for(lambda: _faults_served(pair) > 0, timeout_s=_TIMEOUT_S, what="the port to have asked for a page")
+            _wait_faults(pair.switch)
             pair.switch.wait_column("v3", "status:postcopy", "on")
             move.hurry()
             move.wait()
@@ -83,23 +131,103 @@ def test_A15_guest_runs_before_its_memory_is_there_and_keeps_its_transfers(
 
 @pytest.mark.soak
 @pytest.mark.rows("A13", "A15")
-def test_A15_guest_outlives_a_switch_that_is_killed_while_its_memory_is_on_its_way(guest_image: GuestImage) -> None:
-    setting = Setting(qemu=find_qemu("10.0"))
-    with tempfile.TemporaryDirectory(prefix="ov-") as folder, Pair(setting, Path(folder), guest_image) as pair:
-        _start_with_postcopy(pair)
-        with _destination(pair, guest_image) as moved:
-            held = _load(pair)
-            move = Migration(pair.second, moved)
-            move.start_postcopy()
-            wait_for(lambda: _faults_served(pair) > 0, timeout_s=_TIMEOUT_S, what="the port to have asked for a page")
-            pair.switch.kill()
-            pair.switch.start()
-            pair.switch.wait_link("v1")
-            waits = "the rest of the guest's memory: it was on its way here when the session before this one ended"
-            pair.switch.wait_column("v3", "status:waiting-for", waits)
-            # QEMU goes on bringing it, and says when all is there.
-            move.hurry()
-            move.wait()
-            pair.switch.wait_link("v3")
-            pair.wait_reachable()
-            assert moved.run("sha256sum </tmp/ballast").split()[0] == held
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_A15_guest_outlives_a_switch_that_is_killed_while_its_memory_is_on_its_way(
+    guest_image: GuestImage, version: str
+) -> None:
+    with _moved(guest_image, version) as move:
+        pair, switch = move.pair, move.pair.switch
+        switch.kill()
+        switch.start()
+        switch.wait_link("v1")
+        waits = "the rest of the guest's memory: it was on its way here when the session before this one ended"
+        switch.wait_column("v3", "status:waiting-for", waits)
+        # QEMU goes on bringing it, and says when all is there.
+        assert move.migration.status == "postcopy-active"
+        move.migration.hurry()
+        move.migration.wait()
+        switch.wait_link("v3")
+        pair.wait_reachable()
+        move.assert_whole()
+
+
+@pytest.mark.soak
+@pytest.mark.rows("A13", "A15")
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_A15_switch_that_is_back_after_the_memory_came_serves_the_guest_at_once(
+    guest_image: GuestImage, version: str
+) -> None:
+    with _moved(guest_image, version) as move:
+        switch = move.pair.switch
+        switch.kill()
+        move.finish()
+        switch.start()
+        switch.wait_link("v3")
+        move.pair.wait_reachable()
+        move.assert_whole()
+
+
+@pytest.mark.soak
+@pytest.mark.rows("A15")
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_A15_guest_whose_source_is_out_of_reach_goes_on_once_it_is_back(guest_image: GuestImage, version: str) -> None:
+    with _moved(guest_image, version) as move:
+        move.migration.lose_network()
+        move.migration.recover()
+        move.finish()
+        move.pair.switch.wait_column("v3", "status:postcopy", "over")
+        move.pair.wait_reachable()
+
+
+@pytest.mark.soak
+@pytest.mark.rows("A15")
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_A15_port_whose_guest_lost_its_source_waits_alone_and_takes_the_next_guest(
+    guest_image: GuestImage, version: str
+) -> None:
+    with _moved(guest_image, version) as move:
+        switch = move.pair.switch
+        move.pair.second.kill()
+        move.migration.wait_arriving_status("postcopy-paused")
+        assert switch.column("v1", "link_state") == "up"
+        move.moved.kill()
+        _wait_next_guest(move, guest_image)
+
+
+@pytest.mark.soak
+@pytest.mark.rows("A15")
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_A15_port_whose_guest_was_lost_with_its_qemu_takes_the_next_one(guest_image: GuestImage, version: str) -> None:
+    with _moved(guest_image, version) as move:
+        move.moved.kill()
+        move.migration.wait_status("postcopy-paused")
+        _wait_next_guest(move, guest_image)
+
+
+def _wait_next_guest(move: Move, image: GuestImage) -> None:
+    """Boots a guest on the third port, in the place of the one that was lost; it is reached."""
+    with Guest(image, move.pair.setting.qemu, move.moved.nics, name="next", folder=move.pair.folder / "next") as guest:
+        bring_up(guest, 2)
+        move.pair.wait_reachable()
+
+
+@pytest.mark.soak
+@pytest.mark.rows("A15")
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_A15_switch_that_the_guest_left_may_die_while_its_memory_follows(guest_image: GuestImage, version: str) -> None:
+    setting = Setting(qemu=find_qemu(version))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-")))
+        pair = stack.enter_context(Pair(setting, folder, guest_image)).start()
+        there = stack.enter_context(SwitchDaemon(folder / "there"))
+        there.vsctl(*pair.bridge_command())
+        _offer_postcopy(there)
+        there.vsctl(*pair.port_command("v3"))
+        moved = stack.enter_context(_destination(pair, guest_image))
+        move = Move(pair, moved, Migration(pair.second, moved), _load(pair))
+        move.migration.start_postcopy()
+        _wait_faults(there)
+        pair.switch.kill()
+        assert move.migration.status == "postcopy-active"
+        move.finish()
+        there.wait_column("v3", "status:postcopy", "over")
