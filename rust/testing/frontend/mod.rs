@@ -210,8 +210,9 @@ impl Frontend {
     /// `Peer` when the back-end hung up; `Config` without a session.
     pub fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
         let session = self.session.as_ref().ok_or_else(no_session)?;
-        let [a, b, c, d, e, f] = mac;
-        start::set(session, Message::number(Request::SEND_RARP, u64::from_le_bytes([a, b, c, d, e, f, 0, 0])), &[])
+        let mut message = Message::number(Request::SEND_RARP, 0);
+        message.payload = [mac.as_slice(), &[0; 2]].concat();
+        start::set(session, message, &[])
     }
 
     /// Enables or disables both vrings of queue pair `pair`.
