@@ -302,6 +302,12 @@ fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// True once the port watches the directory where its front-end's socket has to appear.
+fn is_watching() -> bool {
+    let files = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.ends_with("anon_inode:inotify"))
+}
+
 #[test]
 fn a_port_outlives_whatever_it_is_told_and_keeps_nothing_of_it() {
     let port = Port::new(EndpointKind::Server);
@@ -326,6 +332,8 @@ fn a_port_that_guests_move_to_outlives_whatever_it_is_told_and_keeps_nothing_of_
     let config = EndpointConfig { postcopy: true, ..rig::config(EndpointKind::Client, &socket) };
     let port = Port::with(config, dir);
     let door = Door::Ours(&port.socket);
+    // What it has open then is what it may have open at the end.
+    eventually("the port to watch", || is_watching().then_some(()));
     outlive(&port, &door, ARRIVING_SESSIONS, true);
     let mut vm = Vm::new(door.meet());
     vm.start(1);
@@ -338,13 +346,15 @@ fn outlive(port: &Port, door: &Door<'_>, sessions: u64, may_arrive: bool) {
     let (first, seconds) = (setting("OVSVHOST_FUZZ_SEED").unwrap_or(1), setting("OVSVHOST_FUZZ_S"));
     let before = open_files();
     let began = Instant::now();
+    let mut moves = 0;
     for seed in first.. {
         let over = match seconds {
             Some(seconds) => seed > first && began.elapsed() >= Duration::from_secs(seconds),
             None => seed >= first + sessions,
         };
         if over {
-            println!("{} sessions from seed {first}", seed - first);
+            println!("{} sessions from seed {first}, {moves} with a move in them", seed - first);
+            assert!(moves > 0 || seconds.is_some(), "no log was turned on and no guest came");
             break;
         }
         session(seed, door, may_arrive);
@@ -356,6 +366,7 @@ fn outlive(port: &Port, door: &Door<'_>, sessions: u64, may_arrive: bool) {
             answers(&mut raw).then_some(raw)
         });
         drop(honest);
+        moves += u64::from(port.recorder.events().iter().any(|(_, kind, _)| *kind == "migration"));
         port.recorder.forget();
     }
     eventually("every descriptor to be closed", || (open_files() <= before).then_some(()));
