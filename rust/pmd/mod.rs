@@ -17,6 +17,7 @@ pub mod assign;
 pub mod balance;
 pub mod load;
 
+mod bond;
 mod deliver;
 mod doze;
 mod ends;
@@ -29,6 +30,7 @@ mod thread;
 mod topology;
 mod wait;
 
+pub use bond::{Admission, Bonding, Membership};
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
