@@ -15,8 +15,8 @@ from ovsvhost.model import PollThreads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
-    from ovsvhost.model import AnyPort, Bridge, FeatureLimit
+    from ovsvhost._core import BondState, Datapath, FdbEntry, PmdState, PortState
+    from ovsvhost.model import AnyPort, Bond, Bridge, FeatureLimit
     from ovsvhost.nic.rtnetlink import Link
 
 _NO_LINKS: Mapping[str, Link] = {}
@@ -29,6 +29,7 @@ class Observed:
     Attributes:
         bridges: by name; their ``ports`` are empty, see ``ports``.
         ports: by name: the bridge it is on and its settings as they are in force.
+        bonds: by name: the bridge it is on and its settings.
         pmds: the poll threads.
         feature_limit: what guests that start are offered at most.
         links: the network devices of this machine by name.
@@ -37,6 +38,7 @@ class Observed:
 
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
     ports: Mapping[str, tuple[str, AnyPort]] = field(default_factory=dict)
+    bonds: Mapping[str, tuple[str, Bond]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
     feature_limit: FeatureLimit = "all"
     links: Mapping[str, Link] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Ledger:
 
     bridges: dict[str, Bridge] = field(default_factory=dict)
     ports: dict[str, AnyPort] = field(default_factory=dict)
+    bonds: dict[str, tuple[str, Bond]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
     set_up: set[int] = field(default_factory=set)
     feature_limit: FeatureLimit = "all"
@@ -70,6 +73,7 @@ def read(datapath: Datapath, ledger: Ledger, links: Mapping[str, Link] = _NO_LIN
     return Observed(
         bridges=dict(ledger.bridges),
         ports=ports,
+        bonds=dict(ledger.bonds),
         pmds=ledger.pmds,
         feature_limit=ledger.feature_limit,
         links=links,
@@ -85,6 +89,11 @@ def port_states(datapath: Datapath) -> dict[str, PortState]:
 def port_state(datapath: Datapath, name: str) -> PortState:
     """One port's live state; ConfigError if there is none of that name."""
     return datapath.port(name)
+
+
+def bonds(datapath: Datapath) -> list[BondState]:
+    """Every bond's live state, by name."""
+    return datapath.bonds()
 
 
 def fdb(datapath: Datapath, bridge: str) -> list[FdbEntry]:

@@ -121,7 +121,7 @@ pub struct BondLink {
     pub name: String,
     /// It may carry frames.
     pub is_enabled: bool,
-    /// Nothing but its carrier and the delays keeps it from that.
+    /// It has a carrier: nothing but a delay, or somebody's word, keeps it from that.
     pub may_enable: bool,
     /// How long until its delay is over, if it has one.
     pub due: Option<Duration>,
@@ -192,7 +192,7 @@ impl Bond {
         let links = self.links.all().iter().map(|link| BondLink {
             name: link.name.clone(),
             is_enabled: link.is_enabled,
-            may_enable: true,
+            may_enable: link.has_carrier,
             due: link.due.map(|due| due.saturating_duration_since(now)),
         });
         BondState {
