@@ -29,20 +29,20 @@ class Observed:
     Attributes:
         bridges: by name; their ``ports`` are empty, see ``ports``.
         ports: by name: the bridge it is on and its settings as they are in force.
-        bonds: by name: the bridge it is on and its settings.
         pmds: the poll threads.
         feature_limit: what guests that start are offered at most.
         links: the network devices of this machine by name.
         set_up: numbers of those that the switch set up.
+        bonds: by name: the bridge it is on and its settings.
     """
 
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
     ports: Mapping[str, tuple[str, AnyPort]] = field(default_factory=dict)
-    bonds: Mapping[str, tuple[str, Bond]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
     feature_limit: FeatureLimit = "all"
     links: Mapping[str, Link] = field(default_factory=dict)
     set_up: frozenset[int] = frozenset()
+    bonds: Mapping[str, tuple[str, Bond]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -73,11 +73,11 @@ def read(datapath: Datapath, ledger: Ledger, links: Mapping[str, Link] = _NO_LIN
     return Observed(
         bridges=dict(ledger.bridges),
         ports=ports,
-        bonds=dict(ledger.bonds),
         pmds=ledger.pmds,
         feature_limit=ledger.feature_limit,
         links=links,
         set_up=frozenset(ledger.set_up),
+        bonds=dict(ledger.bonds),
     )
 
 
