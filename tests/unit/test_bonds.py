@@ -108,9 +108,9 @@ def test_the_link_that_was_active_in_an_earlier_run_is_found_by_its_address(tmp_
         ("02:00:00:00:00:09", None),
         (None, None),
     ]
-    for address, name in found:
-        row = bond_row(link("p0"), link("p1"), link("gone"), bond_active_slave=address)
-        assert the_bond(configured(row, sysfs=tmp_path)).last_active == name
+    for active_mac, expected in found:
+        row = bond_row(link("p0"), link("p1"), link("gone"), bond_active_slave=active_mac)
+        assert the_bond(configured(row, sysfs=tmp_path)).last_active == expected
 
 
 BOND = Bond(key="p-bond0", name="bond0")
