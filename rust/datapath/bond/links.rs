@@ -52,12 +52,14 @@ pub(in crate::datapath) struct Links {
     active: Option<PortId>,
     /// The name of the one that was active last: it is preferred.
     last: Option<String>,
+    /// The one that was active in an earlier run, until it is enabled here: after a start links come one by one.
+    returning: Option<String>,
 }
 
 impl Links {
     /// None that were there; `last` is the name of the link that was active before, if that is known.
     pub(in crate::datapath) fn new(last: Option<String>) -> Self {
-        Self { last, ..Self::default() }
+        Self { last: last.clone(), returning: last, ..Self::default() }
     }
 
     pub(in crate::datapath) fn all(&self) -> &[Link] {
@@ -96,7 +98,7 @@ impl Links {
     pub(in crate::datapath) fn activate(&mut self, name: &str) -> Option<bool> {
         let link = self.all.iter().find(|link| link.name == name)?;
         if link.is_enabled {
-            self.last = Some(link.name.clone());
+            (self.last, self.returning) = (Some(link.name.clone()), None);
             self.active = Some(link.id);
         }
         Some(link.is_enabled)
@@ -114,7 +116,11 @@ impl Links {
             if now >= *link.due.get_or_insert(now + delay) {
                 (link.is_enabled, link.due) = (link.has_carrier, None);
                 changes.push(Change::Enabled { link: link.name.clone(), is_enabled: link.is_enabled });
-                chooses |= link.is_enabled && rules.primary.as_ref() == Some(&link.name);
+                let is_back = link.is_enabled && self.returning.take_if(|name| *name == link.name).is_some();
+                if is_back {
+                    self.last = Some(link.name.clone());
+                }
+                chooses |= is_back || (link.is_enabled && rules.primary.as_ref() == Some(&link.name));
             }
         }
         let is_enabled = |id| self.all.iter().any(|link| link.id == id && link.is_enabled);
@@ -252,6 +258,23 @@ mod tests {
         assert_eq!(links.settle(&rules, now), [up("p0", true)]);
         assert!(!links.hold("p7", true));
         assert_eq!(links.activate("p7"), None);
+    }
+
+    #[test]
+    fn the_link_that_was_active_in_an_earlier_run_is_again_when_it_comes_and_only_then() {
+        let rules = Rules::default();
+        let (mut links, now) = (Links::new(Some("p1".into())), Instant::now());
+        links.add(1, "p0");
+        links.add(2, "p1");
+        links.set_carrier(1, true);
+        assert_eq!(links.settle(&rules, now), [up("p0", true), active("p0")], "the only one");
+        links.set_carrier(2, true);
+        assert_eq!(links.settle(&rules, now), [up("p1", true), active("p1")]);
+        links.set_carrier(2, false);
+        links.settle(&rules, now);
+        links.set_carrier(2, true);
+        assert_eq!(links.settle(&rules, now), [up("p1", true)], "who carries goes on");
+        assert_eq!(links.active(), Some(1));
     }
 
     #[test]
