@@ -47,11 +47,17 @@ impl Bench {
         self.switch.datapath().bonds().remove(0)
     }
 
+    /// What a watch over the host's links would say all the time.
+    fn look(&self) {
+        for link in LINKS {
+            self.switch.datapath().refresh_nic(link).unwrap();
+        }
+    }
+
     #[track_caller]
     fn wait_active(&self, name: Option<&str>) {
         wait(&format!("{name:?} to be active"), || {
-            // What a watch over the host's links would say.
-            LINKS.iter().for_each(|link| drop(self.switch.datapath().refresh_nic(link)));
+            self.look();
             self.state().active.as_deref() == name
         });
     }
@@ -146,7 +152,7 @@ fn the_other_link_takes_over_under_traffic_and_the_neighbour_is_told_who_is_here
             let mut after = None;
             ip(&format!("link set {} down", near(from)));
             wait("frames over the other link", || {
-                LINKS.iter().for_each(|link| drop(bench.switch.datapath().refresh_nic(link)));
+                bench.look();
                 // Said once every poll thread uses the other link.
                 if after.is_none() && !bench.switch.port(LINKS[from]).link_up {
                     assert_eq!(bench.state().active.as_deref(), Some(LINKS[to]));
@@ -174,12 +180,10 @@ fn the_other_link_takes_over_under_traffic_and_the_neighbour_is_told_who_is_here
             ip(&format!("link set {} up", near(from)));
             wait_carriers();
             bench.far[from] = FarEnd::open(["far", "far2"][from]).unwrap();
-            for name in LINKS {
-                wait("the link", || {
-                    bench.switch.datapath().refresh_nic(name).unwrap();
-                    bench.switch.port(name).link_up
-                });
-            }
+            wait("the links", || {
+                bench.look();
+                LINKS.iter().all(|name| bench.switch.port(name).link_up)
+            });
             assert_eq!(bench.state().active.as_deref(), Some(LINKS[to]), "who carries goes on");
         }
         let moved = bench.switch.datapath().fdb_stats("br0").unwrap();
