@@ -54,7 +54,7 @@ pub enum Message {
         mac: Mac,
     },
     /// Tell whoever is behind `port` that these are to be found here, with a RARP each: they were learned elsewhere. At
-    /// most as many as a burst holds.
+    /// most [`super::LESSON_LEN`].
     Teach {
         /// A bond whose links changed.
         port: PortId,

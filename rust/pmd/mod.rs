@@ -43,6 +43,9 @@ use std::sync::atomic;
 use crate::ring::RingFault;
 use crate::switch::PortId;
 
+/// Most addresses of one [`Message::Teach`].
+pub const LESSON_LEN: usize = crate::burst::MAX_BURST;
+
 /// A queue that a poll thread had to stop.
 #[derive(Debug, Clone)]
 pub struct Fault {

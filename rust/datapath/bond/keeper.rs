@@ -6,8 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::super::Shared;
-use crate::burst::MAX_BURST;
-use crate::pmd::Message;
+use crate::pmd::{LESSON_LEN, Message};
 use crate::switch::PortId;
 use crate::switch::fdb::Key;
 
@@ -38,7 +37,7 @@ pub(in crate::datapath) fn keep_bonds(shared: &Weak<Shared>, told: &Receiver<()>
         for (bond, addresses) in state.take_lessons(shared.now_s()) {
             // The newest says it all.
             lessons.retain(|(other, _)| *other != bond);
-            lessons.extend(addresses.chunks(MAX_BURST).map(|part| (bond, part.to_vec())));
+            lessons.extend(addresses.chunks(LESSON_LEN).map(|part| (bond, part.to_vec())));
         }
         if let (Some((port, addresses)), Some(thread)) = (lessons.pop_front(), state.places.threads.first()) {
             thread.pmd.post(Message::Teach { port, addresses });

@@ -86,7 +86,17 @@ impl Pair {
             let (steering, counters) = (Steering::Hash, Arc::default());
             let (mtu, retries, backpressure_us, bonding) = (1_500, 8, 0, Bonding::None);
             let admin_up = true;
-            Some(PortView { bridge: 0, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs, bonding })
+            Some(PortView {
+                bridge: 0,
+                mtu,
+                admin_up,
+                retries,
+                backpressure_us,
+                steering,
+                counters,
+                receiveqs,
+                bonding,
+            })
         };
         let fdb = Arc::new(Fdb::new(64, 300));
         let topology = Topology {

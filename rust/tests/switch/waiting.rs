@@ -38,7 +38,17 @@ impl Stage {
             let counters = receiveqs.first().map_or_else(Arc::default, |slot| Arc::clone(&slot.counters));
             let (steering, admin_up) = (Steering::Hash, true);
             let (mtu, retries, backpressure_us, bonding) = (1_500, 8, 0, Bonding::None);
-            Some(PortView { bridge: 0, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs, bonding })
+            Some(PortView {
+                bridge: 0,
+                mtu,
+                admin_up,
+                retries,
+                backpressure_us,
+                steering,
+                counters,
+                receiveqs,
+                bonding,
+            })
         };
         let members = (0..(receivers + senders) as u16).collect();
         let topology = Arc::new(Topology {
