@@ -53,7 +53,7 @@ pub enum DropReason {
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 18;
+pub const COUNT: usize = 19;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
