@@ -24,6 +24,7 @@ mod iommu;
 mod iommu_waits;
 mod killed;
 mod life;
+mod logs;
 mod matrix;
 mod memory;
 mod offloads;
