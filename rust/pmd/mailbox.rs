@@ -10,6 +10,7 @@ use super::{OutletSlot, PolledQueue, Sleep, Topology};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::switch::PortId;
+use crate::switch::fdb::Key;
 use crate::sys::eventfd::Notifier;
 
 /// What a poll thread can be told.
@@ -51,6 +52,14 @@ pub enum Message {
         port: PortId,
         /// The address.
         mac: Mac,
+    },
+    /// Tell whoever is behind `port` that these are to be found here, with a RARP each: they were learned elsewhere. At
+    /// most [`super::LESSON_LEN`].
+    Teach {
+        /// A bond whose links changed.
+        port: PortId,
+        /// Who.
+        addresses: Vec<Key>,
     },
     /// Poll nothing from now on; the queues stay here, settled, until they are released. Answer when that is so.
     Rest(Sender<()>),

@@ -17,6 +17,7 @@ pub mod assign;
 pub mod balance;
 pub mod load;
 
+mod bond;
 mod deliver;
 mod doze;
 mod ends;
@@ -30,6 +31,7 @@ mod thread;
 mod topology;
 mod wait;
 
+pub use bond::{Admission, Bonding, Membership};
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
@@ -41,6 +43,9 @@ use std::sync::atomic;
 
 use crate::ring::RingFault;
 use crate::switch::PortId;
+
+/// Most addresses of one [`Message::Teach`].
+pub const LESSON_LEN: usize = crate::burst::MAX_BURST;
 
 /// A queue that a poll thread had to stop.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use super::deliver::{Source, Spread};
 use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
-use super::{Fault, Inlet, OutletSlot, Topology};
+use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
@@ -15,6 +15,7 @@ use crate::frame::ethernet::Mac;
 use crate::ring::RingFault;
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
+use crate::switch::fdb::Key;
 use crate::sys::tsc;
 
 /// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
@@ -140,7 +141,7 @@ impl Forwarder {
         }
         let count = q.queue.gather()?;
         if count > 0 {
-            self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
+            self.forward(q.queue.burst_mut(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
             if q.waiting.is_empty() {
                 q.counters.called(q.queue.commit());
             }
@@ -184,7 +185,7 @@ impl Forwarder {
 
     fn forward(
         &mut self,
-        burst: &Burst,
+        burst: &mut Burst,
         port: PortId,
         counters: &QueueCounters,
         cache: &mut Cache,
@@ -199,6 +200,14 @@ impl Forwarder {
         if !view.admin_up {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
+        let port = match &view.bonding {
+            Bonding::None => port,
+            Bonding::Member(membership) => {
+                membership.admit(burst);
+                membership.bond
+            }
+        };
+        let burst = &*burst;
         cache.refresh(&bridge.fdb, self.now_s);
         let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
         while let Some((index, (packet, _))) = frames.next() {
@@ -274,7 +283,33 @@ impl Forwarder {
         let mut burst = Burst::new(Arc::default());
         burst.push_own(&crate::burst::rarp(mac));
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
-        self.forward(&burst, port, &counters, &mut cache, &mut waiting, Some(settle_by()));
+        self.forward(&mut burst, port, &counters, &mut cache, &mut waiting, Some(settle_by()));
+    }
+
+    /// Sends a RARP for each of `addresses` out on `port`: who is behind it learns where to find them.
+    pub(super) fn teach(&mut self, port: PortId, addresses: &[Key]) {
+        let Some(view) = self.topology.port(port) else { return };
+        let (mut burst, mut waiting) = (Burst::new(Arc::default()), Waiting::new());
+        for address in addresses.iter().take(MAX_BURST) {
+            burst.push_rarp(address.mac(), address.vlan());
+        }
+        let (mut list, mut room) = (0, [0; MAX_BURST]);
+        for index in 0..burst.len() {
+            list |= 1 << index;
+        }
+        self.spread.begin();
+        let mut source = Source {
+            burst: &burst,
+            port,
+            thread: self.thread,
+            topology: &self.topology,
+            faults: &self.faults,
+            spread: &mut self.spread,
+            stuck: &mut self.stuck,
+            waiting: &mut waiting,
+            settle_by: Some(settle_by()),
+        };
+        source.deliver(view, indices(list, &mut room), None);
     }
 }
 
