@@ -229,7 +229,7 @@ impl Writer {
             let need = self.header_size + packet.len;
             match slots.get(usize::from(taken)) {
                 Some(slot) if slot.len >= need && self.is_simple(packet) => {
-                    if packet.is_plain && need <= LINES_AHEAD {
+                    if need <= LINES_AHEAD && packet.is_plain {
                         self.write_plain(burst, packet, head, slot.start);
                     } else {
                         let next = slots.get(usize::from(taken) + 1).zip(list.get(position + 1));
@@ -329,7 +329,13 @@ impl Writer {
     /// True if a frame goes out as it came, but for its checksum.
     #[inline]
     fn is_simple(&self, packet: &Packet) -> bool {
-        packet.is_plain || !packet.needs.without(self.takes).has_segmentation()
+        packet.is_plain || self.takes_whole(packet)
+    }
+
+    /// Of a frame that asks for something.
+    #[cold]
+    fn takes_whole(&self, packet: &Packet) -> bool {
+        !packet.needs.without(self.takes).has_segmentation()
     }
 
     /// The fast shape: one buffer that holds the header and a plain frame.
