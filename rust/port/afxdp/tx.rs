@@ -20,7 +20,7 @@ use super::rx::GOES_ON;
 use super::xsk::Xsk;
 use super::{CHUNK, PIECES_MAX};
 use crate::burst::written::{Field, add_to, finish_checksum};
-use crate::burst::{Burst, Head, Packet};
+use crate::burst::{Burst, HEAD_SIZE, Head, Packet};
 use crate::frame::checksum::Sum;
 use crate::frame::gso::{Idents, PIECE_HEAD_SIZE};
 use crate::memory::{Span, copy};
@@ -28,7 +28,7 @@ use crate::ring::Delivery;
 
 /// What became of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+pub(super) enum Sent {
     /// It is posted.
     Whole,
     /// It is posted in segments.
@@ -37,6 +37,21 @@ enum Sent {
     Never,
     /// There is no room now.
     Later,
+}
+
+impl Sent {
+    /// Adds the frame at `position` of a list to what was delivered; false if it was not, and comes first the next time.
+    #[inline]
+    pub(super) fn note(self, delivery: &mut Delivery, position: usize) -> bool {
+        match self {
+            Self::Whole => {}
+            Self::InPieces => delivery.in_pieces |= 1 << position,
+            Self::Never => delivery.too_small |= 1 << position,
+            Self::Later => return false,
+        }
+        delivery.settled = position + 1;
+        true
+    }
 }
 
 /// The tx side of a queue. Belongs to one thread at a time.
@@ -48,14 +63,44 @@ pub struct TxQueue {
     idents: Idents,
     /// The frame being written: its chunks.
     spans: Vec<Span>,
+    /// Descriptors that the kernel has.
+    out: u32,
+    /// Tags of descriptors that came back and are no frames of ours, until who posted them has looked.
+    returned: Vec<u16>,
     is_stuck: bool,
     xsk: Arc<Xsk>,
 }
 
+/// Where the tag of a descriptor begins that is no frame of ours: an address has 48 bits, and the kernel gives back what
+/// stands above as it is.
+const TAG_SHIFT: u32 = 48;
+
 impl TxQueue {
     pub(super) fn new(xsk: Arc<Xsk>, tx: Producer<2>, completion: Consumer<1>, frames: Frames) -> Self {
         let (idents, spans) = (Idents::new(), Vec::with_capacity(PIECES_MAX));
-        Self { tx, completion, frames, idents, spans, is_stuck: false, xsk }
+        let (out, returned, is_stuck) = (0, Vec::new(), false);
+        Self { tx, completion, frames, idents, spans, out, returned, is_stuck, xsk }
+    }
+
+    /// What both sides know of the socket.
+    pub(super) fn xsk(&self) -> &Arc<Xsk> {
+        &self.xsk
+    }
+
+    /// Keeps the tags of descriptors that come back, `room` of them; without, they are forgotten.
+    pub(super) fn keep_tags(&mut self, room: usize) {
+        self.returned.reserve(room);
+    }
+
+    /// Tags that came back since this was asked.
+    #[inline]
+    pub(super) fn returned(&mut self) -> impl Iterator<Item = u16> {
+        self.returned.drain(..)
+    }
+
+    /// Descriptors that the kernel has.
+    pub(super) fn out(&self) -> u32 {
+        self.out
     }
 
     /// Copies the packets `list` of `burst` and posts them together, in order. Stops at the first that finds no room.
@@ -66,21 +111,56 @@ impl TxQueue {
         self.reap();
         for (position, &index) in list.iter().enumerate() {
             let Some((packet, head)) = burst.frame(index) else { break };
-            let sent = if packet.is_plain && packet.len <= CHUNK {
-                self.post_plain(burst, packet, head)
-            } else {
-                self.post_other(burst, packet, usize::from(index))
-            };
-            match sent {
-                Sent::Whole => {}
-                Sent::InPieces => delivery.in_pieces |= 1 << position,
-                Sent::Never => delivery.too_small |= 1 << position,
-                Sent::Later => break,
+            if !self.send(burst, packet, head, index).note(&mut delivery, position) {
+                break;
             }
-            delivery.settled = position + 1;
         }
         self.publish();
         delivery
+    }
+
+    /// Copies one frame.
+    #[inline]
+    pub(super) fn send(&mut self, burst: &Burst, packet: &Packet, head: &Head, index: u8) -> Sent {
+        if packet.is_plain && packet.len <= CHUNK {
+            self.post_plain(burst, packet, head)
+        } else {
+            self.post_other(burst, packet, usize::from(index))
+        }
+    }
+
+    /// Posts a frame of which only the head is copied: `parts` are places and lengths of what follows it, from the start of
+    /// the memory that the socket was given, and come back as `tag`, which is not 0. False if there is no room.
+    pub(super) fn send_parts(&mut self, head: &Head, parts: &[(u64, u32)], tag: u16) -> bool {
+        #[allow(clippy::cast_possible_truncation, reason = "64")]
+        let head_size = HEAD_SIZE as u32;
+        let Some((address, to)) = self.frames.take(&self.xsk.area, head_size) else { return false };
+        // SAFETY: `to` has as many bytes as a head in an area that `self` keeps, and nobody else writes to a frame that was
+        // taken.
+        unsafe { copy::copy64(to.start, head.0.as_ptr()) };
+        self.tx.put([address, u64::from(head_size) | u64::from(GOES_ON) << 32]);
+        let last = parts.len().saturating_sub(1);
+        for (i, &(at, len)) in parts.iter().enumerate() {
+            let options = if i < last { GOES_ON } else { 0 };
+            // The kernel adds what stands above 48 bits to what stands below.
+            let tagged = u64::from(tag) << TAG_SHIFT | (at - u64::from(tag));
+            self.tx.put([tagged, u64::from(len) | u64::from(options) << 32]);
+        }
+        true
+    }
+
+    /// True if a frame of a head and `parts` parts can be posted, at once or after the kernel was kicked for it.
+    #[inline]
+    pub(super) fn has_room_for(&mut self, parts: usize) -> bool {
+        self.is_room_for(parts) || {
+            self.make_room(1);
+            self.is_room_for(parts)
+        }
+    }
+
+    #[inline]
+    fn is_room_for(&mut self, parts: usize) -> bool {
+        self.frames.free() > 0 && u32::try_from(1 + parts).is_ok_and(|count| self.tx.has_room(count))
     }
 
     /// Has the kernel send what was posted, if it must be told; true if it was.
@@ -110,25 +190,31 @@ impl TxQueue {
 
     /// Takes back every frame that was sent.
     #[inline]
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         // An index that makes no sense gives nothing back: then there is soon no room.
         let ready = self.completion.ready().unwrap_or(0);
         for ahead in 0..ready {
             let [address] = self.completion.entry(ahead);
-            self.frames.give_back(address);
+            #[allow(clippy::cast_possible_truncation, reason = "the sixteen bits above an address")]
+            match (address >> TAG_SHIFT) as u16 {
+                0 => drop(self.frames.give_back(address)),
+                tag if self.returned.len() < self.returned.capacity() => self.returned.push(tag),
+                _ => {}
+            }
         }
         if ready > 0 {
+            self.out = self.out.saturating_sub(ready);
             self.completion.release(ready);
         }
     }
 
     #[inline]
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let count = self.tx.unpublished();
         if count > 0 {
             self.xsk.posted.add(count.into());
-            #[allow(clippy::cast_possible_truncation, reason = "at most 4096 frames")]
-            self.xsk.inflight_max.fetch_max(self.frames.out() as u32, Ordering::Relaxed);
+            self.out = self.out.saturating_add(count);
+            self.xsk.inflight_max.fetch_max(self.out, Ordering::Relaxed);
             self.tx.publish();
         }
     }
