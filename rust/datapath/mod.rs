@@ -409,7 +409,10 @@ impl Datapath {
     /// # Errors
     /// `Config` if there is none of that name.
     pub fn port(&self, name: &str) -> Result<PortState> {
-        self.shared.state().port_state(name, &self.shared.lanes).ok_or_else(|| Error::Config(format!("no port named {name}")))
+        self.shared
+            .state()
+            .port_state(name, &self.shared.lanes)
+            .ok_or_else(|| Error::Config(format!("no port named {name}")))
     }
 
     /// Every port, now.

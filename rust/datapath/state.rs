@@ -162,7 +162,8 @@ impl State {
     }
 
     pub(super) fn add_port(&mut self, bridge: &str, config: PortConfig) -> Result<Arc<PortRecord>> {
-        let (settings, backing) = (config.settings(), Backing::Vhost { socket: config.socket, kind: config.kind, endpoint: None });
+        let (settings, backing) =
+            (config.settings(), Backing::Vhost { socket: config.socket, kind: config.kind, endpoint: None });
         self.add(bridge, &config.name, settings, backing, "guest_notifications")
     }
 
@@ -269,8 +270,11 @@ impl State {
             return Vec::new();
         };
         let guests = self.ports.values().filter(|port| port.settings.zero_copy && port.bridge == *bridge);
-        let seats = guests.flat_map(|port| self.places.seats_of(port.record.id).map(|(vring, seat)| (port, vring, seat)));
-        seats.map(|(port, vring, seat)| Wish { guest: Arc::clone(&port.record), vring, seat: Arc::clone(seat) }).collect()
+        let seats =
+            guests.flat_map(|port| self.places.seats_of(port.record.id).map(|(vring, seat)| (port, vring, seat)));
+        seats
+            .map(|(port, vring, seat)| Wish { guest: Arc::clone(&port.record), vring, seat: Arc::clone(seat) })
+            .collect()
     }
 
     /// Has every NIC's thread look that is on the bridge of this port, if the port's lanes may be other ones.
@@ -374,7 +378,8 @@ impl State {
             _ => (None, BTreeMap::new()),
         };
         if port.settings.zero_copy {
-            let obstacles: Vec<_> = self.places.seats_of(record.id).map(|(_, seat)| seat.memory().err().flatten()).collect();
+            let obstacles: Vec<_> =
+                self.places.seats_of(record.id).map(|(_, seat)| seat.memory().err().flatten()).collect();
             status.insert("zero-copy".to_owned(), lanes.state_of(record.id, &obstacles));
         }
         PortState {

@@ -87,9 +87,11 @@ impl Lanes {
         }
         if let Some(obstacle) = obstacles.iter().flatten().next() {
             return match obstacle {
-                Obstacle::InOrder => "Waiting(in_order): its driver wants buffers back in order, so frames are copied; \
+                Obstacle::InOrder => {
+                    "Waiting(in_order): its driver wants buffers back in order, so frames are copied; \
                                       restart the driver"
-                    .into(),
+                        .into()
+                }
                 Obstacle::Packed => "Waiting(packed): its driver uses packed rings, so frames are copied".into(),
                 Obstacle::Postcopy => "Suspended(postcopy): a migration brings its memory; frames are copied".into(),
             };
@@ -136,7 +138,9 @@ impl Shared {
                     (offer.plan.queue..offer.plan.queue + offer.queues).contains(&queue) && *plan == wanted
                 })
             });
-            fits && wishes.iter().any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1) && Arc::ptr_eq(&wish.seat, seat))
+            fits && wishes
+                .iter()
+                .any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1) && Arc::ptr_eq(&wish.seat, seat))
         };
         let mut unwanted = Vec::new();
         {
@@ -185,7 +189,8 @@ impl Shared {
                 return;
             }
             let taken = |queue: u32| {
-                laid.iter().any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
+                laid.iter()
+                    .any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
             };
             let free = (offer.plan.queue..offer.plan.queue + offer.queues).find(|queue| !taken(*queue));
             let Some(queue) = free else {
@@ -250,7 +255,9 @@ impl Shared {
         queue.give_back();
         let (port, vring) = (queue.port, queue.vring);
         let mut laid = self.lanes.laid.lock();
-        laid.retain(|key, laid| (key.0, key.1) != (port, vring) || matches!(laid, Laid::Open { seat, .. } if seat.run != queue.run));
+        laid.retain(|key, laid| {
+            (key.0, key.1) != (port, vring) || matches!(laid, Laid::Open { seat, .. } if seat.run != queue.run)
+        });
     }
 
     /// Has the devices' threads look whether lanes are to be opened or closed for this port.

@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn what_lies_at_a_host_address_lies_in_the_window_where_its_place_says() {
-        let regions = vec![region(0, 0x3000, 0, 1), region(0x10_0000, 0x5000, 0x2000, 2), region(0x80_0000, 0x1000, 0, 3)];
+        let regions =
+            vec![region(0, 0x3000, 0, 1), region(0x10_0000, 0x5000, 0x2000, 2), region(0x80_0000, 0x1000, 0, 3)];
         let map = GuestMap::map(regions, false).unwrap();
         let pool = Area::shared(0x2000).unwrap();
         // SAFETY: the area's own bytes.

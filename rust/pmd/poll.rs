@@ -240,8 +240,7 @@ impl Forwarder {
         }
         let count = q.queue.gather()?;
         if count > 0 {
-            let aside =
-                Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by: None };
+            let aside = Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by: None };
             self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, aside);
             if q.waiting.is_empty() {
                 q.commit();
@@ -285,14 +284,7 @@ impl Forwarder {
         }
     }
 
-    fn forward(
-        &mut self,
-        burst: &Burst,
-        port: PortId,
-        counters: &QueueCounters,
-        cache: &mut Cache,
-        aside: Aside<'_>,
-    ) {
+    fn forward(&mut self, burst: &Burst, port: PortId, counters: &QueueCounters, cache: &mut Cache, aside: Aside<'_>) {
         let view = self.topology.port(port);
         let bridge = view.and_then(|v| self.topology.bridges.get(v.bridge)).and_then(Option::as_ref);
         let Some((view, bridge)) = view.zip(bridge) else {

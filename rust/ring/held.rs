@@ -223,9 +223,10 @@ pub(super) fn left_behind(journal: &Journal, is_committed: bool) -> Vec<Orphan> 
     let is_out = |element: &Element| element.written == OUT || element.written == COMING_BACK && !is_committed;
     let mut out: Vec<(usize, Element)> = found.filter(|(_, element)| is_out(element)).collect();
     // Numbers run on past 65535: they are ordered as seen from the one that most others come after.
-    let first = out.iter().map(|(_, element)| element.place).max_by_key(|first| {
-        out.iter().filter(|(_, other)| other.place.wrapping_sub(*first) < 0x8000).count()
-    });
+    let first = out
+        .iter()
+        .map(|(_, element)| element.place)
+        .max_by_key(|first| out.iter().filter(|(_, other)| other.place.wrapping_sub(*first) < 0x8000).count());
     out.sort_by_key(|(_, element)| element.place.wrapping_sub(first.unwrap_or(0)));
     out.into_iter().map(|(word, element)| Orphan { word, head: element.id }).collect()
 }

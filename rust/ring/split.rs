@@ -119,7 +119,11 @@ impl SplitRing {
         let Intent { old, new, .. } = past.journal.intent();
         let at = self.used_next;
         let is_new = past.is_known && at != old && at != new;
-        let orphans = if past.is_known && !is_new { held::left_behind(&past.journal, at == new && old != new) } else { Vec::new() };
+        let orphans = if past.is_known && !is_new {
+            held::left_behind(&past.journal, at == new && old != new)
+        } else {
+            Vec::new()
+        };
         let is_sound = self.can_have_taken(&orphans);
         held::forget(&past.journal, if is_sound { &orphans } else { &[] });
         past.journal.settle(at);
@@ -130,7 +134,8 @@ impl SplitRing {
             self.orphans = orphans;
         }
         let note = || format!("its used index is {at}, not {new} as written down: the guest set it up anew");
-        let strange = || format!("buffers written down as taken are not those that its driver offers: it goes on at {at}");
+        let strange =
+            || format!("buffers written down as taken are not those that its driver offers: it goes on at {at}");
         Ok(is_new.then(note).or_else(|| (!is_sound).then(strange)))
     }
 
@@ -143,11 +148,15 @@ impl SplitRing {
         let available = unsafe { access::load_acquire(self.avail.wrapping_add(2)) }.wrapping_sub(self.used_next);
         let taken = places_of(orphans);
         let mut heads: Vec<u16> = orphans.iter().map(|orphan| orphan.head).collect();
-        heads.extend((taken..available.min(self.mask.wrapping_add(1))).map(|place| self.offered(self.used_next, place)));
+        heads
+            .extend((taken..available.min(self.mask.wrapping_add(1))).map(|place| self.offered(self.used_next, place)));
         let count = heads.len();
         heads.sort_unstable();
         heads.dedup();
-        available >= taken && available <= self.mask.wrapping_add(1) && heads.len() == count && heads.iter().all(|head| *head <= self.mask)
+        available >= taken
+            && available <= self.mask.wrapping_add(1)
+            && heads.len() == count
+            && heads.iter().all(|head| *head <= self.mask)
     }
 
     /// The head in entry `from` + `place` of the available ring.

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::chain::{Chain, Desc, Direction, INDIRECT, NEXT, Scratch};
-use super::kind::{Kind, with_layout};
 use super::held::{Held, Obstacle, Orphan};
+use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::split::SplitRing;
 use super::{Ring, RingFault, feature, offload};

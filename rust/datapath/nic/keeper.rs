@@ -132,7 +132,8 @@ impl Keeper {
     /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
     fn lay_lanes(&self) {
         let Claim { shared, record } = &self.claim;
-        let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan)) else {
+        let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
+        else {
             return shared.lay_lanes(None, record.id);
         };
         let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());

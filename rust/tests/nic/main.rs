@@ -23,3 +23,4 @@ mod offloads;
 mod rig;
 #[path = "../switch/station.rs"]
 mod station;
+mod zero_copy;
