@@ -263,6 +263,7 @@ class InProcess:
             socket_owner=meant.socket_owner,
             socket_group=meant.socket_group,
             allow_file_memory=meant.allow_file_memory,
+            dq_zero_copy=meant.dq_zero_copy,
         )
 
     def _nic(self, name: str, kind: NicType, asked: Mapping[str, str], ofport: int, mtu: int | None) -> NicPort:

@@ -278,6 +278,7 @@ def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path
         socket_owner=settings.socket_owner,
         socket_group=settings.socket_group,
         allow_file_memory=settings.allow_file_memory,
+        dq_zero_copy=settings.dq_zero_copy,
     )
     return _Wanted(row, bridge.name, tuple(errors), ("socket", settings.socket), port)
 
