@@ -271,7 +271,7 @@ impl State {
         };
         let guests = self.ports.values().filter(|port| port.settings.zero_copy && port.bridge == *bridge);
         let seats =
-            guests.flat_map(|port| self.places.seats_of(port.record.id).map(|(vring, seat)| (port, vring, seat)));
+            guests.flat_map(|port| self.places.seats_of(port.record.id).map(move |(vring, seat)| (port, vring, seat)));
         seats
             .map(|(port, vring, seat)| Wish { guest: Arc::clone(&port.record), vring, seat: Arc::clone(seat) })
             .collect()

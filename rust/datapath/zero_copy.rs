@@ -34,7 +34,6 @@ const RETRY: Duration = Duration::from_secs(10);
 type Key = (PortId, u16, PortId);
 
 /// What became of a lane that is wanted.
-#[derive(Debug)]
 enum Laid {
     /// It is there.
     Open { seat: Arc<Seat>, keeper: u16, queue: u32, plan: LanePlan, netdev: String },
@@ -208,28 +207,22 @@ impl Shared {
                 let (keeper, gauges) = (self.lanes.next_keeper(), lane.watch());
                 let counters = offer.record.counters_of(2 * number);
                 let lane = Box::new(Lane { nic: offer.nic, keeper, queue: lane, counters });
-                let open = Laid::Open { seat: Arc::clone(&seat), keeper, queue, plan, netdev: netdev.clone() };
-                // Known before it is used: who stops the queue from now on finds it there.
-                self.lanes.laid.lock().insert(key, open);
-                match seat.add_lane(lane, memory, &self.events) {
-                    None => {
-                        offer.record.watch_lane(number, gauges);
-                        let guest = &wish.guest.name;
-                        let text = format!(
-                            "Zero copy enabled for vHost port {guest}: what its transmitq {} sends to {netdev} is not \
-                             copied (queue {queue})",
-                            wish.vring / 2
-                        );
-                        self.events.push(Level::Info, "notice", Some(guest), text);
-                        return;
-                    }
-                    Some(lane) => {
-                        // The queue was stopped meanwhile: nothing was ever sent on it.
-                        self.lanes.laid.lock().remove(&key);
-                        self.close_lane(*lane, Instant::now());
-                        return;
-                    }
+                offer.record.watch_lane(number, gauges);
+                if let Some(lane) = seat.add_lane(lane, memory, &self.events) {
+                    // The queue was stopped meanwhile: nothing was ever sent on it.
+                    self.close_lane(*lane, Instant::now());
+                    return;
                 }
+                // Where it is stopped from here on its session closes the lane, and the next look forgets it.
+                self.lanes.laid.lock().insert(key, Laid::Open { seat, keeper, queue, plan, netdev: netdev.clone() });
+                let guest = &wish.guest.name;
+                let text = format!(
+                    "Zero copy enabled for vHost port {guest}: what its transmitq {} sends to {netdev} is not copied (queue \
+                     {queue})",
+                    wish.vring / 2
+                );
+                self.events.push(Level::Info, "notice", Some(guest), text);
+                return;
             }
             Err(e) => e.to_string(),
         };
@@ -247,7 +240,7 @@ impl Shared {
         // A lane that a device's thread took out may be on its way to be closed.
         let _closing = self.lanes.closing.lock();
         for lane in lanes {
-            self.close_lane(lane, until);
+            self.close_lane(*lane, until);
         }
         if let Some(zero_copy) = queue.zero_copy() {
             zero_copy.everything_came_back();
@@ -269,35 +262,52 @@ impl Shared {
 /// What a device's statistics say of its lanes.
 #[derive(Debug, Default)]
 pub(super) struct LaneTotals {
-    /// By queue of the port, the lane that has it now or had it last.
-    watched: BTreeMap<u16, LaneGauges>,
-    /// Of lanes that are no more, frames that were not copied.
-    sent_before: u64,
+    /// By queue of the port: the lane that has it now or had it last, and what those before did.
+    queues: BTreeMap<u16, (LaneGauges, Sums)>,
+}
+
+/// Of the lanes that a queue had before.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    completed: u64,
+    abandoned: u64,
+    sent: u64,
+    inflight_max: u64,
+}
+
+impl Sums {
+    fn and(self, lane: &LaneGauges) -> Self {
+        let gauges = lane.gauges();
+        Self {
+            completed: self.completed + gauges.completed,
+            abandoned: self.abandoned + lane.abandoned(),
+            sent: self.sent + lane.sent(),
+            inflight_max: self.inflight_max.max(gauges.inflight_max),
+        }
+    }
 }
 
 impl LaneTotals {
-    pub(super) fn watch(&mut self, queue: u16, gauges: LaneGauges) {
-        if let Some(before) = self.watched.insert(queue, gauges) {
-            self.sent_before += before.sent();
-        }
+    pub(super) fn watch(&mut self, queue: u16, lane: LaneGauges) {
+        let sums = self.queues.get(&queue).map_or(Sums::default(), |(before, sums)| sums.and(before));
+        self.queues.insert(queue, (lane, sums));
     }
 
     /// Adds what lanes count.
     pub(super) fn add_to(&self, all: &mut BTreeMap<String, u64>) {
-        if self.watched.is_empty() {
-            return;
-        }
-        let mut sent = self.sent_before;
-        for (queue, lane) in &self.watched {
-            let gauges = lane.gauges();
-            sent += lane.sent();
-            for (name, n) in [("tx_inflight", gauges.inflight), ("tx_completed", gauges.completed)] {
+        for (queue, (lane, before)) in &self.queues {
+            let (inflight, now) = (lane.gauges().inflight, before.and(lane));
+            for (name, n) in [
+                ("tx_inflight", inflight),
+                ("tx_completed", now.completed),
+                ("tx_abandoned", now.abandoned),
+                ("tx_zero_copy_packets", now.sent),
+            ] {
                 *all.entry(name.to_owned()).or_default() += n;
                 let (side, name) = name.split_at(2);
                 all.insert(format!("{side}_q{queue}{name}"), n);
             }
-            all.insert(format!("tx_q{queue}_inflight_max"), gauges.inflight_max);
+            all.insert(format!("tx_q{queue}_inflight_max"), now.inflight_max);
         }
-        all.insert("tx_zero_copy_packets".to_owned(), sent);
     }
 }

@@ -115,7 +115,7 @@ impl Window {
             return Err(Error::Config("the guest shares no memory".into()));
         }
         // Largest pages first: then each region begins where its pages may.
-        exhibits.sort_by(|a, b| b.page.cmp(&a.page));
+        exhibits.sort_by_key(|exhibit| std::cmp::Reverse(exhibit.page));
         let align = exhibits.first().map_or(4096, |first| first.page);
         let too_large = || Error::Peer("guest memory: its regions do not fit this address space".into());
         let (mut size, mut parts) = (pool.size() as u64, Vec::with_capacity(exhibits.len()));
@@ -200,6 +200,7 @@ impl Drop for Range {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "a test's numbers are small")]
 mod tests {
     use std::os::unix::fs::FileExt;
 

@@ -74,7 +74,7 @@ impl PolledQueue {
     ///
     /// # Errors
     /// The lane.
-    pub(super) fn add_lane(&mut self, lane: Lane, memory: &Arc<GuestMap>) -> Result<(), Lane> {
+    pub(super) fn add_lane(&mut self, lane: Box<Lane>, memory: &Arc<GuestMap>) -> Result<(), Box<Lane>> {
         match &self.queue {
             Inlet::Guest(queue) if queue.memory_to_hold().is_ok_and(|own| Arc::ptr_eq(own, memory)) => {
                 let size = queue.size();

@@ -324,14 +324,14 @@ impl Body {
                 Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
                 Message::AddLane { port, vring, lane, memory, reply } => {
                     let refused = match self.find(port, vring) {
-                        Some(queue) => queue.add_lane(*lane, &memory).err().map(Box::new),
+                        Some(queue) => queue.add_lane(lane, &memory).err(),
                         None => Some(lane),
                     };
                     let _ = reply.send(refused);
                 }
                 Message::RemoveLane { port, vring, keeper, reply } => {
                     let lane = self.find(port, vring).and_then(PolledQueue::zero_copy).and_then(|z| z.remove(keeper));
-                    let _ = reply.send(lane.map(Box::new));
+                    let _ = reply.send(lane);
                 }
                 Message::LaneClosed { port, vring, keeper } => {
                     if let Some(queue) = self.find(port, vring) {

@@ -32,8 +32,9 @@ pub struct Lane {
 
 /// The lanes of one transmitq and its chains that are out.
 #[derive(Debug)]
+#[allow(clippy::vec_box, reason = "lanes come and go in messages, which are small")]
 pub struct ZeroCopy {
-    lanes: Vec<Lane>,
+    lanes: Vec<Box<Lane>>,
     pub(super) held: Held,
     /// Chains of the burst under way may stay out.
     pub(super) may_hold: bool,
@@ -46,18 +47,18 @@ impl ZeroCopy {
     }
 
     /// Another way.
-    pub(super) fn add(&mut self, lane: Lane) {
+    pub(super) fn add(&mut self, lane: Box<Lane>) {
         self.lanes.push(lane);
     }
 
     /// Takes a lane out; what it has of the guest's stays out until [`Self::all_came_back`].
-    pub(super) fn remove(&mut self, keeper: u16) -> Option<Lane> {
+    pub(super) fn remove(&mut self, keeper: u16) -> Option<Box<Lane>> {
         let at = self.lanes.iter().position(|lane| lane.keeper == keeper)?;
         Some(self.lanes.remove(at))
     }
 
     /// Takes every lane out, likewise.
-    pub fn remove_all(&mut self) -> Vec<Lane> {
+    pub fn remove_all(&mut self) -> Vec<Box<Lane>> {
         std::mem::take(&mut self.lanes)
     }
 
@@ -76,7 +77,7 @@ impl ZeroCopy {
     pub(super) fn lane_to(&mut self, port: &PortView) -> Option<(&mut Lane, Option<&mut Held>)> {
         let nic = port.receiveqs.first()?.port;
         let lane = self.lanes.iter_mut().find(|lane| lane.nic == nic)?;
-        Some((lane, self.may_hold.then_some(&mut self.held)))
+        Some((&mut **lane, self.may_hold.then_some(&mut self.held)))
     }
 
     /// Looks what came back. True if the guest is to get buffers.

@@ -293,7 +293,8 @@ mod tests {
         #[test]
         fn every_chain_comes_out_once(steps in proptest::collection::vec((0_u8..5, 0_u16..4, 0_u16..3), 1..400)) {
             let mut held = Held::new(32);
-            let (mut out, mut next, mut given): (Vec<(u16, u16, u16, u16)>, u16, Vec<u16>) = (Vec::new(), 0, Vec::new());
+            let mut out: Vec<(u16, u16, u16, u16)> = Vec::new();
+            let (mut next, mut given) = (0, Vec::new());
             for (step, a, keeper) in steps {
                 match step {
                     0 | 1 => {

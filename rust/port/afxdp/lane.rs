@@ -65,26 +65,48 @@ pub struct Lane {
     /// The frame being posted: its parts in guest memory.
     parts: Vec<(u64, u32)>,
     plan: LanePlan,
-    /// Frames that were not copied.
-    sent: Arc<Counter>,
+    counts: Arc<LaneCounts>,
 }
 
-/// What others may know of a lane; nothing once it is closed.
+/// What outlives a lane.
+#[derive(Debug, Default)]
+struct LaneCounts {
+    /// Frames that were not copied.
+    sent: Counter,
+    /// Once it is closed: descriptors that came back, ever, and that did not.
+    completed: Counter,
+    abandoned: Counter,
+    inflight_max: Counter,
+}
+
+/// What others may know of a lane, also once it is closed.
 #[derive(Debug, Clone)]
 pub struct LaneGauges {
     xsk: Weak<Xsk>,
-    sent: Arc<Counter>,
+    counts: Arc<LaneCounts>,
 }
 
 impl LaneGauges {
     /// Where its descriptors are.
     pub fn gauges(&self) -> Gauges {
-        self.xsk.upgrade().map(|xsk| xsk.gauges()).unwrap_or_default()
+        let counts = &self.counts;
+        let ended = || Gauges {
+            inflight: 0,
+            completed: counts.completed.read(),
+            inflight_max: counts.inflight_max.read(),
+            rx_missed: 0,
+        };
+        self.xsk.upgrade().map_or_else(ended, |xsk| xsk.gauges())
     }
 
     /// Frames that were sent without a copy of ours, ever.
     pub fn sent(&self) -> u64 {
-        self.sent.read()
+        self.counts.sent.read()
+    }
+
+    /// Descriptors that were in flight when it was closed.
+    pub fn abandoned(&self) -> u64 {
+        self.counts.abandoned.read()
     }
 }
 
@@ -119,18 +141,18 @@ impl Lane {
             "cannot be bound: xdp-zc-queues needs queues above the port's own (ethtool -L), and a driver that sends frames of \
              several buffers",
         ))?;
-        let (posted, inflight_max, sent) = (Counter::default(), AtomicU32::new(0), Arc::new(Counter::default()));
+        let (posted, inflight_max, counts) = (Counter::default(), AtomicU32::new(0), Arc::default());
         let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, area: pool });
         let (posts, completed) = (Producer::new(Arc::clone(&xsk.tx)), Consumer::new(Arc::clone(&xsk.completion)));
         let mut queue = TxQueue::new(xsk, posts, completed, Frames::new(0, plan.tx_size));
         // No tag is lost: there are never more out.
         queue.keep_tags(HELD_MAX * PIECES_MAX);
-        Ok(Self { queue, places, parts: Vec::with_capacity(PIECES_MAX), plan, sent })
+        Ok(Self { queue, places, parts: Vec::with_capacity(PIECES_MAX), plan, counts })
     }
 
     /// What others may know of it.
     pub fn watch(&self) -> LaneGauges {
-        LaneGauges { xsk: Arc::downgrade(self.queue.xsk()), sent: Arc::clone(&self.sent) }
+        LaneGauges { xsk: Arc::downgrade(self.queue.xsk()), counts: Arc::clone(&self.counts) }
     }
 
     /// Posts the packets `list` of `burst` together, in order; those that `held` takes are not copied. `keeper` is this
@@ -153,7 +175,7 @@ impl Lane {
             }
         }
         self.queue.publish();
-        self.sent.add(sent);
+        self.counts.sent.add(sent);
         delivery
     }
 
@@ -234,7 +256,10 @@ impl Lane {
                 std::thread::sleep(REST);
             }
         }
-        let (left, plan) = (self.queue.out(), self.plan.clone());
+        let (left, plan, gauges) = (self.queue.out(), self.plan.clone(), self.queue.xsk().gauges());
+        self.counts.completed.add(gauges.completed);
+        self.counts.abandoned.add(gauges.inflight);
+        self.counts.inflight_max.add(gauges.inflight_max);
         // With its rings unmapped nothing holds the socket but us. Where the kernel copies, it does so while it is told to
         // send, and what it has not taken then it never takes.
         drop(self);

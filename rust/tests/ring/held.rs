@@ -114,8 +114,8 @@ impl Seen {
     fn start(&self, is_known: bool, seed: u64) -> Child {
         let told = [
             std::process::id().into(),
-            self.memory.as_raw_fd() as u64,
-            self.journal.as_raw_fd() as u64,
+            self.memory.as_raw_fd().unsigned_abs().into(),
+            self.journal.as_raw_fd().unsigned_abs().into(),
             self.uva,
             self.place.descriptors.0,
             self.place.available.0,

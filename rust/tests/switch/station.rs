@@ -150,18 +150,21 @@ impl<D: ChainDriver> StationOf<D> {
     }
 
     /// Frames that the switch has not given back.
+    #[allow(dead_code, reason = "each test binary uses its part")]
     pub fn outstanding(&mut self) -> usize {
         self.reclaim();
         self.in_flight.len()
     }
 
     /// Frames that can be sent before one must come back.
+    #[allow(dead_code, reason = "each test binary uses its part")]
     pub fn room(&mut self) -> usize {
         self.reclaim();
         self.send_slots.len()
     }
 
     /// Writes over every buffer that was sent and did not come back, as a guest that breaks the rules does.
+    #[allow(dead_code, reason = "each test binary uses its part")]
     pub fn scribble(&mut self, byte: u8) {
         self.reclaim();
         for gpa in self.in_flight.values() {
