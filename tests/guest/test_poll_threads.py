@@ -35,7 +35,7 @@ def masks(pair: Pair) -> Iterator[list[str]]:
 def test_file_arrives_byte_for_byte_while_poll_threads_come_and_go(pair: Pair, masks: list[str], family: str) -> None:
     for guest in pair.guests:
         guest.run("ethtool -L eth0 combined 2")
-    stream = Stream(pair.first, pair.second, getattr(address(1), family), size_mib=24)
+    stream = Stream(pair.first, pair.second, getattr(address(1), family), size_mib=12)
     for changes, mask in enumerate(cycle(masks)):
         if stream.ended and changes >= len(masks):
             break
