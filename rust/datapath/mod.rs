@@ -375,8 +375,10 @@ impl Datapath {
     /// `Config` for an unknown port or a value out of range; nothing changed then.
     pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
         self.shared.change(|state| state.set_port(name, change))?;
-        let changed = self.shared.state().id_of(name).filter(|_| change.zero_copy.is_some());
-        changed.into_iter().for_each(|port| self.shared.ask_for_lanes(port));
+        let port = self.shared.state().id_of(name);
+        if let (Some(port), Some(_)) = (port, change.zero_copy) {
+            self.shared.ask_for_lanes(port);
+        }
         self.shared.events.poke();
         Ok(())
     }

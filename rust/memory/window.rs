@@ -50,6 +50,8 @@ struct Spot {
     size: usize,
     at: u64,
     page: usize,
+    /// Bytes of its first page before it.
+    first: usize,
 }
 
 /// Where in a window guest memory is. To be asked about memory of the map that the window was made of.
@@ -73,7 +75,7 @@ impl Places {
         };
         let into = host.addr() - spot.host;
         let at = spot.at + into as u64;
-        let in_page = spot.page - (at as usize & (spot.page - 1));
+        let in_page = spot.page - (spot.first + into) % spot.page;
         let here = in_page.min(spot.size - into).min(len as usize);
         #[allow(clippy::cast_possible_truncation, reason = "at most `len`")]
         let here = here as u32;
@@ -135,8 +137,8 @@ impl Window {
         for (exhibit, first, at, bytes) in parts {
             let to = start.wrapping_add(whole(at)?);
             reserved.put(to, whole(bytes)?, exhibit.file, first).map_err(failed)?;
-            let (size, page) = (whole(exhibit.size)?, whole(exhibit.page)?);
-            spots.push(Spot { host: exhibit.host, size, at: at + exhibit.offset - first, page });
+            let (size, page, first) = (whole(exhibit.size)?, whole(exhibit.page)?, exhibit.offset - first);
+            spots.push(Spot { host: exhibit.host, size, at: at + first, page, first: whole(first)? });
         }
         spots.sort_by_key(|spot| spot.host);
         let places = Places { spots: spots.into(), hint: 0 };

@@ -77,7 +77,10 @@ def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stay
 
 
 @given(
-    st.dictionaries(st.sampled_from(["n_rxq", "n_rxq_desc", "n_txq_desc", "xdp-mode", "xdp-busy-budget", "xdp-zc-queues"]), st.text())
+    st.dictionaries(
+        st.sampled_from(["n_rxq", "n_rxq_desc", "n_txq_desc", "xdp-mode", "xdp-busy-budget", "xdp-zc-queues"]),
+        st.text(),
+    )
 )
 def test_every_text_is_a_setting_or_kept_and_said(options: dict[str, str]) -> None:
     meant = parse("afxdp", "afxdp", options)
