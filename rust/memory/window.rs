@@ -75,7 +75,7 @@ impl Places {
         };
         let into = host.addr() - spot.host;
         let at = spot.at + into as u64;
-        let in_page = spot.page - (spot.first + into) % spot.page;
+        let in_page = spot.page - ((spot.first + into) & (spot.page - 1));
         let here = in_page.min(spot.size - into).min(len as usize);
         #[allow(clippy::cast_possible_truncation, reason = "at most `len`")]
         let here = here as u32;
