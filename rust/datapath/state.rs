@@ -323,8 +323,12 @@ impl State {
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {
         let port = self.ports.get_mut(name).ok_or_else(|| Error::Config(format!("no port named {name}")))?;
-        if let (Some(zero_copy), Backing::Vhost { kind, .. }) = (change.zero_copy, &port.backing) {
-            check_zero_copy(name, *kind, zero_copy)?;
+        match (change.zero_copy, &port.backing) {
+            (Some(zero_copy), Backing::Vhost { kind, .. }) => check_zero_copy(name, *kind, zero_copy)?,
+            (Some(true), Backing::Nic { .. }) => {
+                return Err(Error::Config(format!("{name}: dq-zero-copy belongs to the guest's port")));
+            }
+            _ => {}
         }
         change.apply(name, &mut port.settings)?;
         port.record.mtu.store(port.settings.mtu, Ordering::Relaxed);

@@ -148,7 +148,7 @@ impl Shared {
             for key in keys {
                 let keep = match laid.get(&key) {
                     Some(Laid::Open { seat, queue, plan, .. }) => is_wanted(&key, seat, Some((*queue, plan))),
-                    Some(Laid::Refused { seat, until, .. }) => Instant::now() < *until && is_wanted(&key, seat, None),
+                    Some(Laid::Refused { seat, .. }) => is_wanted(&key, seat, None),
                     _ => false,
                 };
                 if !keep && let Some(Laid::Open { seat, keeper, .. }) = laid.remove(&key) {
@@ -182,10 +182,13 @@ impl Shared {
     fn lay(&self, wish: &Wish, offer: &Offer<'_>) {
         let key = (wish.guest.id, wish.vring, offer.nic);
         let Ok(memory) = wish.seat.memory() else { return };
+        let mut known = None;
         let queue = {
             let mut laid = self.lanes.laid.lock();
-            if laid.contains_key(&key) {
-                return;
+            match laid.get(&key) {
+                Some(Laid::Refused { text, until, .. }) if Instant::now() >= *until => known = Some(text.clone()),
+                Some(_) => return,
+                None => {}
             }
             let taken = |queue: u32| {
                 laid.iter()
@@ -226,8 +229,10 @@ impl Shared {
             }
             Err(e) => e.to_string(),
         };
-        let text = format!("{}: {refused}", wish.guest.name);
-        self.events.push(Level::Warning, "notice", Some(&wish.guest.name), text);
+        if known.as_ref() != Some(&refused) {
+            let text = format!("{}: {refused}", wish.guest.name);
+            self.events.push(Level::Warning, "notice", Some(&wish.guest.name), text);
+        }
         let until = Instant::now() + RETRY;
         self.lanes.laid.lock().insert(key, Laid::Refused { seat, text: refused, until });
     }
@@ -242,10 +247,7 @@ impl Shared {
         for lane in lanes {
             self.close_lane(*lane, until);
         }
-        if let Some(zero_copy) = queue.zero_copy() {
-            zero_copy.everything_came_back();
-        }
-        queue.give_back();
+        queue.settle_lanes();
         let (port, vring) = (queue.port, queue.vring);
         let mut laid = self.lanes.laid.lock();
         laid.retain(|key, laid| {

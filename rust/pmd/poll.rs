@@ -105,15 +105,23 @@ impl PolledQueue {
     pub(super) fn close_lane(&mut self, keeper: u16) {
         if let Some(zero_copy) = &mut self.zero_copy {
             zero_copy.all_came_back(keeper);
-            self.give_back();
+            self.give_back(true);
+        }
+    }
+
+    /// Gives the guest every buffer that was out, for who stopped the queue and closed its lanes. Its next start calls.
+    pub fn settle_lanes(&mut self) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            zero_copy.everything_came_back();
+            self.give_back(false);
         }
     }
 
     /// Gives the guest the buffers that came back.
     #[cold]
-    pub fn give_back(&mut self) {
+    fn give_back(&mut self, calls: bool) {
         if let (Inlet::Guest(queue), Some(zero_copy)) = (&mut self.queue, self.zero_copy.as_deref_mut()) {
-            self.counters.called(queue.give_back(&mut zero_copy.held));
+            self.counters.called(queue.give_back(&mut zero_copy.held, calls));
         }
     }
 
@@ -139,7 +147,7 @@ impl PolledQueue {
             let is_due = zero_copy.tend();
             zero_copy.may_hold = matches!(&self.queue, Inlet::Guest(queue) if queue.may_hold());
             if is_due {
-                self.give_back();
+                self.give_back(true);
             }
         }
     }

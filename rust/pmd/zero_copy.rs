@@ -68,7 +68,7 @@ impl ZeroCopy {
     }
 
     /// Every lane was taken out and is closed.
-    pub fn everything_came_back(&mut self) {
+    pub(super) fn everything_came_back(&mut self) {
         self.held.everything_came_back();
     }
 

@@ -64,6 +64,7 @@ impl Transmitq {
     /// gathered yet go back to the guest unsent.
     pub fn into_ring(mut self) -> Ring {
         self.give_back_orphans(self.orphans.len());
+        // Its next start calls.
         self.ring
     }
 
@@ -182,8 +183,9 @@ impl Transmitq {
         }
     }
 
-    /// Gives the guest the buffers that came back; true if it was called.
-    pub fn give_back(&mut self, held: &mut Held) -> bool {
+    /// Gives the guest the buffers that came back; `calls` it if it wants to be called. True if it was. Whoever may not call
+    /// leaves that to the greeting of the ring's next start.
+    pub fn give_back(&mut self, held: &mut Held, calls: bool) -> bool {
         let Kind::Split(ring) = &mut self.ring.0 else { return false };
         let (mut batch, mut called) = ([(0, 0); MAX_BURST], false);
         for chains in held.take_done().chunks(MAX_BURST) {
@@ -191,7 +193,7 @@ impl Transmitq {
                 *place = (usize::from(slot), head);
             }
             let places = ring.give_back(batch.get(..chains.len()).unwrap_or_default());
-            called |= ring.notify(places);
+            called |= calls && ring.notify(places);
         }
         called
     }
@@ -207,16 +209,16 @@ impl Transmitq {
     fn commit_orphans(&mut self) -> bool {
         let count = self.gatherer.burst.len();
         self.gatherer.burst.clear();
-        self.give_back_orphans(count)
+        let places = self.give_back_orphans(count);
+        places > 0 && self.ring.notify(places)
     }
 
-    /// Gives the guest the first `count` chains of a process before this one; true if it was called.
-    fn give_back_orphans(&mut self, count: usize) -> bool {
-        let Kind::Split(ring) = &mut self.ring.0 else { return false };
+    /// Gives the guest the first `count` chains of a process before this one; gives how many there were.
+    fn give_back_orphans(&mut self, count: usize) -> u16 {
+        let Kind::Split(ring) = &mut self.ring.0 else { return 0 };
         let count = count.min(self.orphans.len());
         let chains: Vec<(usize, u16)> = self.orphans.drain(..count).map(|orphan| (orphan.word, orphan.head)).collect();
-        let places = ring.give_back(&chains);
-        places > 0 && ring.notify(places)
+        ring.give_back(&chains)
     }
 }
 

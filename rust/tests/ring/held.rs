@@ -167,7 +167,7 @@ impl Device {
             self.held.came_back(slot, keeper);
         }
         if self.held.has_done() {
-            self.tx.give_back(&mut self.held);
+            self.tx.give_back(&mut self.held, true);
         }
         count
     }
@@ -187,7 +187,7 @@ fn chains_come_back_once_each_whatever_their_order() {
         back += guest.take();
     }
     device.held.everything_came_back();
-    device.tx.give_back(&mut device.held);
+    device.tx.give_back(&mut device.held, true);
     back += guest.take();
     assert!(guest.out.is_empty() && back > 5_000, "{back} came back, {:?} did not", guest.out);
     assert_eq!(device.tx.into_ring().next_index() as usize, back % 65_536, "available = used");
