@@ -135,6 +135,29 @@ fn frames_of_any_size_arrive_as_they_were_and_long_ones_are_not_copied() {
     });
 }
 
+/// Rows: A19.
+#[test]
+fn a_frame_in_as_many_buffers_as_a_device_takes_is_not_copied_and_one_in_more_is() {
+    with_queues(9000, 4, |mut cable| {
+        let mut switch = Switch::new();
+        let mut guest = guest(&mut switch, "a", 1, 64);
+        join(&switch, joins);
+        wait_active(&switch, "a");
+        introduce(&cable, &mut guest);
+        for buffers in 1..=24 {
+            for len in [1100, 3999, 4000] {
+                let (before, frame) = (not_copied(&switch), marked(&guest, len, buffers));
+                guest.send_cut(&frame, buffers);
+                assert_eq!(cable.next(), frame, "{len} bytes in {buffers} buffers");
+                guest.wait_sent();
+                // One more where a buffer crosses the border of a page.
+                let is_copied = not_copied(&switch) == before;
+                assert!(buffers == 17 || is_copied == (buffers > 17), "{len} bytes in {buffers} buffers");
+            }
+        }
+    });
+}
+
 /// Rows: A19, A21.
 #[test]
 fn the_used_ring_moves_when_the_device_is_done_and_what_was_judged_is_what_is_sent() {
