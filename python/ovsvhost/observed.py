@@ -15,7 +15,7 @@ from ovsvhost.model import PollThreads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
+    from ovsvhost._core import Datapath, FdbEntry, NicQueue, PmdState, PortState
     from ovsvhost.model import AnyPort, Bridge, FeatureLimit
     from ovsvhost.nic.rtnetlink import Link
 
@@ -85,6 +85,11 @@ def port_states(datapath: Datapath) -> dict[str, PortState]:
 def port_state(datapath: Datapath, name: str) -> PortState:
     """One port's live state; ConfigError if there is none of that name."""
     return datapath.port(name)
+
+
+def nic_queues(datapath: Datapath, name: str) -> list[NicQueue]:
+    """The queues of a NIC port; ConfigError if there is none of that name, or it is a guest's."""
+    return datapath.nic_queues(name)
 
 
 def fdb(datapath: Datapath, bridge: str) -> list[FdbEntry]:

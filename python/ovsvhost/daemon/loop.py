@@ -245,6 +245,7 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "fdb/show": Command(ask(Control.fdb_show), "bridge", 1, 1),
         "fdb/flush": Command(ask(Control.fdb_flush), "[bridge]", 0, 1),
         "fdb/stats-show": Command(ask(Control.fdb_stats_show), "bridge", 1, 1),
+        "ovsvhost/nic-show": Command(ask(Control.nic_show), "[-hist] [port]", 0, 2),
         **{f"{prefix}{name}": command for prefix in ("dpif-netdev/", "") for name, command in pmd.items()},
     }
 

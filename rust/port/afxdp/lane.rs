@@ -18,6 +18,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::frames::Frames;
+use super::latency::Latency;
 use super::ring::{Consumer, Producer};
 use super::tx::TxQueue;
 use super::xsk::Xsk;
@@ -94,7 +95,7 @@ impl LaneGauges {
             inflight: 0,
             completed: counts.completed.read(),
             inflight_max: counts.inflight_max.read(),
-            rx_missed: 0,
+            ..Gauges::default()
         };
         self.xsk.upgrade().map_or_else(ended, |xsk| xsk.gauges())
     }
@@ -142,7 +143,8 @@ impl Lane {
              several buffers",
         ))?;
         let (posted, inflight_max, counts) = (Counter::default(), AtomicU32::new(0), Arc::default());
-        let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, area: pool });
+        let latency = Latency::new();
+        let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, latency, area: pool });
         let (posts, completed) = (Producer::new(Arc::clone(&xsk.tx)), Consumer::new(Arc::clone(&xsk.completion)));
         let mut queue = TxQueue::new(xsk, posts, completed, Frames::new(0, plan.tx_size));
         // No tag is lost: there are never more out.
@@ -160,7 +162,8 @@ impl Lane {
     #[inline(never)]
     pub fn deliver(&mut self, burst: &Burst, list: &[u8], mut held: Option<&mut Held>, keeper: u16) -> Delivery {
         let (mut delivery, mut sent) = (Delivery::default(), 0);
-        self.queue.reap();
+        let mut begun = self.queue.take_begun();
+        self.queue.begin();
         for (position, &index) in list.iter().enumerate() {
             let Some((packet, head)) = burst.frame(index) else { break };
             if let Some(held) = held.as_deref_mut()
@@ -170,7 +173,7 @@ impl Lane {
                 sent += 1;
                 continue;
             }
-            if !self.queue.send(burst, packet, head, index).note(&mut delivery, position) {
+            if !self.queue.send(burst, packet, head, index, std::mem::take(&mut begun)).note(&mut delivery, position) {
                 break;
             }
         }
@@ -213,6 +216,16 @@ impl Lane {
         true
     }
 
+    /// [`TxQueue::go_on`].
+    pub fn go_on(&mut self, begun: u32) {
+        self.queue.go_on(begun);
+    }
+
+    /// [`TxQueue::take_begun`].
+    pub fn take_begun(&mut self) -> u32 {
+        self.queue.take_begun()
+    }
+
     /// Has the kernel send what was posted, if it must be told; true if it was.
     #[inline]
     pub fn flush(&mut self) -> bool {
@@ -224,8 +237,9 @@ impl Lane {
     pub fn tend(&mut self, held: &mut Held, keeper: u16) {
         if self.queue.is_stuck() {
             self.queue.push();
+        } else {
+            self.queue.look();
         }
-        self.queue.reap();
         self.tell(held, keeper);
     }
 
@@ -251,7 +265,6 @@ impl Lane {
     pub fn close(mut self, until: Instant) -> Result<u32> {
         while self.is_busy() && Instant::now() < until {
             self.queue.push();
-            self.queue.reap();
             if self.is_busy() {
                 std::thread::sleep(REST);
             }

@@ -20,6 +20,7 @@
 mod attach;
 mod frames;
 mod lane;
+mod latency;
 mod ring;
 mod rx;
 mod tx;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use attach::{Attachment, Mode, Plan, XdpMode};
 pub use lane::{Lane, LaneGauges, LanePlan, ZERO_COPY_MIN};
+pub use latency::{LATENCY_BUCKETS, Latencies};
 pub use rx::RxQueue;
 pub use tx::TxQueue;
 pub use xsk::Gauges;

@@ -10,7 +10,7 @@ use ovsvhost::testing::memory::{Backing, RegionSpec};
 use ovsvhost::testing::wire::features;
 use ovsvhost::vhost::EndpointKind;
 
-use super::cable::{Cable, FAR, ip, join, wait_carrier, wait_up, wait_with_news, with_queues};
+use super::cable::{Cable, FAR, ip, join, wait_carrier, wait_up, wait_with_news, with_queues_to_send};
 use super::exchange::from_far;
 use super::rig::{Switch, wait};
 use super::station::Station;
@@ -100,7 +100,7 @@ fn bring_up(switch: &Switch) {
 /// Rows: A19, A21, A22.
 #[test]
 fn frames_of_any_size_arrive_as_they_were_and_long_ones_are_not_copied() {
-    with_queues(9000, 4, |mut cable| {
+    with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
         assert!(state(&switch, "a").starts_with("Waiting(device)"), "{}", state(&switch, "a"));
@@ -138,7 +138,7 @@ fn frames_of_any_size_arrive_as_they_were_and_long_ones_are_not_copied() {
 /// Rows: A19.
 #[test]
 fn a_frame_in_as_many_buffers_as_a_device_takes_is_not_copied_and_one_in_more_is() {
-    with_queues(9000, 4, |mut cable| {
+    with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
         join(&switch, joins);
@@ -161,7 +161,7 @@ fn a_frame_in_as_many_buffers_as_a_device_takes_is_not_copied_and_one_in_more_is
 /// Rows: A19, A21.
 #[test]
 fn the_used_ring_moves_when_the_device_is_done_and_what_was_judged_is_what_is_sent() {
-    with_queues(9000, 4, |mut cable| {
+    with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
         join(&switch, joins);
@@ -190,7 +190,7 @@ fn the_used_ring_moves_when_the_device_is_done_and_what_was_judged_is_what_is_se
 fn a_ring_goes_on_however_long_a_device_keeps_its_half() {
     for n_txq_desc in [64, 128, 256, 512, 2048] {
         for size in [256, 1024] {
-            with_queues(9000, 4, move |mut cable| {
+            with_queues_to_send(9000, 4, move |mut cable| {
                 let mut switch = Switch::new();
                 let mut guest = guest(&mut switch, "a", 1, size);
                 join(&switch, |nic| {
@@ -236,7 +236,7 @@ fn no_buffer_is_lost_whoever_goes_while_frames_are_in_flight() {
         }),
     ];
     for (what, go) in ways {
-        with_queues(9000, 4, move |mut cable| {
+        with_queues_to_send(9000, 4, move |mut cable| {
             let mut switch = Switch::new();
             let mut guest = guest(&mut switch, "a", 1, 64);
             join(&switch, joins);
@@ -253,7 +253,7 @@ fn no_buffer_is_lost_whoever_goes_while_frames_are_in_flight() {
 /// Rows: A19, L6.
 #[test]
 fn lanes_come_and_go_with_frames_on_their_way_and_every_one_carries() {
-    with_queues(9000, 4, |mut cable| {
+    with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
         join(&switch, joins);
@@ -297,7 +297,7 @@ fn lanes_come_and_go_with_frames_on_their_way_and_every_one_carries() {
 /// Rows: A19.
 #[test]
 fn two_guests_have_a_queue_each_and_one_too_many_copies_and_says_so() {
-    with_queues(9000, 4, |mut cable| {
+    with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let mut guests: Vec<_> = (1..=3).map(|n| guest(&mut switch, &format!("g{n}"), n, 64)).collect();
         join(&switch, |nic| nic.device.zc_queues = 2);
@@ -323,7 +323,7 @@ fn two_guests_have_a_queue_each_and_one_too_many_copies_and_says_so() {
 /// Rows: A16, A19.
 #[test]
 fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
-    with_queues(9000, 4, |mut cable| {
+    with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let socket = switch.add_with("a", EndpointKind::Client, |port| port.zero_copy = true);
         let mut guest = Station::plug(&socket, 1, |config| config.features |= features::IN_ORDER);
