@@ -21,6 +21,8 @@ pub enum DropReason {
     BadSource,
     /// To one of the sixteen link-local protocol addresses, without `forward-bpdu`.
     Reserved,
+    /// It came over a link of a bond that takes nothing from that link now.
+    InactiveMember,
     /// The destination is behind the port it came from.
     SamePort,
     /// Nobody else on the bridge could get it.
@@ -51,7 +53,7 @@ pub enum DropReason {
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 18;
+pub const COUNT: usize = 19;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -60,6 +62,7 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BadOffload, "bad_offload", true),
     (DropReason::BadSource, "bad_source", true),
     (DropReason::Reserved, "reserved", true),
+    (DropReason::InactiveMember, "inactive_member", true),
     (DropReason::SamePort, "same_port", true),
     (DropReason::NoReceiver, "no_receiver", true),
     (DropReason::AdminDown, "admin_down", true),

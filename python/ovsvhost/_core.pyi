@@ -8,7 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self, final
 
-__all__ = ["Datapath", "Event", "FdbEntry", "NicQueue", "PmdState", "PortState", "RxqState", "__version__"]
+__all__ = [
+    "BondLink",
+    "BondState",
+    "Datapath",
+    "Event",
+    "FdbEntry",
+    "NicQueue",
+    "PmdState",
+    "PortState",
+    "RxqState",
+    "__version__",
+]
 
 __version__: str
 
@@ -80,6 +91,46 @@ class PortState:
         one of ``tx_packets`` and ``tx_dropped``. ``rx_drop_*`` and ``tx_drop_*`` say why, and per queue ``rx_qN_*`` and
         ``tx_qN_*`` sum up to the port's; what is dropped before a queue is chosen counts at queue 0.
         """
+
+@final
+class BondLink:
+    """One link of a bond, read at one moment."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def enabled(self) -> bool:
+        """It may carry frames."""
+    @property
+    def may_enable(self) -> bool:
+        """It has a carrier: nothing but a delay, or somebody's word, keeps it from that."""
+    @property
+    def due_ms(self) -> int | None:
+        """How long until its delay is over; None without one."""
+
+@final
+class BondState:
+    """One bond, read at one moment. Frozen."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bridge(self) -> str: ...
+    @property
+    def mode(self) -> Literal["active-backup"]: ...
+    @property
+    def updelay_ms(self) -> int: ...
+    @property
+    def downdelay_ms(self) -> int: ...
+    @property
+    def primary(self) -> str | None:
+        """The link that is active whenever it can be."""
+    @property
+    def active(self) -> str | None:
+        """The link that is active; None while none can be."""
+    @property
+    def links(self) -> list[BondLink]:
+        """By name."""
 
 @final
 class FdbEntry:
@@ -324,6 +375,7 @@ class Datapath:
         start_queue: int = 0,
         busy_budget: int = 0,
         zc_queues: int = 0,
+        bond: str | None = None,
     ) -> None:
         """Adds a port that is a network device of the host, through AF_XDP or AF_PACKET; returns at once.
 
@@ -348,6 +400,7 @@ class Datapath:
             busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
                 back meanwhile; 0 leaves it to them.
             zc_queues: 0..128 queues above the port's own, one for each guest's queue that sends without a copy.
+            bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:
             ConfigError: a value out of range, a name, number or device in use.
@@ -405,6 +458,58 @@ class Datapath:
 
         A NIC is the host's again.
         """
+    def add_bond(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        mode: Literal["active-backup"] = "active-backup",
+        updelay_ms: int = 0,
+        downdelay_ms: int = 0,
+        primary: str | None = None,
+        last_active: str | None = None,
+    ) -> None:
+        """Adds a bond without links: ``add_nic`` with its name adds those.
+
+        Args:
+            bridge: an existing bridge.
+            name: unique among bonds.
+            mode: how it uses its links.
+            updelay_ms: 0..3600000 for which a link's carrier must be there until it is used.
+            downdelay_ms: 0..3600000 for which it must be gone until another link is used.
+            primary: the link that is active whenever it can be.
+            last_active: the link that was active before: preferred while nothing else decides.
+
+        Raises:
+            ConfigError: a value out of range, or a name in use.
+            KernelError: no thread could be had.
+        """
+    def set_bond(
+        self,
+        name: str,
+        *,
+        mode: Literal["active-backup"] = "active-backup",
+        updelay_ms: int = 0,
+        downdelay_ms: int = 0,
+        primary: str | None = None,
+    ) -> None:
+        """Changes a bond live; its links stay. All settings are given anew.
+
+        Raises:
+            ConfigError: an unknown bond, or a value out of range; nothing changed then.
+        """
+    def del_bond(self, name: str) -> None:
+        """Deletes a bond whose links are gone; ConfigError if it has some, or there is no such bond."""
+    def bonds(self) -> list[BondState]:
+        """Every bond, by name."""
+    def activate_link(self, bond: str, link: str) -> bool:
+        """Makes an enabled link the active one until it is disabled; True if that is new.
+
+        Raises:
+            ConfigError: an unknown bond or link, or one that is disabled.
+        """
+    def hold_link(self, bond: str, link: str, enabled: bool) -> None:
+        """Enables or disables a link at once, until its carrier changes; ConfigError for an unknown bond or link."""
     def port(self, name: str) -> PortState:
         """One port. ConfigError if there is none of that name."""
     def ports(self) -> list[PortState]: ...

@@ -15,12 +15,15 @@ from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge, NicPort, Port
 from ovsvhost.nic import device
 from ovsvhost.plan import (
+    AddBond,
     AddBridge,
     AddPort,
+    DelBond,
     DelBridge,
     DelPort,
     LimitFeatures,
     SetAffinity,
+    SetBond,
     SetBridge,
     SetNic,
     SetPmds,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost._core import Event
-    from ovsvhost.model import AnyPort, NicSettings, XdpMode
+    from ovsvhost.model import AnyPort, Bond, BondMode, NicSettings, XdpMode
     from ovsvhost.observed import Ledger
     from ovsvhost.plan import Action
 
@@ -55,6 +58,15 @@ class _NicArguments(TypedDict):
     start_queue: int
     busy_budget: int
     zc_queues: int
+
+
+class _BondArguments(TypedDict):
+    """Likewise, of a bond."""
+
+    mode: BondMode
+    updelay_ms: int
+    downdelay_ms: int
+    primary: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +126,16 @@ def refresh_nic(datapath: Datapath, name: str) -> None:
     datapath.refresh_nic(name)
 
 
+def activate_link(datapath: Datapath, bond: str, link: str) -> bool:
+    """Makes an enabled link of a bond its active one; True if that is new, ConfigError if it cannot be."""
+    return datapath.activate_link(bond, link)
+
+
+def hold_link(datapath: Datapath, bond: str, link: str, *, enabled: bool) -> None:
+    """Enables or disables a link of a bond until its carrier changes; ConfigError if there is none."""
+    datapath.hold_link(bond, link, enabled)
+
+
 def flush_fdb(datapath: Datapath, bridge: str) -> None:
     """Forgets every learned address of a bridge; ConfigError if there is no such bridge."""
     datapath.flush_fdb(bridge)
@@ -148,6 +170,15 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             _set_bridge(datapath, ledger, bridge)
         case SetBridge(bridge=bridge):
             _set_bridge(datapath, ledger, bridge)
+        case AddBond(bridge=on, bond=bond):
+            datapath.add_bond(on, bond.name, last_active=bond.last_active, **_bond(bond))
+            ledger.bonds[bond.name] = (on, bond)
+        case SetBond(bond=bond):
+            datapath.set_bond(bond.name, **_bond(bond))
+            ledger.bonds[bond.name] = (ledger.bonds[bond.name][0], bond)
+        case DelBond(name=name):
+            datapath.del_bond(name)
+            ledger.bonds.pop(name, None)
         case SetUp(port=nic):
             ledger.set_up.add(device.set_up(nic.device))
         case SetNic(port=nic):
@@ -156,7 +187,14 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
         case AddPort(bridge=on, port=NicPort() as port):
             settings = _nic(port.settings)
             datapath.add_nic(
-                on, port.name, ofport=port.ofport, netdev=port.device, driver=port.driver, mtu=port.mtu, **settings
+                on,
+                port.name,
+                ofport=port.ofport,
+                netdev=port.device,
+                driver=port.driver,
+                mtu=port.mtu,
+                bond=port.bond,
+                **settings,
             )
             _keep(datapath, ledger, port)
         case AddPort(bridge=on, port=Port() as port):
@@ -223,6 +261,15 @@ def _nic(settings: NicSettings) -> _NicArguments:
     }
 
 
+def _bond(bond: Bond) -> _BondArguments:
+    return {
+        "mode": bond.mode,
+        "updelay_ms": bond.updelay_ms,
+        "downdelay_ms": bond.downdelay_ms,
+        "primary": bond.primary,
+    }
+
+
 def _set_affinity(datapath: Datapath, ledger: Ledger, name: str, cpus: tuple[tuple[int, int], ...]) -> None:
     datapath.set_affinity(name, dict(cpus))
     ledger.ports[name] = replace(ledger.ports[name], rxq_affinity=cpus)
@@ -244,6 +291,10 @@ def _key(action: Action) -> str:
             return key
         case AddBridge(bridge=bridge) | SetBridge(bridge=bridge):
             return bridge.key
+        case DelBond(key=key):
+            return key
+        case AddBond(bond=bond) | SetBond(bond=bond):
+            return bond.key
         case AddPort(port=port) | SetPort(port=port) | SetAffinity(port=port):
             return port.key
         case SetUp(port=nic) | SetNic(port=nic):

@@ -308,6 +308,22 @@ impl Burst {
         self.count(len, Offload::NONE);
     }
 
+    /// Adds a [`rarp`], in a VLAN unless that is 0.
+    pub fn push_rarp(&mut self, mac: Mac, vlan: u16) {
+        let (frame, tag) = (rarp(mac), [0x8100_u16.to_be_bytes(), vlan.to_be_bytes()].concat());
+        let (addresses, rest) = frame.split_at(12);
+        let tag = if vlan == 0 { &[] } else { tag.as_slice() };
+        self.push_own(&[addresses, tag, rest].concat());
+    }
+
+    /// Says that frame `index` goes no further, unless that was said before.
+    pub fn refuse(&mut self, index: usize, reason: DropReason) {
+        if let Some(packet) = self.packets.get_mut(index) {
+            packet.drop.get_or_insert(reason);
+            packet.is_plain = false;
+        }
+    }
+
     /// How frame `index` is cut for a receiver that does not do it, and the first bytes that this was judged by.
     pub(crate) fn large(&self, index: usize) -> Option<(&gso::Plan, &[u8])> {
         let packet = self.packets().get(index).filter(|packet| packet.needs.has_segmentation())?;

@@ -47,7 +47,7 @@ impl PortLink for Link {
             let slot = Arc::new(OutletSlot::new(Receiveq::new(ring), port, vring, counters, run));
             let mut state = self.shared.state();
             state.receiveqs.insert((port, vring), slot);
-            let passage = self.shared.publish(&state);
+            let passage = self.shared.publish(&mut state);
             drop(state);
             passage.wait(&self.shared.events);
         } else {
@@ -67,7 +67,7 @@ impl PortLink for Link {
         let mut state = self.shared.state();
         if vring % 2 == 0 {
             let slot = state.receiveqs.remove(&(port, vring))?;
-            let passage = self.shared.publish(&state);
+            let passage = self.shared.publish(&mut state);
             drop(state);
             passage.wait(&self.shared.events);
             // Nobody delivers to it any more: the lock is free.
@@ -83,8 +83,8 @@ impl PortLink for Link {
     }
 
     fn quiesce(&self) {
-        let state = self.shared.state();
-        let passage = self.shared.publish(&state);
+        let mut state = self.shared.state();
+        let passage = self.shared.publish(&mut state);
         drop(state);
         passage.wait(&self.shared.events);
     }

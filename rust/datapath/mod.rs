@@ -10,6 +10,7 @@
 //! held while a session ends, for ending sessions stop their vrings through it.
 
 mod assignment;
+mod bond;
 mod events;
 mod housekeeping;
 mod link;
@@ -22,11 +23,12 @@ mod zero_copy;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
+pub use bond::{BondConfig, BondLink, BondMode, BondState};
 pub use events::Event;
 pub use nic::{NicConfig, NicDevice, NicQueue};
 pub use port::{PortChange, PortConfig, PortState};
@@ -60,6 +62,8 @@ struct Shared {
     runs: AtomicU64,
     /// Ports added from now on offer post-copy migration.
     postcopy: AtomicBool,
+    /// Tells the thread that keeps bonds' time that they changed; there is none before the first bond.
+    bonds: Lock<Option<Sender<()>>>,
 }
 
 impl Shared {
@@ -73,7 +77,14 @@ impl Shared {
     }
 
     /// Hands the state's topology to every poll thread. Wait for the passage without the state's lock.
-    fn publish(&self, state: &State) -> Passage {
+    fn publish(&self, state: &mut State) -> Passage {
+        for text in state.settle_bonds(Instant::now()) {
+            self.events.push(Level::Info, "notice", None, text);
+        }
+        if let Some(bonds) = self.bonds.lock().as_ref() {
+            // It leaves when this does.
+            let _ = bonds.send(());
+        }
         let topology = Arc::new(state.topology());
         Passage::begin(self.threads.all(), |done| Message::Topology(Arc::clone(&topology), done))
     }
@@ -82,7 +93,7 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.state();
         let result = change(&mut state)?;
-        let passage = self.publish(&state);
+        let passage = self.publish(&mut state);
         drop(state);
         passage.wait(&self.events);
         Ok(result)
@@ -135,8 +146,9 @@ impl Datapath {
         let postcopy = AtomicBool::new(false);
         let offer = Arc::default();
         let state = Lock::default();
-        let lanes = Lanes::default();
-        let shared = Arc::new(Shared { state, lanes, threads, events, recovery, offer, started, runs, postcopy });
+        let (lanes, bonds) = (Lanes::default(), Lock::default());
+        let shared = Shared { state, lanes, threads, events, recovery, offer, started, runs, postcopy, bonds };
+        let shared = Arc::new(shared);
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -197,7 +209,7 @@ impl Datapath {
         state.places.threads = shared.threads.all();
         state.places.threads.retain(|thread| cpus.contains(&thread.core.cpu));
         // The new ones get the topology before any queue.
-        let passage = shared.publish(&state);
+        let passage = shared.publish(&mut state);
         drop(state);
         passage.wait(&shared.events);
         shared.reassign();
@@ -289,15 +301,22 @@ impl Datapath {
         self.shared.change(|state| state.set_bridge(name, aging_s, table_size, forward_bpdu, now_s))
     }
 
-    /// Deletes a bridge and its ports.
+    /// Deletes a bridge, its ports and its bonds.
     ///
     /// # Errors
     /// `Config` if there is none of that name.
     pub fn del_bridge(&self, name: &str) -> Result<()> {
-        let ports = self.shared.state().ports_of(name)?;
+        let (ports, bonds) = {
+            let state = self.shared.state();
+            (state.ports_of(name)?, state.bonds_of(name))
+        };
         for port in ports {
             // Somebody else may have deleted it meanwhile: then it is gone, which is what was asked for.
             let _ = self.del_port(&port);
+        }
+        for bond in bonds {
+            // Likewise.
+            let _ = self.del_bond(&bond);
         }
         self.shared.change(|state| state.del_bridge(name))
     }

@@ -152,6 +152,8 @@ pub struct NicConfig {
     pub mtu: Option<u32>,
     /// Further attempts when the transmit ring is full (`tx-retries-max`), 0..32.
     pub retries: u32,
+    /// The bond on the same bridge that it is a link of.
+    pub bond: Option<String>,
 }
 
 impl NicConfig {

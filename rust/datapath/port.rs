@@ -324,7 +324,11 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             DropReason::Runt | DropReason::Oversize | DropReason::BadOffload | DropReason::BadSource => {
                 add("rx_errors".into(), n);
             }
-            DropReason::Reserved | DropReason::SamePort | DropReason::NoReceiver | DropReason::AdminDown => {}
+            DropReason::Reserved
+            | DropReason::InactiveMember
+            | DropReason::SamePort
+            | DropReason::NoReceiver
+            | DropReason::AdminDown => {}
             DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
             DropReason::ReceiverAdminDown
             | DropReason::LinkDown

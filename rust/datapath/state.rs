@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FdbEntry;
 use super::assignment::{Places, PmdView};
+use super::bond::Bond;
 use super::nic::{Nic, NicConfig, NicDevice};
 use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings, check_zero_copy};
 use super::threads::Seat;
 use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
-use crate::pmd::{BridgeView, FaultCause, OutletSlot, PortView, Topology};
+use crate::pmd::{Bonding, BridgeView, FaultCause, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
 use crate::vhost::{Endpoint, EndpointKind};
@@ -22,7 +23,7 @@ use crate::vhost::{Endpoint, EndpointKind};
 const PORTS_MAX: usize = 65_279;
 
 #[derive(Debug)]
-struct Bridge {
+pub(super) struct Bridge {
     index: usize,
     fdb: Arc<Fdb>,
     forward_bpdu: bool,
@@ -34,6 +35,8 @@ struct Port {
     admin_up: bool,
     record: Arc<PortRecord>,
     backing: Backing,
+    /// The bond it is a link of.
+    bond: Option<String>,
 }
 
 /// What is behind a port; None until its thread runs.
@@ -67,6 +70,7 @@ impl Backing {
 pub(super) struct State {
     bridges: BTreeMap<String, Bridge>,
     ports: BTreeMap<String, Port>,
+    pub bonds: BTreeMap<String, Bond>,
     /// Ids in use, those of ports whose session is still ending included.
     ids: BTreeSet<PortId>,
     /// Live receiveqs; outlive their port's entry until its session has ended.
@@ -91,22 +95,31 @@ impl State {
         for port in self.ports.values() {
             let Some(bridge) = self.bridges.get(&port.bridge).map(|b| b.index) else { continue };
             let id = port.record.id;
-            if let Some(Some(view)) = topology.bridges.get_mut(bridge) {
+            if port.bond.is_none()
+                && let Some(Some(view)) = topology.bridges.get_mut(bridge)
+            {
                 view.members.push(id);
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
             let Settings { mtu, retries, backpressure_us, steering, .. } = port.settings;
             let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
-            let view = PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs };
-            grow(&mut topology.ports, usize::from(id));
-            if let Some(place) = topology.ports.get_mut(usize::from(id)) {
-                *place = Some(view);
+            let bonding = Bonding::None;
+            let view =
+                PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs, bonding };
+            put(&mut topology.ports, id, view);
+        }
+        for bond in self.bonds.values() {
+            let Some(bridge) = self.bridges.get(&bond.bridge).map(|b| b.index) else { continue };
+            let view = bond.join(&mut topology, bridge);
+            put(&mut topology.ports, bond.id, view);
+            if let Some(Some(view)) = topology.bridges.get_mut(bridge) {
+                view.members.push(bond.id);
             }
         }
         topology
     }
 
-    fn bridge(&self, name: &str) -> Result<&Bridge> {
+    pub(super) fn bridge(&self, name: &str) -> Result<&Bridge> {
         self.bridges.get(name).ok_or_else(|| Error::Config(format!("no bridge named {name}")))
     }
 
@@ -164,12 +177,21 @@ impl State {
     pub(super) fn add_port(&mut self, bridge: &str, config: PortConfig) -> Result<Arc<PortRecord>> {
         let (settings, backing) =
             (config.settings(), Backing::Vhost { socket: config.socket, kind: config.kind, endpoint: None });
-        self.add(bridge, &config.name, settings, backing, "guest_notifications")
+        self.add(bridge, &config.name, settings, backing, "guest_notifications", None)
     }
 
     pub(super) fn add_nic(&mut self, bridge: &str, config: &NicConfig) -> Result<Arc<PortRecord>> {
         let backing = Backing::Nic { device: config.device.clone(), nic: None };
-        self.add(bridge, &config.name, config.settings(), backing, "kicks")
+        if let Some(bond) = &config.bond
+            && self.bonds.get(bond).is_none_or(|bond| bond.bridge != bridge)
+        {
+            return Err(Error::Config(format!("{}: bridge {bridge} has no bond named {bond}", config.name)));
+        }
+        let record = self.add(bridge, &config.name, config.settings(), backing, "kicks", config.bond.clone())?;
+        if let Some(bond) = config.bond.as_ref().and_then(|bond| self.bonds.get_mut(bond)) {
+            bond.add_link(record.id, &config.name);
+        }
+        Ok(record)
     }
 
     fn add(
@@ -179,6 +201,7 @@ impl State {
         settings: Settings,
         backing: Backing,
         call: &'static str,
+        bond: Option<String>,
     ) -> Result<Arc<PortRecord>> {
         self.bridge(bridge)?;
         if self.ports.contains_key(name) {
@@ -189,13 +212,23 @@ impl State {
         if let Some((other, _)) = same {
             return Err(Error::Config(format!("{name}: ofport {} belongs to port {other}", settings.ofport)));
         }
+        let id = self.take_id(name)?;
+        let record = Arc::new(PortRecord::new(id, name, settings.mtu, call));
+        let (bridge, kept) = (bridge.to_owned(), Arc::clone(&record));
+        self.ports.insert(name.to_owned(), Port { bridge, settings, admin_up: true, record: kept, backing, bond });
+        Ok(record)
+    }
+
+    pub(super) fn take_id(&mut self, name: &str) -> Result<PortId> {
         let id = (0..PORTS_MAX).filter_map(|i| PortId::try_from(i).ok()).find(|id| !self.ids.contains(id));
         let id = id.ok_or_else(|| Error::Config(format!("{name}: {PORTS_MAX} ports exist already")))?;
         self.ids.insert(id);
-        let record = Arc::new(PortRecord::new(id, name, settings.mtu, call));
-        let port = Port { bridge: bridge.to_owned(), settings, admin_up: true, record: Arc::clone(&record), backing };
-        self.ports.insert(name.to_owned(), port);
-        Ok(record)
+        Ok(id)
+    }
+
+    /// What is known of who is where on a bridge.
+    pub(super) fn fdb_of(&self, bridge: &str) -> Option<&Fdb> {
+        self.bridges.get(bridge).map(|bridge| &*bridge.fdb)
     }
 
     /// Refuses what another port has.
@@ -342,6 +375,7 @@ impl State {
     /// Takes a port out; its id stays taken until [`Self::free`].
     pub(super) fn remove_port(&mut self, name: &str) -> Option<(Arc<PortRecord>, Backing)> {
         let port = self.ports.remove(name)?;
+        self.leave_bond(port.record.id);
         if let Some(bridge) = self.bridges.get(&port.bridge) {
             bridge.fdb.flush_port(port.record.id);
         }
@@ -401,7 +435,14 @@ impl State {
     }
 
     pub(super) fn fdb(&self, bridge: &str, now_s: u32) -> Result<Vec<FdbEntry>> {
-        let ofports: BTreeMap<PortId, u16> = self.ports.values().map(|p| (p.record.id, p.settings.ofport)).collect();
+        let mut ofports: BTreeMap<PortId, u16> =
+            self.ports.values().map(|p| (p.record.id, p.settings.ofport)).collect();
+        // As in Open vSwitch, a bond is shown as the first of its links.
+        for bond in self.bonds.values() {
+            if let Some(ofport) = bond.first_link().and_then(|id| ofports.get(&id).copied()) {
+                ofports.insert(bond.id, ofport);
+            }
+        }
         let learned = self.bridge(bridge)?.fdb.list(now_s);
         Ok(learned
             .into_iter()
@@ -461,6 +502,13 @@ fn describe(cause: &FaultCause, until: &str) -> String {
     match cause {
         FaultCause::Ring(ring) => format!("{ring}; {until}"),
         FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
+    }
+}
+
+fn put(ports: &mut Vec<Option<PortView>>, id: PortId, view: PortView) {
+    grow(ports, usize::from(id));
+    if let Some(place) = ports.get_mut(usize::from(id)) {
+        *place = Some(view);
     }
 }
 

@@ -210,7 +210,7 @@ impl Source<'_> {
     }
 
     /// Tries a group again that waited. Where its receiveq was taken from the guest meanwhile, its frames go to those
-    /// that are left.
+    /// that are left; where it was a bond's link that went, they go to the bond.
     pub(super) fn resume(&mut self, group: &Group, list: &[u8]) {
         let port = self.topology.port(group.slot.port).filter(|view| Arc::ptr_eq(&view.counters, &group.port));
         match port {
@@ -219,7 +219,10 @@ impl Source<'_> {
             Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
                 self.deliver_to(port, &group.slot, list, None, Some(group));
             }
-            Some(port) => self.steer(port, list, None, (group.begun > 0).then_some(group)),
+            Some(port) => {
+                let port = self.topology.bond_of(port).unwrap_or(port);
+                self.steer(port, list, None, (group.begun > 0).then_some(group));
+            }
         }
     }
 

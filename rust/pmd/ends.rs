@@ -58,6 +58,16 @@ impl Inlet {
         }
     }
 
+    /// The same, to refuse frames of it.
+    #[inline]
+    pub(super) fn burst_mut(&mut self) -> &mut Burst {
+        match self {
+            Self::Guest(queue) => queue.burst_mut(),
+            Self::Nic(queue) => queue.burst_mut(),
+            Self::Packet(queue) => queue.burst_mut(),
+        }
+    }
+
     /// Gives the burst's buffers back; true if that took a call.
     #[inline]
     pub(super) fn commit(&mut self) -> bool {

@@ -12,6 +12,7 @@ use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::memory::GuestMap;
 use crate::switch::PortId;
+use crate::switch::fdb::Key;
 use crate::sys::eventfd::Notifier;
 
 /// What a poll thread can be told.
@@ -87,6 +88,14 @@ pub enum Message {
         port: PortId,
         /// The address.
         mac: Mac,
+    },
+    /// Tell whoever is behind `port` that these are to be found here, with a RARP each: they were learned elsewhere. At
+    /// most [`super::LESSON_LEN`].
+    Teach {
+        /// A bond whose links changed.
+        port: PortId,
+        /// Who.
+        addresses: Vec<Key>,
     },
     /// Poll nothing from now on; the queues stay here, settled, until they are released. Answer when that is so.
     Rest(Sender<()>),

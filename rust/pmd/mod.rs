@@ -17,6 +17,7 @@ pub mod assign;
 pub mod balance;
 pub mod load;
 
+mod bond;
 mod deliver;
 mod doze;
 mod ends;
@@ -31,6 +32,7 @@ mod topology;
 mod wait;
 mod zero_copy;
 
+pub use bond::{Admission, Bonding, Membership};
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
@@ -43,6 +45,9 @@ use std::sync::atomic;
 
 use crate::ring::RingFault;
 use crate::switch::PortId;
+
+/// Most addresses of one [`Message::Teach`].
+pub const LESSON_LEN: usize = crate::burst::MAX_BURST;
 
 /// A queue that a poll thread had to stop.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
 use super::zero_copy::{Lane, ZeroCopy};
-use super::{Fault, Inlet, OutletSlot, Topology};
+use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
@@ -17,6 +17,7 @@ use crate::memory::GuestMap;
 use crate::ring::{Obstacle, RingFault};
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
+use crate::switch::fdb::Key;
 use crate::sys::tsc;
 
 /// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
@@ -249,7 +250,7 @@ impl Forwarder {
         let count = q.queue.gather()?;
         if count > 0 {
             let aside = Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by: None };
-            self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, aside);
+            self.forward(q.queue.burst_mut(), q.port, &q.counters, &mut q.cache, aside);
             if q.waiting.is_empty() {
                 q.commit();
             }
@@ -292,7 +293,14 @@ impl Forwarder {
         }
     }
 
-    fn forward(&mut self, burst: &Burst, port: PortId, counters: &QueueCounters, cache: &mut Cache, aside: Aside<'_>) {
+    fn forward(
+        &mut self,
+        burst: &mut Burst,
+        port: PortId,
+        counters: &QueueCounters,
+        cache: &mut Cache,
+        aside: Aside<'_>,
+    ) {
         let view = self.topology.port(port);
         let bridge = view.and_then(|v| self.topology.bridges.get(v.bridge)).and_then(Option::as_ref);
         let Some((view, bridge)) = view.zip(bridge) else {
@@ -301,6 +309,14 @@ impl Forwarder {
         if !view.admin_up {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
+        let port = match &view.bonding {
+            Bonding::None => port,
+            Bonding::Member(membership) => {
+                membership.admit(burst);
+                membership.bond
+            }
+        };
+        let burst = &*burst;
         cache.refresh(&bridge.fdb, self.now_s);
         let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
         while let Some((index, (packet, _))) = frames.next() {
@@ -378,7 +394,34 @@ impl Forwarder {
         burst.push_own(&crate::burst::rarp(mac));
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
         let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
-        self.forward(&burst, port, &counters, &mut cache, aside);
+        self.forward(&mut burst, port, &counters, &mut cache, aside);
+    }
+
+    /// Sends a RARP for each of `addresses` out on `port`: who is behind it learns where to find them.
+    pub(super) fn teach(&mut self, port: PortId, addresses: &[Key]) {
+        let Some(view) = self.topology.port(port) else { return };
+        let (mut burst, mut waiting) = (Burst::new(Arc::default()), Waiting::new());
+        for address in addresses.iter().take(MAX_BURST) {
+            burst.push_rarp(address.mac(), address.vlan());
+        }
+        let (mut list, mut room) = (0, [0; MAX_BURST]);
+        for index in 0..burst.len() {
+            list |= 1 << index;
+        }
+        self.spread.begin();
+        let mut source = Source {
+            burst: &burst,
+            port,
+            thread: self.thread,
+            topology: &self.topology,
+            faults: &self.faults,
+            spread: &mut self.spread,
+            stuck: &mut self.stuck,
+            waiting: &mut waiting,
+            zero_copy: None,
+            settle_by: Some(settle_by()),
+        };
+        source.deliver(view, indices(list, &mut room), None);
     }
 }
 

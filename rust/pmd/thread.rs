@@ -341,6 +341,7 @@ impl Body {
                 Message::Greet(slot) => self.ungreeted.push(slot),
                 Message::Sleep(max) => self.sleeper.set_max(max),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
+                Message::Teach { port, addresses } => self.forwarder.teach(port, &addresses),
                 Message::Rest(done) => {
                     self.resting = true;
                     for mut queue in self.queues.drain(..) {

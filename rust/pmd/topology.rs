@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Outlet;
+use super::{Bonding, Outlet};
 use crate::counters::QueueCounters;
 use crate::frame::flow::FlowKey;
 use crate::lock::Lock;
@@ -27,6 +27,14 @@ impl Topology {
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&PortView> {
         self.ports.get(usize::from(id)).and_then(Option::as_ref)
+    }
+
+    /// The bond that a port is a link of.
+    pub(super) fn bond_of(&self, port: &PortView) -> Option<&PortView> {
+        match &port.bonding {
+            Bonding::Member(membership) => self.port(membership.bond),
+            Bonding::None => None,
+        }
     }
 }
 
@@ -59,6 +67,8 @@ pub struct PortView {
     pub counters: Arc<QueueCounters>,
     /// The enabled receiveqs, in order; empty while the guest is away.
     pub receiveqs: Vec<Arc<OutletSlot>>,
+    /// Whether it is a link of a bond. A bond is a port itself, with the queues of its links.
+    pub bonding: Bonding,
 }
 
 /// A bridge as the packet path sees it.
@@ -66,7 +76,7 @@ pub struct PortView {
 pub struct BridgeView {
     /// Who is where.
     pub fdb: Arc<Fdb>,
-    /// Ports on it.
+    /// Ports on it; of a bond itself and not its links.
     pub members: Vec<PortId>,
     /// Whether link-local protocol frames pass.
     pub forward_bpdu: bool,

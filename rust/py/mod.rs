@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::datapath::{self, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
+use crate::datapath::{self, BondConfig, BondMode, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
 use crate::pmd::assign::Policy;
@@ -26,7 +26,7 @@ use crate::vhost::EndpointKind;
 use crate::vhost::offer::Limit;
 use errors::raise;
 use nic::NicQueue;
-use state::{Event, FdbEntry, PmdState, PortState, RxqState};
+use state::{BondLink, BondState, Event, FdbEntry, PmdState, PortState, RxqState};
 
 /// The switch itself.
 #[pyclass(frozen, module = "ovsvhost._core")]
@@ -164,7 +164,7 @@ impl Datapath {
 
     #[pyo3(signature = (bridge, name, *, ofport, netdev, driver = "afxdp", mtu = None, tx_retries_max = 8, n_rxq = 1,
         n_rxq_desc = 2048, n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0,
-        busy_budget = 0, zc_queues = 0))]
+        busy_budget = 0, zc_queues = 0, bond = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_nic(
         &self,
@@ -184,6 +184,7 @@ impl Datapath {
         start_queue: i64,
         busy_budget: i64,
         zc_queues: i64,
+        bond: Option<String>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let device = NicDevice {
@@ -199,7 +200,7 @@ impl Datapath {
                 zc_queues: to_u32(zc_queues),
             };
             let (ofport, retries) = (u16::try_from(ofport).unwrap_or(0), to_u32(tx_retries_max));
-            d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries })
+            d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries, bond })
         })
     }
 
@@ -276,6 +277,55 @@ impl Datapath {
 
     fn del_port(&self, py: Python<'_>, name: String) -> PyResult<()> {
         self.with(py, |d| d.del_port(&name))
+    }
+
+    #[pyo3(signature = (bridge, name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
+        last_active = None))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
+    fn add_bond(
+        &self,
+        py: Python<'_>,
+        bridge: String,
+        name: String,
+        mode: &str,
+        updelay_ms: u64,
+        downdelay_ms: u64,
+        primary: Option<String>,
+        last_active: Option<String>,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let config = to_bond(name, mode, updelay_ms, downdelay_ms, primary)?;
+            d.add_bond(&bridge, BondConfig { last_active, ..config })
+        })
+    }
+
+    #[pyo3(signature = (name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None))]
+    fn set_bond(
+        &self,
+        py: Python<'_>,
+        name: String,
+        mode: &str,
+        updelay_ms: u64,
+        downdelay_ms: u64,
+        primary: Option<String>,
+    ) -> PyResult<()> {
+        self.with(py, |d| d.set_bond(to_bond(name, mode, updelay_ms, downdelay_ms, primary)?))
+    }
+
+    fn del_bond(&self, py: Python<'_>, name: String) -> PyResult<()> {
+        self.with(py, |d| d.del_bond(&name))
+    }
+
+    fn bonds(&self, py: Python<'_>) -> PyResult<Vec<BondState>> {
+        self.with(py, |d| Ok(d.bonds().into_iter().map(BondState::from).collect()))
+    }
+
+    fn activate_link(&self, py: Python<'_>, bond: String, link: String) -> PyResult<bool> {
+        self.with(py, |d| d.activate_link(&bond, &link))
+    }
+
+    fn hold_link(&self, py: Python<'_>, bond: String, link: String, enabled: bool) -> PyResult<()> {
+        self.with(py, |d| d.hold_link(&bond, &link, enabled))
     }
 
     fn port(&self, py: Python<'_>, name: String) -> PyResult<PortState> {
@@ -382,6 +432,13 @@ fn to_u32(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+fn to_bond(name: String, mode: &str, updelay: u64, downdelay: u64, primary: Option<String>) -> Result<BondConfig> {
+    let mode = BondMode::named(mode)
+        .ok_or_else(|| Error::Config(format!("{name}: unknown bond_mode '{mode}'; active-backup is possible")))?;
+    let [updelay, downdelay] = [updelay, downdelay].map(Duration::from_millis);
+    Ok(BondConfig { name, mode, updelay, downdelay, primary, last_active: None })
+}
+
 fn to_steering(port: &str, text: &str) -> Result<Steering> {
     match text {
         "hash" => Ok(Steering::Hash),
@@ -413,6 +470,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Datapath>()?;
     module.add_class::<Event>()?;
     module.add_class::<PortState>()?;
+    module.add_class::<BondState>()?;
+    module.add_class::<BondLink>()?;
     module.add_class::<FdbEntry>()?;
     module.add_class::<NicQueue>()?;
     module.add_class::<PmdState>()?;

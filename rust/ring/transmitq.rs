@@ -109,6 +109,12 @@ impl Transmitq {
         &self.gatherer.burst
     }
 
+    /// The same, to refuse frames of it.
+    #[inline]
+    pub fn burst_mut(&mut self) -> &mut Burst {
+        &mut self.gatherer.burst
+    }
+
     /// Kicks on, before its thread sleeps; true if work came in meanwhile.
     pub fn enable_kicks(&mut self) -> bool {
         self.ring.enable_kicks()

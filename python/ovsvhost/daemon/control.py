@@ -18,7 +18,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed, vhost_features
-from ovsvhost.daemon import commands, nic_commands, pmd_commands, rows, writeback
+from ovsvhost.daemon import bond_commands, commands, nic_commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ovsvhost._core import Datapath, PmdState, PortState
+    from ovsvhost._core import BondState, Datapath, PmdState, PortState
     from ovsvhost.daemon.settings import Startup
     from ovsvhost.poll import Poller
     from ovsvhost.store.idl import Operation, Replica
@@ -165,12 +165,15 @@ class Control:
         self._facts = {device: facts(device) for device in used}
         self._retry_at = time.monotonic() + RETRY_S
         self._stats_at = time.monotonic()  # new ports show counters at once, and a new interval counts from now
-        self._written.keep_only([self._root.uuid, *held])
+        bonds = [bond.key for bridge in self.configuration.desired.bridges for bond in bridge.bonds]
+        self._written.keep_only([self._root.uuid, *held, *bonds])
         for verdict in self.configuration.verdicts:
             sentences = [*verdict.errors, *filter(None, [self._failures.get(verdict.uuid)])]
             self._say(verdict.uuid, "; ".join(sentences), port=verdict.name)
         for bridge in self.configuration.desired.bridges:
             self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
+            for bond in bridge.bonds:
+                self._say(bond.key, self._failures.get(bond.key, ""), bridge=bridge.name)
         for option in (*LIVE, vhost_features.KEY):
             problems = (self.configuration.refused.get(option), self._failures.get(option))
             self._say(option, "; ".join(filter(None, problems)))
@@ -198,7 +201,16 @@ class Control:
         operations: list[Operation] = []
         for key, columns in self._columns(states).items():
             operations += self._written.update("Interface", key, columns)
+        macs = self._macs()
+        for bond in observed.bonds(self.datapath):
+            _, known = self._ledger.bonds[bond.name]
+            operations += self._written.update("Port", known.key, writeback.bond(bond, macs))
         return operations
+
+    def _macs(self) -> dict[str, str]:
+        """The addresses of network devices by the names of their ports."""
+        links = {verdict.name: self._links.links.get(verdict.device or "") for verdict in self.configuration.verdicts}
+        return {name: link.mac for name, link in links.items() if link is not None and link.mac}
 
     def _statistics(self, states: Mapping[str, PortState]) -> list[Operation]:
         """The counters that moved; sets the time of the next turn."""
@@ -284,6 +296,43 @@ class Control:
         bridge = self.bridge(arguments[0])
         learned = observed.fdb(self.datapath, bridge.name)
         return commands.fdb_stats_show(bridge, len(learned), observed.fdb_stats(self.datapath, bridge.name))
+
+    def bond_list(self, _arguments: list[str]) -> str:
+        """``bond/list``."""
+        return bond_commands.bond_list(observed.bonds(self.datapath))
+
+    def bond_show(self, arguments: list[str]) -> str:
+        """``bond/show [PORT]``."""
+        bonds = [self._bond(arguments[0])] if arguments else observed.bonds(self.datapath)
+        return bond_commands.bond_show(bonds, self._macs())
+
+    def bond_set_active_member(self, arguments: list[str]) -> str:
+        """``bond/set-active-member PORT MEMBER``."""
+        bond, member = self._bond_member(*arguments)
+        return "done" if apply.activate_link(self.datapath, bond, member) else "no change"
+
+    def bond_enable_member(self, arguments: list[str]) -> str:
+        """``bond/enable-member PORT MEMBER``."""
+        apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=True)
+        return "enabled"
+
+    def bond_disable_member(self, arguments: list[str]) -> str:
+        """``bond/disable-member PORT MEMBER``."""
+        apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=False)
+        return "disabled"
+
+    def _bond(self, name: str) -> BondState:
+        """A bond; ConfigError (OVS's words) if there is none."""
+        for bond in observed.bonds(self.datapath):
+            if bond.name == name:
+                return bond
+        raise ConfigError("no such bond")
+
+    def _bond_member(self, name: str, member: str) -> tuple[str, str]:
+        """The same for a link of it."""
+        if all(link.name != member for link in self._bond(name).links):
+            raise ConfigError("no such member")
+        return name, member
 
     def nic_show(self, arguments: list[str]) -> str:
         """``ovsvhost/nic-show [-hist] [PORT]``."""

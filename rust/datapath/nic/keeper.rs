@@ -344,7 +344,7 @@ impl Keeper {
                 state.receiveqs.remove(&(record.id, slot.vring));
             }
         }
-        let passage = shared.publish(&state);
+        let passage = shared.publish(&mut state);
         drop(state);
         passage.wait(&shared.events);
     }

@@ -111,7 +111,7 @@ pub fn ip(words: &str) {
 /// A NIC port on `near` with nothing else set.
 pub fn nic(ofport: u16) -> NicConfig {
     let device = NicDevice { mode: XdpMode::Native, ..NicDevice::new("near") };
-    NicConfig { name: "n0".into(), ofport, device, mtu: None, retries: 8 }
+    NicConfig { name: "n0".into(), ofport, device, mtu: None, retries: 8, bond: None }
 }
 
 /// Adds the port to the switch and waits for its link.

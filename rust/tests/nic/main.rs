@@ -2,6 +2,7 @@
 //! The switch with a network device among its ports: a veth pair in a namespace of each test's own, a guest on one side of
 //! the switch, a packet socket at the far end of the cable. Every frame is counted and compared byte by byte.
 //!
+//! * `bond`: two cables that are one port.
 //! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
 //! * `exchange`: frames both ways, every size, every way they can lie.
 //! * `offloads`: checksums and segments that the device gets finished.
@@ -17,6 +18,7 @@
     reason = "a test that meets the unexpected ends, and its numbers are small"
 )]
 
+mod bond;
 mod cable;
 mod exchange;
 mod life;
