@@ -134,12 +134,12 @@ impl TxQueue {
     #[inline]
     pub(super) fn begin(&mut self) {
         self.delivered_at = Moment::now();
-        self.reap(self.delivered_at);
+        self.reap(self.delivered_at, false);
     }
 
     /// Takes back what was sent.
     pub(super) fn look(&mut self) {
-        self.reap(Moment::now());
+        self.reap(Moment::now(), false);
     }
 
     /// Copies one frame, of which `begun` pieces are posted.
@@ -206,7 +206,7 @@ impl TxQueue {
                 return false;
             }
         }
-        self.push();
+        self.kick();
         true
     }
 
@@ -216,15 +216,21 @@ impl TxQueue {
         self.is_stuck
     }
 
-    /// Tells the kernel to take what was posted. Where it copies, most of that is sent when this returns.
+    /// Tells the kernel to take what was posted.
     pub fn push(&mut self) {
         self.is_stuck = !self.xsk.push();
-        self.reap(Moment::now());
+        self.reap(Moment::now(), false);
     }
 
-    /// Takes back every frame that was sent; it is `now`.
+    /// The same behind a delivery. Where the kernel copies, most of that is sent when this returns.
+    fn kick(&mut self) {
+        self.is_stuck = !self.xsk.push();
+        self.reap(Moment::now(), true);
+    }
+
+    /// Takes back every frame that was sent; it is `now`, and `at_once` after the kick for the last delivery.
     #[inline]
-    fn reap(&mut self, now: Moment) {
+    fn reap(&mut self, now: Moment, at_once: bool) {
         // An index that makes no sense gives nothing back: then there is soon no room.
         let ready = self.completion.ready().unwrap_or(0);
         let mut together = (0, 0);
@@ -240,14 +246,14 @@ impl TxQueue {
             }
             let Some(since) = self.frames.give_back(address) else { continue };
             if since != together.0 {
-                self.count_latency(together, now);
+                self.count_latency(together, now, at_once);
                 together = (since, 0);
             }
             together.1 += 1;
         }
         if ready > 0 {
             self.out = self.out.saturating_sub(ready);
-            self.count_latency(together, now);
+            self.count_latency(together, now, at_once);
             self.completion.release(ready);
         }
         self.looked_at = now;
@@ -255,9 +261,10 @@ impl TxQueue {
 
     /// Counts frames that were posted together.
     #[inline]
-    fn count_latency(&self, (since, count): (u32, u64), now: Moment) {
+    fn count_latency(&self, (since, count): (u32, u64), now: Moment, at_once: bool) {
         if count > 0 {
-            self.xsk.latency.count(count, since, self.looked_at, now);
+            let is_new = at_once && since == self.delivered_at.stamp();
+            self.xsk.latency.count(count, since, (!is_new).then_some(self.looked_at), now);
         }
     }
 
@@ -286,7 +293,7 @@ impl TxQueue {
     #[cold]
     fn make_room(&mut self, count: usize) -> bool {
         self.publish();
-        self.push();
+        self.kick();
         self.is_room(count)
     }
 
