@@ -18,6 +18,7 @@ use super::iotlb::{Access, Iotlb};
 use super::region::Region;
 use super::sigbus;
 use super::tlb::Tlb;
+use super::window::Exhibit;
 use super::{Gpa, Iova, Uva};
 use crate::error::{Error, Result};
 use crate::sys::numa;
@@ -398,6 +399,15 @@ impl GuestMap {
         let (at, gpa) = self.entries.iter().enumerate().find_map(|(at, e)| Some((at, e.gpa_of(host)?)))?;
         *hint = at;
         Some(gpa)
+    }
+
+    /// Every region, as a network device is to be shown it.
+    pub(super) fn exhibits(&self) -> Vec<Exhibit<'_>> {
+        let all = self.entries.iter().filter_map(|e| {
+            let (file, page) = e.region.file()?;
+            Some(Exhibit { file, offset: e.mmap_offset, size: e.size, page: page as u64, host: e.host.addr() })
+        });
+        all.collect()
     }
 
     /// The region that is mapped at `host`.

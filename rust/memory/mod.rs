@@ -25,6 +25,7 @@ mod region;
 mod residency;
 pub mod sigbus;
 mod tlb;
+mod window;
 mod words;
 
 pub use area::Area;
@@ -33,6 +34,7 @@ pub use incoming::{Incoming, Progress};
 pub use iotlb::{Access, Iotlb, MAPPINGS_MAX, Need};
 pub use map::{GuestMap, Hint, Located, Place, RegionSpec, Span, Stretch, Unreachable};
 pub use tlb::Tlb;
+pub use window::{Places, Window};
 pub use words::Words;
 
 /// An address as the device is given it, in descriptors: guest-physical, unless the guest has an IOMMU before the device;
