@@ -22,6 +22,8 @@ pub enum DropReason {
     Reserved,
     /// It came over a link of a bond that takes nothing from that link now.
     InactiveMember,
+    /// It came over a link of a bond from somebody who is elsewhere: what the bond sent over another link came back.
+    Reflected,
     /// The destination is behind the port it came from.
     SamePort,
     /// Nobody else on the bridge could get it.
@@ -49,7 +51,7 @@ pub enum DropReason {
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 18;
+pub const COUNT: usize = 19;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -59,6 +61,7 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BadSource, "bad_source", true),
     (DropReason::Reserved, "reserved", true),
     (DropReason::InactiveMember, "inactive_member", true),
+    (DropReason::Reflected, "reflected", true),
     (DropReason::SamePort, "same_port", true),
     (DropReason::NoReceiver, "no_receiver", true),
     (DropReason::AdminDown, "admin_down", true),

@@ -30,7 +30,7 @@ mod thread;
 mod topology;
 mod wait;
 
-pub use bond::{Admission, Bonding, Membership};
+pub use bond::{Admission, Bonding, LINKS_MAX, Loads, Membership, SHARES, Shares};
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
