@@ -4,7 +4,8 @@
 //! receiver's. A frame taken from a guest is counted in exactly one of its port's `rx_packets` and `rx_drop_*`; what
 //! passed is counted, at every port it was meant for, in exactly one of `tx_packets` and `tx_drop_*`. Of a frame that is
 //! segmented for its receiver every segment counts in `tx_packets`: that is what the guest gets, and what OVS counts. It is
-//! delivered as a whole or not at all, so in `tx_drop_*` it counts once.
+//! delivered as a whole or not at all, so in `tx_drop_*` it counts once. So does one that a network device's ring takes in
+//! parts only and that is given up half way: the segments sent before are in `tx_packets`.
 
 /// Why a frame went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,10 +49,13 @@ pub enum DropReason {
     RingBroken,
     /// A migration has not brought the receiver's buffers yet.
     PostcopyWait,
+    /// The network device cannot send it: its ring has fewer places than the frame has fragments, or its kernel takes no
+    /// such frame.
+    DeviceRefused,
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 19;
+pub const COUNT: usize = 20;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -74,6 +78,7 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
     (DropReason::RingBroken, "ring_broken", false),
     (DropReason::PostcopyWait, "postcopy_wait", false),
+    (DropReason::DeviceRefused, "device_refused", false),
 ];
 
 #[cfg(test)]

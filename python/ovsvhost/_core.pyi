@@ -8,7 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self, final
 
-__all__ = ["BondLink", "BondState", "Datapath", "Event", "FdbEntry", "PmdState", "PortState", "RxqState", "__version__"]
+__all__ = [
+    "BondLink",
+    "BondState",
+    "Datapath",
+    "Event",
+    "FdbEntry",
+    "NicQueue",
+    "PmdState",
+    "PortState",
+    "RxqState",
+    "__version__",
+]
 
 __version__: str
 
@@ -23,7 +34,7 @@ class Event:
         """A stable word.
 
         ``created``, ``listening``, ``connected``, ``disconnected``, ``added``, ``removed``, ``queue_state``,
-        ``migration``, ``peer_error``, ``kernel_error``, ``notice``.
+        ``migration``, ``peer_error``, ``kernel_error``, ``device_error``, ``notice``.
         """
     @property
     def port(self) -> str | None:
@@ -135,6 +146,38 @@ class FdbEntry:
         """``aa:bb:cc:dd:ee:ff``."""
     @property
     def age_s(self) -> int: ...
+
+@final
+class NicQueue:
+    """One queue of a NIC port, cumulative over every time that its device was taken over."""
+
+    @property
+    def inflight(self) -> int:
+        """Descriptors that the kernel has now."""
+    @property
+    def completed(self) -> int:
+        """Descriptors that it gave back, sent."""
+    @property
+    def inflight_max(self) -> int:
+        """Most that it had at once."""
+    @property
+    def abandoned(self) -> int:
+        """Descriptors that it had when the device was let go or went: sent or not, nobody says."""
+    @property
+    def rx_missed(self) -> int:
+        """Received frames that found no room."""
+    @property
+    def latency_us(self) -> list[int]:
+        """Sent frames by the time from post to completion: number n is of times of n bits in µs (below 2**n µs).
+
+        The last is of all above too. Empty over AF_PACKET, which tells nothing of completions.
+        """
+    @property
+    def latency_max_us(self) -> int:
+        """The longest of those, µs."""
+    @property
+    def untimed(self) -> int:
+        """Sent frames of which nobody can tell: when they completed, nobody looked."""
 
 @final
 class RxqState:
@@ -378,6 +421,12 @@ class Datapath:
         """
     def refresh_nic(self, name: str) -> None:
         """Says that a NIC port's device may have come, gone, gone up or down. Its thread looks; this returns at once.
+
+        Raises:
+            ConfigError: an unknown port, or one that is a guest's.
+        """
+    def nic_queues(self, name: str) -> list[NicQueue]:
+        """The queues of a NIC port, in order; none before its device was taken over for the first time.
 
         Raises:
             ConfigError: an unknown port, or one that is a guest's.

@@ -15,7 +15,7 @@ from ovsvhost.model import PollThreads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovsvhost._core import BondState, Datapath, FdbEntry, PmdState, PortState
+    from ovsvhost._core import BondState, Datapath, FdbEntry, NicQueue, PmdState, PortState
     from ovsvhost.model import AnyPort, Bond, Bridge, FeatureLimit
     from ovsvhost.nic.rtnetlink import Link
 
@@ -94,6 +94,11 @@ def port_state(datapath: Datapath, name: str) -> PortState:
 def bonds(datapath: Datapath) -> list[BondState]:
     """Every bond's live state, by name."""
     return datapath.bonds()
+
+
+def nic_queues(datapath: Datapath, name: str) -> list[NicQueue]:
+    """The queues of a NIC port; ConfigError if there is none of that name, or it is a guest's."""
+    return datapath.nic_queues(name)
 
 
 def fdb(datapath: Datapath, bridge: str) -> list[FdbEntry]:

@@ -29,7 +29,7 @@ use std::time::Instant;
 pub use assignment::{PmdView, RxqView, Sharing};
 pub use bond::{BondConfig, BondLink, BondMode, BondState};
 pub use events::Event;
-pub use nic::{NicConfig, NicDevice};
+pub use nic::{NicConfig, NicDevice, NicQueue};
 pub use port::{PortChange, PortConfig, PortState};
 pub use threads::SleepMax;
 
@@ -382,6 +382,15 @@ impl Datapath {
             nic.refresh();
         }
         Ok(())
+    }
+
+    /// The queues of a NIC port: where descriptors are, and how long the device took with them.
+    ///
+    /// # Errors
+    /// `Config` for an unknown port or one that is a guest's.
+    pub fn nic_queues(&self, name: &str) -> Result<Vec<NicQueue>> {
+        let state = self.shared.state();
+        Ok(state.nic(name)?.1.map(Nic::queues).unwrap_or_default())
     }
 
     /// Changes a port live.

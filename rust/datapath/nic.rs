@@ -7,6 +7,8 @@
 //! Nothing here is on the packet path, and no poll thread ever waits for a device.
 
 mod keeper;
+mod offloads;
+mod queues;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use self::keeper::{Claim, Keeper};
+use self::queues::Ended;
+pub use self::queues::NicQueue;
 use super::Shared;
 use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
@@ -168,19 +172,8 @@ enum Command {
 struct Report {
     error: Option<String>,
     status: BTreeMap<String, String>,
-    /// Of holds that ended, by queue.
-    before: Vec<Totals>,
+    ended: Ended,
     attachment: Option<Arc<Attachment>>,
-}
-
-/// Of one queue.
-#[derive(Debug, Clone, Copy, Default)]
-struct Totals {
-    completed: u64,
-    inflight_max: u64,
-    /// In flight when the hold ended: sent or not, nobody says.
-    abandoned: u64,
-    rx_missed: u64,
 }
 
 /// A NIC port's thread, as others see it. Dropping it ends the hold on the device, and waits for that.
@@ -243,28 +236,16 @@ impl Nic {
         self.report.lock().status.clone()
     }
 
-    /// Adds what only the device's rings know: where descriptors are, sums and by queue.
-    pub(super) fn add_statistics(&self, all: &mut BTreeMap<String, u64>) {
+    /// Each of its queues.
+    pub(super) fn queues(&self) -> Vec<NicQueue> {
         let report = self.report.lock();
         let now = report.attachment.as_ref().map(|attachment| attachment.gauges()).unwrap_or_default();
-        for queue in 0..report.before.len().max(now.len()) {
-            let before = report.before.get(queue).copied().unwrap_or_default();
-            let now = now.get(queue).copied().unwrap_or_default();
-            for (name, n) in [
-                ("tx_inflight", now.inflight),
-                ("tx_completed", before.completed + now.completed),
-                ("tx_abandoned", before.abandoned),
-                ("rx_missed_errors", before.rx_missed + now.rx_missed),
-            ] {
-                *all.entry(name.to_owned()).or_default() += n;
-                let (side, name) = name.split_at(2);
-                all.insert(format!("{side}_q{queue}{name}"), n);
-            }
-            let most = before.inflight_max.max(now.inflight_max);
-            all.insert(format!("tx_q{queue}_inflight_max"), most);
-            let whole = all.entry("tx_inflight_max".to_owned()).or_default();
-            *whole = (*whole).max(most);
-        }
+        report.ended.with(&now)
+    }
+
+    /// Adds what only the device's rings know: where descriptors are, sums and by queue.
+    pub(super) fn add_statistics(&self, all: &mut BTreeMap<String, u64>) {
+        queues::add_statistics(&self.queues(), all);
     }
 }
 

@@ -305,7 +305,8 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             | DropReason::Contended
             | DropReason::BufferTooSmall
             | DropReason::RingBroken
-            | DropReason::PostcopyWait => add("ovs_tx_failure_drops".into(), n),
+            | DropReason::PostcopyWait
+            | DropReason::DeviceRefused => add("ovs_tx_failure_drops".into(), n),
         }
     }
 }

@@ -8,14 +8,17 @@
 //! ```
 //!
 //! A frame that gets here is counted at this port: as delivered, or as dropped for one reason. Delivered counts what the
-//! guest gets: one segmented for it is as many frames as it became.
+//! guest gets: one segmented for it is as many frames as it became. One that a device takes in parts waits like the rest, and
+//! counts as they go.
 
+use std::ops::Range;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
+use super::patience::Patience;
 use super::poll::Stuck;
-use super::wait::{Group, Waiting, mask};
+use super::wait::{Group, Left, Waiting};
 use super::{Bonding, Fault, FaultCause, LINKS_MAX, Outlet, OutletSlot, PortView, Shares, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
@@ -31,9 +34,6 @@ const MAX_QUEUES: usize = 128;
 /// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
 /// as a group takes to copy.
 const ASK_US: u64 = 100;
-/// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
-const HOLD_US: u32 = 5000;
-
 /// Room to sort the frames for one port by receiveq; empty between two ports.
 #[derive(Debug)]
 pub(super) struct Spread {
@@ -75,27 +75,6 @@ impl Spread {
     }
 }
 
-/// How long frames wait for a guest, and what becomes of them.
-#[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// 0 = not at all.
-    us: u32,
-    at_once: DropReason,
-    in_the_end: DropReason,
-}
-
-impl Patience {
-    /// With a guest that posted too few buffers (`backpressure-us`).
-    fn for_buffers(port: &PortView) -> Self {
-        Self { us: port.backpressure_us, at_once: DropReason::NoBuffer, in_the_end: DropReason::Backpressure }
-    }
-
-    /// With a guest whose buffers a migration has not brought yet.
-    fn for_pages() -> Self {
-        Self { us: HOLD_US, at_once: DropReason::PostcopyWait, in_the_end: DropReason::PostcopyWait }
-    }
-}
-
 /// Where a burst comes from, and what its delivery needs to know.
 pub(super) struct Source<'a> {
     pub burst: &'a Burst,
@@ -124,7 +103,7 @@ impl Source<'_> {
         if self.burst.longest() > limit && list.iter().any(|&i| self.len_of(i) > limit) {
             return self.deliver_within(port, list, limit);
         }
-        self.steer(port, list, share);
+        self.steer(port, list, share, None);
     }
 
     /// Some frames may be longer than the receiver's MTU, by themselves or in the segments they become: drops those.
@@ -139,7 +118,7 @@ impl Source<'_> {
         }
         let fitting = fitting.as_slice();
         port.counters.lost(DropReason::MtuExceeded, (list.len() - fitting.len()) as u64);
-        self.steer(port, fitting, None);
+        self.steer(port, fitting, None, None);
     }
 
     #[inline]
@@ -147,15 +126,15 @@ impl Source<'_> {
         self.burst.packets().get(usize::from(index)).map_or(0, |p| p.len)
     }
 
-    /// Chooses the receiveq.
+    /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
-    fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
+    fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
-            ([only], _) => self.deliver_to(port, only, list, share, 0),
+            ([only], _) => self.deliver_to(port, only, list, share, group),
             (several, Steering::Thread) => {
                 if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
-                    self.deliver_to(port, slot, list, share, 0);
+                    self.deliver_to(port, slot, list, share, group);
                 }
             }
             (several, Steering::Hash) => match &port.bonding {
@@ -178,7 +157,7 @@ impl Source<'_> {
         let mut room = [0; MAX_BURST];
         for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
             if let Some(port) = self.topology.port(link) {
-                self.steer(port, super::wait::indices(frames, &mut room), None);
+                self.steer(port, super::wait::indices(frames, &mut room), None, None);
             }
         }
     }
@@ -201,7 +180,7 @@ impl Source<'_> {
             touched &= touched - 1;
             if let (Some(frames), Some(slot)) = (self.spread.frames.get_mut(queue), slots.get(queue)) {
                 let list = super::wait::indices(std::mem::take(frames), &mut room);
-                self.deliver_to(port, slot, list, None, 0);
+                self.deliver_to(port, slot, list, None, None);
             }
         }
     }
@@ -214,25 +193,36 @@ impl Source<'_> {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
             Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
-                self.deliver_to(port, &group.slot, list, None, group.since);
+                self.deliver_to(port, &group.slot, list, None, Some(group));
             }
-            Some(port) => match self.topology.bond_of(port) {
-                None => self.steer(port, list, None),
-                Some(bond) => self.deliver(bond, list, None),
-            },
+            Some(port) => {
+                let port = self.topology.bond_of(port).unwrap_or(port);
+                self.steer(port, list, None, (group.begun > 0).then_some(group));
+            }
         }
     }
 
-    /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], share: Option<&Share>, since: u64) {
+    /// One list into one receiveq; `group` is what it waited in, if it did.
+    fn deliver_to(
+        &mut self,
+        port: &PortView,
+        slot: &Arc<OutletSlot>,
+        list: &[u8],
+        share: Option<&Share>,
+        group: Option<&Group>,
+    ) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
-        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, since));
+        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, Left::all(list, group)));
         let Some(mut guard) = taken else { return };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
+        let mut begun = group.map_or(0, |group| group.begun);
+        if begun > 0 {
+            queue.go_on(begun);
+        }
         let (mut rest, mut retries, mut tally, mut is_absent) = (list, 0, Tally::default(), false);
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
@@ -241,10 +231,10 @@ impl Source<'_> {
                 Some(share) if settled.len() == list.len() && (delivery.too_small | delivery.in_pieces) == 0 => {
                     tally.add(share);
                 }
-                _ => self.count(&mut tally, settled, &delivery),
+                _ => self.count(&mut tally, settled, &delivery, &mut begun),
             }
             if delivery.too_small != 0 {
-                slot.counters.lost(DropReason::BufferTooSmall, u64::from(delivery.too_small.count_ones()));
+                slot.counters.lost(queue.refusal(), u64::from(delivery.too_small.count_ones()));
             }
             rest = left;
             if let Some(fault) = delivery.fault {
@@ -269,6 +259,10 @@ impl Source<'_> {
                 retries += 1;
             }
         }
+        let sent = if rest.is_empty() { 0 } else { queue.take_begun() };
+        if sent > begun {
+            self.count_begun(&mut tally, rest, begun..sent);
+        }
         if !tally.is_empty() {
             slot.counters.called(queue.flush());
             slot.counters.add(&tally);
@@ -279,13 +273,19 @@ impl Source<'_> {
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
         }
-        if rest.len() < list.len() && slot.is_silent() {
+        if (rest.len() < list.len() || sent > begun) && slot.is_silent() {
             slot.set_silent(false);
         }
         drop(guard);
         if !rest.is_empty() {
-            let patience = if is_absent { Patience::for_pages() } else { Patience::for_buffers(port) };
-            self.hold_back(patience, port, slot, rest, since);
+            let patience = match (is_absent, sent) {
+                (true, _) => Patience::for_pages(),
+                (false, 1..) => Patience::for_the_rest(),
+                (false, 0) => Patience::for_buffers(port),
+            };
+            // Whoever moves on is waited for anew.
+            let since = group.map_or(0, |group| if sent > begun { tsc::now() } else { group.since });
+            self.hold_back(patience, port, slot, Left { list: rest, since, begun: sent });
         }
     }
 
@@ -296,13 +296,12 @@ impl Source<'_> {
         &mut self,
         port: &PortView,
         slot: &'s Arc<OutletSlot>,
-        list: &[u8],
-        since: u64,
+        left: Left<'_>,
     ) -> Option<MutexGuard<'s, Option<Outlet>>> {
         slot.counters.contentions.add_shared(1);
         let until = match self.settle_by {
             None if !self.waiting.is_full() => {
-                self.wait(port, slot, list, since);
+                self.wait(port, slot, left);
                 return None;
             }
             None => tsc::now() + ASK_US * tsc::cycles_per_us(),
@@ -314,7 +313,7 @@ impl Source<'_> {
                 return Some(guard);
             }
         }
-        slot.counters.lost(DropReason::Contended, list.len() as u64);
+        slot.counters.lost(DropReason::Contended, left.list.len() as u64);
         None
     }
 
@@ -322,8 +321,8 @@ impl Source<'_> {
     /// the first refusal on, unless it took nothing since others waited that long in vain: nobody waits twice for a guest
     /// that does not move.
     #[cold]
-    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, rest: &[u8], since: u64) {
-        let count = rest.len() as u64;
+    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, left: Left<'_>) {
+        let (count, since) = (left.list.len() as u64, left.since);
         let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
         if !may_wait {
             return slot.counters.lost(patience.at_once, count);
@@ -338,20 +337,21 @@ impl Source<'_> {
         if since == 0 {
             slot.counters.waits.add_shared(1);
         }
-        self.wait(port, slot, rest, if since == 0 { now } else { since });
+        self.wait(port, slot, Left { since: if since == 0 { now } else { since }, ..left });
     }
 
     /// Leaves a group with the transmitq.
-    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], since: u64) {
-        let (slot, port) = (Arc::clone(slot), Arc::clone(&port.counters));
-        self.waiting.push(Group { slot, port, frames: mask(list), since });
+    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, left: Left<'_>) {
+        self.waiting.push(left.of(Arc::clone(slot), Arc::clone(&port.counters)));
     }
 
-    /// Counts the frames of a list that were settled, but for those that were lost.
-    fn count(&self, tally: &mut Tally, settled: &[u8], delivery: &Delivery) {
+    /// Counts the frames of a list that were settled, but for those that were lost. Of the first, the pieces that had `begun`
+    /// were counted before.
+    fn count(&self, tally: &mut Tally, settled: &[u8], delivery: &Delivery, begun: &mut u32) {
         for (position, &index) in settled.iter().enumerate() {
+            let begun = std::mem::take(begun);
             if delivery.in_pieces >> position & 1 != 0 {
-                self.count_pieces(tally, index);
+                self.count_pieces(tally, index, begun, None);
             } else if delivery.too_small >> position & 1 == 0
                 && let Some((packet, head)) = self.burst.frame(index)
             {
@@ -361,16 +361,27 @@ impl Source<'_> {
         }
     }
 
-    /// Counts what the guest got of a frame that was segmented for it.
+    /// Counts pieces of the first of a list, whose rest is still to be sent.
     #[cold]
-    fn count_pieces(&self, tally: &mut Tally, index: u8) {
+    fn count_begun(&self, tally: &mut Tally, list: &[u8], pieces: Range<u32>) {
+        if let Some(&index) = list.first() {
+            self.count_pieces(tally, index, pieces.start, Some(pieces.end));
+        }
+    }
+
+    /// Counts what the receiver got of a frame that was segmented for it: the pieces from `begun` to `end`, or to the last.
+    #[cold]
+    fn count_pieces(&self, tally: &mut Tally, index: u8, begun: u32, end: Option<u32>) {
         if let Some((_, head)) = self.burst.frame(index)
             && let Some((plan, _)) = self.burst.large(usize::from(index))
         {
             let dst = Mac::destination(&head.0);
             let (group, broadcast) = (dst.is_group(), dst == Mac::BROADCAST);
-            tally.count_many(u64::from(plan.count() - 1), plan.longest(), group, broadcast);
-            tally.count(plan.last(), group, broadcast);
+            let longest = end.unwrap_or(plan.count() - 1).saturating_sub(begun);
+            tally.count_many(u64::from(longest), plan.longest(), group, broadcast);
+            if end.is_none() {
+                tally.count(plan.last(), group, broadcast);
+            }
         }
     }
 }

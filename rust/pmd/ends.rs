@@ -6,6 +6,7 @@
 use std::os::fd::AsRawFd;
 
 use crate::burst::Burst;
+use crate::drops::DropReason;
 use crate::port::{self, afxdp, packet};
 use crate::ring::{Delivery, Receiveq, Ring, RingFault, Transmitq};
 use crate::sys::eventfd::Notifier;
@@ -176,6 +177,32 @@ impl Outlet {
             Self::Guest(queue) => queue.deliver(burst, list),
             Self::Nic(queue) => queue.deliver(burst, list),
             Self::Packet(queue) => queue.deliver(burst, list),
+        }
+    }
+
+    /// The next delivery begins with a frame of which a device got so many pieces already.
+    #[cold]
+    pub(super) fn go_on(&mut self, begun: u32) {
+        if let Self::Nic(queue) = self {
+            queue.go_on(begun);
+        }
+    }
+
+    /// How many pieces a device got of the frame that the last delivery stopped at. A guest gets all of a frame or none.
+    #[cold]
+    pub(super) fn take_begun(&mut self) -> u32 {
+        match self {
+            Self::Guest(_) | Self::Packet(_) => 0,
+            Self::Nic(queue) => queue.take_begun(),
+        }
+    }
+
+    /// Why it refused a frame for good.
+    #[cold]
+    pub(super) fn refusal(&self) -> DropReason {
+        match self {
+            Self::Guest(_) => DropReason::BufferTooSmall,
+            Self::Nic(_) | Self::Packet(_) => DropReason::DeviceRefused,
         }
     }
 

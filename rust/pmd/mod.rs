@@ -23,6 +23,7 @@ mod doze;
 mod ends;
 mod mailbox;
 mod output;
+mod patience;
 mod poll;
 mod sleep;
 mod stats;

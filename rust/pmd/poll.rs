@@ -227,9 +227,10 @@ impl Forwarder {
                     let last = cache.last();
                     if last.output == output {
                         // The next ones mostly go the same way.
-                        while let Some((index, (packet, _))) =
-                            frames.next_if(|(_, (packet, head))| packet.drop.is_none() && last.is_like(&head.0))
-                        {
+                        while let Some((index, (packet, _))) = frames.next_if(|(index, (packet, head))| {
+                            packet.drop.is_none()
+                                && (last.is_like(&head.0) || cache.goes_with(&last, &head.0, usize::from(*index)))
+                        }) {
                             list.push_counted(index, packet.len);
                         }
                     }

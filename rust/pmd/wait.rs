@@ -33,6 +33,29 @@ pub(super) struct Group {
     pub frames: u64,
     /// When the guest first had no buffer for them, in TSC cycles; 0 if it was never asked.
     pub since: u64,
+    /// How many pieces of the first one are with its receiver, a device, already.
+    pub begun: u32,
+}
+
+/// What is left of a list, for one receiver.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left<'l> {
+    pub list: &'l [u8],
+    /// As in [`Group`], like the next.
+    pub since: u64,
+    pub begun: u32,
+}
+
+impl<'l> Left<'l> {
+    /// All of a list that is new, or that waited in a group.
+    pub(super) fn all(list: &'l [u8], group: Option<&Group>) -> Self {
+        Self { list, since: group.map_or(0, |group| group.since), begun: group.map_or(0, |group| group.begun) }
+    }
+
+    /// The group that waits for this receiver.
+    pub(super) fn of(self, slot: Arc<OutletSlot>, port: Arc<QueueCounters>) -> Group {
+        Group { slot, port, frames: mask(self.list), since: self.since, begun: self.begun }
+    }
 }
 
 /// The groups of one burst that wait.
@@ -83,7 +106,7 @@ pub(super) fn indices(frames: u64, into: &mut [u8; MAX_BURST]) -> &[u8] {
 }
 
 /// The other way round.
-pub(super) fn mask(list: &[u8]) -> u64 {
+fn mask(list: &[u8]) -> u64 {
     list.iter().fold(0, |mask, &index| mask | 1_u64.wrapping_shl(u32::from(index)))
 }
 

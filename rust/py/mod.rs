@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 mod errors;
+mod nic;
 mod state;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +25,7 @@ use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use crate::vhost::offer::Limit;
 use errors::raise;
+use nic::NicQueue;
 use state::{BondLink, BondState, Event, FdbEntry, PmdState, PortState, RxqState};
 
 /// The switch itself.
@@ -233,6 +235,10 @@ impl Datapath {
 
     fn refresh_nic(&self, py: Python<'_>, name: String) -> PyResult<()> {
         self.with(py, |d| d.refresh_nic(&name))
+    }
+
+    fn nic_queues(&self, py: Python<'_>, name: String) -> PyResult<Vec<NicQueue>> {
+        Ok(self.with(py, |d| d.nic_queues(&name))?.into_iter().map(NicQueue::from).collect())
     }
 
     #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None, backpressure_us = None,
@@ -458,6 +464,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<BondState>()?;
     module.add_class::<BondLink>()?;
     module.add_class::<FdbEntry>()?;
+    module.add_class::<NicQueue>()?;
     module.add_class::<PmdState>()?;
     module.add_class::<RxqState>()?;
     Ok(())

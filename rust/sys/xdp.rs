@@ -168,6 +168,14 @@ impl Socket {
         self.set(libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, &budget)
     }
 
+    /// Whether that is in force. The budget itself the kernel tells nobody.
+    pub fn prefers_busy_poll(&self) -> io::Result<bool> {
+        let (mut prefers, mut us): (libc::c_int, libc::c_int) = (0, 0);
+        self.get(libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, &mut prefers)?;
+        self.get(libc::SOL_SOCKET, libc::SO_BUSY_POLL, &mut us)?;
+        Ok(prefers != 0 && us > 0)
+    }
+
     /// Lets one kick send `descriptors`, where the kernel knows how; a kernel that does not sends 32.
     pub fn set_tx_budget(&self, descriptors: u32) {
         // What a refusal costs is another kick.

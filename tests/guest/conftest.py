@@ -2,7 +2,8 @@
 
 A pair is one combination of QEMU release, port type and order of appearance. A test that asks for ``pair`` runs on
 every one of them, and leaves it as it found it: both guests up and reachable. One marked ``multiqueue`` runs on those
-with several queues.
+with several queues. One marked ``long`` runs on the first two, which differ in all there is, and in ``make soak`` on
+the others.
 """
 
 from __future__ import annotations
@@ -54,13 +55,20 @@ COMBINATIONS = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "multiqueue: runs on the pairs whose guests have several queues")
+    config.addinivalue_line("markers", "long: runs on two of the pairs, and in the soak on the others")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shared_pair" in metafunc.fixturenames:
         several = metafunc.definition.get_closest_marker("multiqueue") is not None
         chosen = [combination for combination in COMBINATIONS if combination.queues > 1 or not several]
-        metafunc.parametrize("shared_pair", chosen, indirect=True, ids=str, scope="session")
+        is_long = metafunc.definition.get_closest_marker("long") is not None
+        left_out = chosen[2:] if is_long else []
+        values = [
+            pytest.param(combination, id=str(combination), marks=pytest.mark.soak if combination in left_out else ())
+            for combination in chosen
+        ]
+        metafunc.parametrize("shared_pair", values, indirect=True, scope="session")
 
 
 class Shared:

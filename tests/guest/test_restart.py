@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ovsvhost.testing.image import GuestImage
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.guest, pytest.mark.long, pytest.mark.timeout(600)]
 
 # From the last answer before the kill to the first one after it, so it includes the start of the new process.
 _RESUME_S = 3.0

@@ -124,6 +124,25 @@ def test_A22_a_nics_row_shows_its_device_its_mode_and_its_frames(
     assert "afxdp" in row(switch, "Open_vSwitch", ".")["iface_types"]
 
 
+@pytest.mark.rows("A20", "A21", "A22")
+def test_A20_nic_show_says_where_descriptors_are_and_how_long_they_took(
+    switch: SwitchDaemon, joined: tuple[KernelHost, KernelHost]
+) -> None:
+    first, second = joined
+    assert first.ping(second.address.ipv4, count=20).received == 20
+    shown = switch.appctl("ovsvhost/nic-show", "-hist", first.outside).splitlines()
+    mode = row(switch, "Interface", first.outside)["status"]["xdp-mode-in-use"]
+    assert shown[0] == f"{first.outside}: {first.outside}, {mode}, link up"
+    assert shown[1] == "  queue 0:"
+    assert shown[2].startswith("    tx in flight: 0 of 2048, at most ")
+    assert shown[3].startswith("    post to completion (us): p50 < ")
+    assert sum(line.lstrip().startswith("<") for line in shown) > 0
+    assert second.outside in switch.appctl("ovsvhost/nic-show")
+    refused = switch.call("appctl", "ovsvhost/nic-show", "v9")
+    assert refused.returncode != 0
+    assert "there is no port 'v9' that is a network device" in refused.stderr
+
+
 @pytest.mark.rows("A18", "A22")
 def test_A18_frames_of_9000_bytes_pass_and_the_mtu_of_the_device_follows_the_row(
     switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost]
@@ -224,6 +243,7 @@ def test_A22_a_device_that_is_deleted_under_load_and_made_again_is_back_by_itsel
             interface = row(switch, "Interface", device)
             assert device in interface["error"]
             assert interface["ofport"] == -1
+            assert f"{device}: there is no network device {device}" in switch.log.read_text()
             second.plug(device)
             switch.wait_link(device)
             wait_reachable(first, second.address.ipv4)

@@ -18,7 +18,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed, vhost_features
-from ovsvhost.daemon import bond_commands, commands, pmd_commands, rows, writeback
+from ovsvhost.daemon import bond_commands, commands, nic_commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
@@ -333,6 +333,18 @@ class Control:
         if all(link.name != member for link in self._bond(name).links):
             raise ConfigError("no such member")
         return name, member
+
+    def nic_show(self, arguments: list[str]) -> str:
+        """``ovsvhost/nic-show [-hist] [PORT]``."""
+        asked = nic_commands.asked(arguments)
+        wanted = [name for name, port in self._ledger.ports.items() if isinstance(port, NicPort)]
+        if asked.port is not None:
+            if asked.port not in wanted:
+                raise ConfigError(f"there is no port {asked.port!r} that is a network device")
+            wanted = [asked.port]
+        states = observed.port_states(self.datapath)
+        shown = {name: (states[name], observed.nic_queues(self.datapath, name)) for name in wanted if name in states}
+        return nic_commands.nic_show(shown, histograms=asked.histograms)
 
     def pmd_rxq_show(self, arguments: list[str]) -> str:
         """``dpif-netdev/pmd-rxq-show [-pmd CORE] [-secs SECONDS]``."""

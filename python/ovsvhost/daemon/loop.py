@@ -254,6 +254,7 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "bond/show": Command(ask(Control.bond_show), "[port]", 0, 1),
         # what OVS called them before 2.17 too
         **{f"bond/{verb}-{what}": command for what in ("member", "slave") for verb, command in members.items()},
+        "ovsvhost/nic-show": Command(ask(Control.nic_show), "[-hist] [port]", 0, 2),
         **{f"{prefix}{name}": command for prefix in ("dpif-netdev/", "") for name, command in pmd.items()},
     }
 

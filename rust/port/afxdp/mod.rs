@@ -17,6 +17,7 @@
 
 mod attach;
 mod frames;
+mod latency;
 mod ring;
 mod rx;
 mod tx;
@@ -26,6 +27,7 @@ mod xsk;
 mod tests;
 
 pub use attach::{Attachment, Mode, Plan, XdpMode};
+pub use latency::{LATENCY_BUCKETS, Latencies};
 pub use rx::RxQueue;
 pub use tx::TxQueue;
 pub use xsk::Gauges;

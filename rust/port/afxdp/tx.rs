@@ -7,14 +7,17 @@
 //!   one to be segmented     │ headers' │ size │  │ headers' │ size │  …          each a frame by itself
 //! ```
 //!
-//! Every frame is posted whole or not at all. A frame of ours that was posted is the kernel's until its address comes back
-//! in the completion ring; that, and nothing else, makes it free.
+//! Every frame is posted whole or not at all, but for one to be cut into more packets than the ring holds: that goes out in
+//! parts, and its sender waits in between. A frame of ours that was posted is the kernel's until its address comes back in the
+//! completion ring; that, and nothing else, makes it free.
 #![allow(unsafe_code, reason = "copies frames into an area that the kernel reads")]
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::frames::Frames;
+use super::latency::Moment;
 use super::ring::{Consumer, Producer};
 use super::rx::GOES_ON;
 use super::xsk::Xsk;
@@ -22,7 +25,7 @@ use super::{CHUNK, PIECES_MAX};
 use crate::burst::written::{Field, add_to, finish_checksum};
 use crate::burst::{Burst, Head, Packet};
 use crate::frame::checksum::Sum;
-use crate::frame::gso::{Idents, PIECE_HEAD_SIZE};
+use crate::frame::gso::{self, Idents, PIECE_HEAD_SIZE};
 use crate::memory::{Span, copy};
 use crate::ring::Delivery;
 
@@ -35,7 +38,7 @@ enum Sent {
     InPieces,
     /// It needs more descriptors than there are.
     Never,
-    /// There is no room now.
+    /// There is no room now, for it or for the rest of it.
     Later,
 }
 
@@ -49,27 +52,36 @@ pub struct TxQueue {
     /// The frame being written: its chunks.
     spans: Vec<Span>,
     is_stuck: bool,
+    /// When the last delivery began, and when the completion ring was looked at last.
+    delivered_at: Moment,
+    looked_at: Moment,
+    /// Pieces that were posted of the frame that the next delivery begins with, or that the last one stopped at.
+    begun: u32,
     xsk: Arc<Xsk>,
 }
 
 impl TxQueue {
     pub(super) fn new(xsk: Arc<Xsk>, tx: Producer<2>, completion: Consumer<1>, frames: Frames) -> Self {
         let (idents, spans) = (Idents::new(), Vec::with_capacity(PIECES_MAX));
-        Self { tx, completion, frames, idents, spans, is_stuck: false, xsk }
+        let (is_stuck, begun, now) = (false, 0, Moment::now());
+        Self { tx, completion, frames, idents, spans, is_stuck, delivered_at: now, looked_at: now, begun, xsk }
     }
 
     /// Copies the packets `list` of `burst` and posts them together, in order. Stops at the first that finds no room.
-    /// `list` has at most 64 indices.
+    /// `list` has at most 64 indices. Of the frame it stopped at, [`Self::take_begun`] pieces may be posted.
     #[inline(never)]
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
         let mut delivery = Delivery::default();
-        self.reap();
+        // Taken, so that it is nobody else's whatever happens here. Only the first of a list can have begun.
+        let mut begun = std::mem::take(&mut self.begun);
+        self.delivered_at = Moment::now();
+        self.reap(self.delivered_at);
         for (position, &index) in list.iter().enumerate() {
             let Some((packet, head)) = burst.frame(index) else { break };
             let sent = if packet.is_plain && packet.len <= CHUNK {
                 self.post_plain(burst, packet, head)
             } else {
-                self.post_other(burst, packet, usize::from(index))
+                self.post_other(burst, packet, usize::from(index), std::mem::take(&mut begun))
             };
             match sent {
                 Sent::Whole => {}
@@ -81,6 +93,16 @@ impl TxQueue {
         }
         self.publish();
         delivery
+    }
+
+    /// The next delivery begins with a frame of which so many pieces are sent already.
+    pub fn go_on(&mut self, begun: u32) {
+        self.begun = begun;
+    }
+
+    /// How many pieces are posted of the frame that the last delivery stopped at; it forgets them.
+    pub fn take_begun(&mut self) -> u32 {
+        std::mem::take(&mut self.begun)
     }
 
     /// Has the kernel send what was posted, if it must be told; true if it was.
@@ -103,22 +125,39 @@ impl TxQueue {
         self.is_stuck
     }
 
-    /// Tells the kernel to take what was posted.
+    /// Tells the kernel to take what was posted. Where it copies, most of that is sent when this returns.
     pub fn push(&mut self) {
         self.is_stuck = !self.xsk.push();
+        self.reap(Moment::now());
     }
 
-    /// Takes back every frame that was sent.
+    /// Takes back every frame that was sent; it is `now`.
     #[inline]
-    fn reap(&mut self) {
+    fn reap(&mut self, now: Moment) {
         // An index that makes no sense gives nothing back: then there is soon no room.
         let ready = self.completion.ready().unwrap_or(0);
+        let mut together = (0, 0);
         for ahead in 0..ready {
             let [address] = self.completion.entry(ahead);
-            self.frames.give_back(address);
+            let Some(since) = self.frames.give_back(address) else { continue };
+            if since != together.0 {
+                self.count_latency(together, now);
+                together = (since, 0);
+            }
+            together.1 += 1;
         }
         if ready > 0 {
+            self.count_latency(together, now);
             self.completion.release(ready);
+        }
+        self.looked_at = now;
+    }
+
+    /// Counts frames that were posted together.
+    #[inline]
+    fn count_latency(&self, (since, count): (u32, u64), now: Moment) {
+        if count > 0 {
+            self.xsk.latency.count(count, since, self.looked_at, now);
         }
     }
 
@@ -148,7 +187,6 @@ impl TxQueue {
     fn make_room(&mut self, count: usize) -> bool {
         self.publish();
         self.push();
-        self.reap();
         self.is_room(count)
     }
 
@@ -158,18 +196,20 @@ impl TxQueue {
         if !self.has_room(1) {
             return Sent::Later;
         }
-        let Some((address, to)) = self.frames.take(&self.xsk.area, packet.len) else { return Sent::Later };
+        let Some((address, to)) = self.frames.take(&self.xsk.area, packet.len, self.delivered_at) else {
+            return Sent::Later;
+        };
         // SAFETY: `to` has the frame's bytes in an area that `self` keeps, and nobody else writes to a frame that was taken.
         unsafe { burst.copy_plain(packet, head, to.start) };
         self.tx.put([address, u64::from(packet.len)]);
         Sent::Whole
     }
 
-    /// Any other frame.
+    /// Any other frame; `begun` pieces of it are posted.
     #[inline(never)]
-    fn post_other(&mut self, burst: &Burst, packet: &Packet, index: usize) -> Sent {
+    fn post_other(&mut self, burst: &Burst, packet: &Packet, index: usize, begun: u32) -> Sent {
         if packet.needs.has_segmentation() {
-            return self.segment(burst, index);
+            return self.segment(burst, index, begun);
         }
         let chunks = packet.len.div_ceil(CHUNK) as usize;
         if chunks > self.most_chunks() {
@@ -191,21 +231,57 @@ impl TxQueue {
         if self.xsk.binding.multi_buffer { PIECES_MAX.min(self.frames.count()) } else { 1 }
     }
 
-    /// Cuts a frame that its sender left to us to cut: all of its segments, or none.
+    /// Cuts a frame that its sender left to us to cut: all of its pieces or none, if the ring holds them all.
     #[cold]
-    fn segment(&mut self, burst: &Burst, index: usize) -> Sent {
+    fn segment(&mut self, burst: &Burst, index: usize, begun: u32) -> Sent {
         let Some((plan, head)) = burst.large(index) else { return Sent::Never };
         let chunks = plan.longest().div_ceil(CHUNK) as usize;
-        let needed = chunks * plan.count() as usize;
-        if chunks > self.most_chunks() || needed > self.frames.count() {
+        if chunks > self.most_chunks() {
             return Sent::Never;
+        }
+        let needed = chunks * plan.count() as usize;
+        if begun > 0 || needed > self.frames.count() {
+            return self.segment_in_parts((burst, index), (plan, head), begun, chunks);
         }
         if !self.has_room(needed) {
             return Sent::Later;
         }
+        self.put_pieces((burst, index), (plan, head), 0..plan.count());
+        Sent::InPieces
+    }
+
+    /// Posts as many pieces as find room now, of `chunks` each; the next turn goes on where this one stopped. Whole packets
+    /// can be sent so; fragments cannot, whose one checksum is known with the last of them.
+    fn segment_in_parts(
+        &mut self,
+        frame: (&Burst, usize),
+        (plan, head): (&gso::Plan, &[u8]),
+        begun: u32,
+        chunks: usize,
+    ) -> Sent {
+        if plan.is_fragmented() {
+            return Sent::Never;
+        }
+        let most = self.frames.count() / chunks;
+        // The kernel is kicked once for it: a device that is slow is nothing to wait for here.
+        self.has_room(chunks * most.min(plan.count().saturating_sub(begun) as usize));
+        let mut next = begun;
+        while next < plan.count() {
+            if !self.is_room(chunks) {
+                self.begun = next;
+                return Sent::Later;
+            }
+            self.put_pieces(frame, (plan, head), next..next + 1);
+            next += 1;
+        }
+        Sent::InPieces
+    }
+
+    /// Writes and posts these pieces of a frame; the caller asked for room.
+    fn put_pieces(&mut self, (burst, index): (&Burst, usize), (plan, head): (&gso::Plan, &[u8]), which: Range<u32>) {
         let ident = self.idents.next_ident();
         let (mut sum, mut field) = (Sum::default(), None);
-        for n in 0..plan.count() {
+        for n in which {
             let mut bytes = [0; PIECE_HEAD_SIZE];
             let piece = plan.piece(n, head, ident, &mut bytes);
             self.write(burst, index, bytes.get(..piece.head_size).unwrap_or_default(), piece.from, piece.len);
@@ -223,7 +299,6 @@ impl TxQueue {
             }
             self.post();
         }
-        Sent::InPieces
     }
 
     /// Writes `head` and then `len` bytes of frame `index` from `from` on into free chunks; the caller asked for room. The
@@ -234,7 +309,9 @@ impl TxQueue {
         let (mut skip, mut at) = (head.len() as u32, 0);
         while at < len || skip > 0 {
             let here = (len - at).min(CHUNK - skip);
-            let Some((_, span)) = self.frames.take(&self.xsk.area, skip + here) else { return };
+            let Some((_, span)) = self.frames.take(&self.xsk.area, skip + here, self.delivered_at) else {
+                return;
+            };
             if skip > 0 {
                 // SAFETY: the head's bytes, which `span` has room for, in an area that `self` keeps.
                 unsafe { copy::copy(span.start, head.as_ptr(), head.len()) };

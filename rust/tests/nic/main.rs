@@ -6,6 +6,8 @@
 //! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
 //! * `exchange`: frames both ways, every size, every way they can lie.
 //! * `offloads`: checksums and segments that the device gets finished.
+//! * `queues`: devices of several queues; the device polled in our calls; how long it has our frames.
+//! * `tags`: VLAN tags, and what the device is told to leave alone.
 //! * `life`: devices that go down, away and come back; rings that are full.
 #![allow(unreachable_pub, dead_code, reason = "rooms shared with the switch's tests, of which this one uses a part")]
 #![allow(
@@ -21,7 +23,9 @@ mod cable;
 mod exchange;
 mod life;
 mod offloads;
+mod queues;
 #[path = "../switch/rig.rs"]
 mod rig;
 #[path = "../switch/station.rs"]
 mod station;
+mod tags;
