@@ -292,9 +292,6 @@ impl Fdb {
         Some((port, age(now_s, seen))).filter(|(_, age_s)| *age_s <= self.aging_s.load(Ordering::Relaxed))
     }
 
-    /// Notes that `key` was seen behind `port`. Never waits: false if somebody else writes, then the next frame will
-    /// teach.
-    pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> bool {
     /// Notes that `key` was seen behind `port`. Never waits.
     pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> Learning {
         if let Some((_, value)) = self.find(key) {
