@@ -53,11 +53,13 @@ impl Balance {
             *count = self.0.iter().filter(|bucket| stays(bucket) && bucket.link == Some(*link)).count();
         }
         // Idle ones too keep their link while that has no more than its part: nothing moves that need not.
-        let part = SHARES.div_ceil(enabled.len().max(1));
+        let links = enabled.len().max(1);
+        let parts: Vec<usize> = (0..links).map(|at| SHARES / links + usize::from(at < SHARES % links)).collect();
         for bucket in self.0.iter_mut().filter(|bucket| !stays(bucket)) {
-            let old = counts.iter_mut().find(|(count, link)| bucket.link == Some(*link) && *count < part);
+            let mut old = counts.iter_mut().zip(&parts);
+            let old = old.find(|((count, link), part)| bucket.link == Some(*link) && count < *part);
             bucket.link = None;
-            if let Some((count, link)) = old {
+            if let Some(((count, link), _)) = old {
                 (*count, bucket.link) = (*count + 1, Some(*link));
             }
         }
@@ -145,7 +147,9 @@ mod tests {
 
     fn carried(loads: &[(usize, u64)]) -> Vec<u64> {
         let mut counted = vec![0; SHARES];
-        loads.iter().for_each(|(bucket, load)| counted[*bucket] = *load);
+        for (bucket, load) in loads {
+            counted[*bucket] = *load;
+        }
         counted
     }
 
