@@ -89,7 +89,7 @@ class Switch(ABC):
         """Where a pair of guests with traffic is met."""
         return (self.folder / f"{2 * number}.sock", self.folder / f"{2 * number + 1}.sock")
 
-    def silent_sockets(self, case: Case) -> list[Path]:
+    def other_sockets(self, case: Case) -> list[Path]:
         """Where the guests of a case without traffic are met."""
         return [self.folder / f"{number}.sock" for number in range(2 * case.pairs, case.ports)]
 
@@ -183,14 +183,17 @@ class Ours(Switch):
         cpu: the core of its poll thread, or of the one whose account is kept.
         sleeps: False keeps poll threads from sleeping.
         more_cpus: cores of further poll threads.
+        postcopy: True lets guests move in by post-copy.
     """
 
-    def __init__(self, folder: Path, cpu: int, *, sleeps: bool = True, more_cpus: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, cpu: int, *, sleeps: bool = True, more_cpus: tuple[int, ...] = (), postcopy: bool = False
+    ) -> None:
         super().__init__(folder, cpu)
         self.name = OURS if sleeps else OURS_AWAKE
         self._daemon = SwitchDaemon(folder)
         mask = sum(1 << core for core in {cpu, *more_cpus})
-        settings = [f"other_config:pmd-cpu-mask={mask:#x}"]
+        settings = [f"other_config:pmd-cpu-mask={mask:#x}", f"other_config:vhost-postcopy-support={postcopy}".lower()]
         if not sleeps:
             settings.append("other_config:pmd-sleep-max=0")
         self._daemon.start()
@@ -234,14 +237,15 @@ class Ovs(Switch):
         folder: its run directory and logs.
         cpu: the core of its poll thread.
         offloads: True offers segmentation and checksum offloads to guests.
+        postcopy: True lets guests move in by post-copy.
     """
 
     name = OVS
 
-    def __init__(self, folder: Path, cpu: int, *, offloads: bool = False) -> None:
+    def __init__(self, folder: Path, cpu: int, *, offloads: bool = False, postcopy: bool = False) -> None:
         super().__init__(folder, cpu)
         self._mtu: int | None = None
-        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads)
+        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads, postcopy=postcopy)
         self._ovs.start()
 
     def plug(self, case: Case) -> None:

@@ -23,6 +23,7 @@ from ovsvhost.model import (
     TX_RETRIES_DEFAULT,
     TX_RETRIES_MAX,
     TX_STEERINGS,
+    Port,
     PortType,
 )
 from ovsvhost.numeral import is_whole
@@ -65,6 +66,28 @@ class PortOptions:
     socket_owner: int = -1
     socket_group: int = -1
     allow_file_memory: bool = False
+
+    def port(
+        self, *, key: str, name: str, port_type: PortType, ofport: int, mtu: int | None, steering: TxSteering
+    ) -> Port | None:
+        """The port that they make with what its row says besides; None while it has no socket."""
+        if self.socket is None:
+            return None
+        return Port(
+            key=key,
+            name=name,
+            type=port_type,
+            socket=self.socket,
+            ofport=ofport,
+            mtu=mtu,
+            tx_retries_max=self.tx_retries_max,
+            backpressure_us=self.backpressure_us,
+            tx_steering=steering,
+            socket_mode=self.socket_mode,
+            socket_owner=self.socket_owner,
+            socket_group=self.socket_group,
+            allow_file_memory=self.allow_file_memory,
+        )
 
 
 def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir: Path | None) -> PortOptions:

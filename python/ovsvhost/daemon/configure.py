@@ -36,7 +36,6 @@ from ovsvhost.model import (
     Desired,
     NicPort,
     PollThreads,
-    Port,
     free_ofport,
 )
 from ovsvhost.nic.port import SYSFS, TYPE_OF, Asked, interpret
@@ -308,28 +307,21 @@ def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path
     errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
-    if settings.socket is None:
+    mtu = row.mtu_request or MTU_DEFAULT
+    port = settings.port(
+        key=row.uuid,
+        name=row.name,
+        port_type=port_type,
+        ofport=0,
+        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
+        steering=steering,
+    )
+    if port is None:
         waits = (
             f"{row.name} waits for its socket's path: set options:vhost-server-path to the path where the VMM listens"
         )
         return _Wanted(row, bridge.name, (waits, *errors), None, None)
-    mtu = row.mtu_request or MTU_DEFAULT
-    port = Port(
-        key=row.uuid,
-        name=row.name,
-        type=port_type,
-        socket=settings.socket,
-        ofport=0,
-        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
-        tx_retries_max=settings.tx_retries_max,
-        backpressure_us=settings.backpressure_us,
-        tx_steering=steering,
-        socket_mode=settings.socket_mode,
-        socket_owner=settings.socket_owner,
-        socket_group=settings.socket_group,
-        allow_file_memory=settings.allow_file_memory,
-    )
-    return _Wanted(row, bridge.name, tuple(errors), ("socket", settings.socket), port)
+    return _Wanted(row, bridge.name, tuple(errors), ("socket", port.socket), port)
 
 
 def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[AnyPort]], list[Verdict]]:

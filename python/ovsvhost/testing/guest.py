@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from ovsvhost.qemu import Nic, memory_arguments, nic_arguments
 from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.lasting import Lasting
 from ovsvhost.testing.machine import BOOT_TIMEOUT_S, Job, Machine
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.qmp import Qmp
@@ -29,7 +30,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ovsvhost.testing.agent import Agent
     from ovsvhost.testing.image import GuestImage
@@ -51,7 +51,7 @@ def kernel_command_line() -> str:
     return f"{_KERNEL_LINE} tsc_early_khz={khz}" if khz else _KERNEL_LINE
 
 
-class Guest(Machine):
+class Guest(Machine, Lasting):
     """One virtual machine.
 
     Args:
@@ -199,16 +199,6 @@ class Guest(Machine):
     def logs(self) -> str:
         """The ends of QEMU's log and of the guest's console."""
         return f"qemu:\n{tail(self._path('qemu.log'))}\nconsole:\n{tail(self._path('console.log'))}"
-
-    def __enter__(self) -> Self:
-        """Starts it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        self.stop()
 
     def _path(self, suffix: str) -> Path:
         return self.folder / f"{self.name}.{suffix}"

@@ -204,6 +204,17 @@ impl Frontend {
         Ok(())
     }
 
+    /// Has the back-end announce `mac` from this port, for a guest that moved here and cannot.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end hung up; `Config` without a session.
+    pub fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
+        let session = self.session.as_ref().ok_or_else(no_session)?;
+        let mut message = Message::number(Request::SEND_RARP, 0);
+        message.payload = [mac.as_slice(), &[0; 2]].concat();
+        start::set(session, message, &[])
+    }
+
     /// Enables or disables both vrings of queue pair `pair`.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod hostile;
 mod incoming;
 mod killed;
 mod life;
+mod logs;
 mod matrix;
 mod memory;
 mod offloads;
