@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 OURS = "ovsvhost"
 OURS_AWAKE = "ovsvhost without sleep"
@@ -64,6 +65,7 @@ class Case:
         queues: queue pairs of a guest, and flows that are spread over them.
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
+        nic: ``out``: the guest sends to a network device, the switch's other port; ``in``: it gets what that sends.
         log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
         others: what guests of ports without traffic do: ``silent`` ones are connected, ``absent`` ones are not, and the
             first of those that are ``arriving`` comes by post-copy meanwhile, its pages late.
@@ -78,6 +80,7 @@ class Case:
     queues: int = 1
     addresses: int = 1
     interval_us: int = 0
+    nic: Literal["", "out", "in"] = ""
     log: str = "no"
     others: str = "silent"
 
@@ -189,6 +192,22 @@ def _virtio_user() -> list[Row]:
     return rows
 
 
+def _nic() -> list[Row]:
+    """A guest and a veth pair over AF_XDP."""
+    words = {"out": "guest to NIC", "in": "NIC to guest"}
+    return [
+        Row(
+            f"nic-{way}-{size}",
+            f"{size} B, {words[way]} (AF_XDP on veth), split",
+            Load.VIRTIO_USER,
+            _beside(Case(size, nic=way), _SWITCHING),
+            _times((1.0, 1.2), (0.95, 1.0)),
+        )
+        for way in ("out", "in")
+        for size in (64, 1500)
+    ]
+
+
 _ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
 _FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
 _ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
@@ -238,6 +257,7 @@ ROWS = (
         ),
     ),
     *_virtio_user(),
+    *_nic(),
     Row(
         "round-trips",
         "one 64 B frame there and back, the next at once",

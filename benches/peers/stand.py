@@ -144,7 +144,9 @@ class Stand:
 
     def _under_load(self, generator: Generator, switch: Switch, case: Case) -> Window:
         timing = self._timing
-        runs = []
+        if case.nic:
+            return self._with_cable(generator, switch, case)
+        runs: list[tuple[Generator, tuple[Path, ...], list[str]]] = []
         for number, core in zip(range(case.pairs), (generator.cpu, switch.cpu), strict=False):
             there, sockets = generator.on(core), switch.pair(number)
             runs.append((there, sockets, there.command(case, sockets, timing.warmup_s, timing.duration_s, pair=number)))
@@ -153,6 +155,15 @@ class Stand:
         if case.addresses > 1 and known is not None and known < case.addresses:
             raise RigError(f"{switch.name} knows {known} addresses where {case.addresses} were announced")
         return {"pps": sum(load.pps for load in loads), **window}
+
+    def _with_cable(self, generator: Generator, switch: Switch, case: Case) -> Window:
+        """A guest and a network device."""
+        if not isinstance(generator, VirtioUser) or switch.cable is None:
+            raise RigError(f"{generator.name} has no way to a network device: give the row another load")
+        socket, _ = switch.sockets
+        command = generator.with_cable(case, socket, switch.cable, self._timing.warmup_s, self._timing.duration_s)
+        window, (load,) = self._run(switch, case, [(generator, (socket,), command)])
+        return {"pps": load.pps, **window}
 
     def _at_half_load(self, switch: Switch, case: Case) -> Window:
         """The rate is half of what testpmd takes, the same for all."""
@@ -171,7 +182,7 @@ class Stand:
         return {"arrived_pps": load.pps, **load.transit, **window}
 
     def _run(
-        self, switch: Switch, case: Case, commands: list[tuple[Generator, tuple[Path, Path], list[str]]]
+        self, switch: Switch, case: Case, commands: list[tuple[Generator, tuple[Path, ...], list[str]]]
     ) -> tuple[Window, list[Counts]]:
         """Generators and switch through one window: what all such windows have, and what each generator saw."""
         timing = self._timing

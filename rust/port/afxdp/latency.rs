@@ -6,9 +6,10 @@
 //!      └──────────── at most: what is counted ─────────┘
 //! ```
 //!
-//! Nobody is told when a frame completes, it is found when somebody looks. Where the two bounds are too far apart to tell,
-//! since nothing was sent meanwhile, the frame counts as untimed. The clock is read once a delivery and once a look, and
-//! frames that were posted together count together.
+//! Nobody is told when a frame completes, it is found when somebody looks. What is found right behind the kick that it was
+//! posted with counts: the kernel sent it in that call, and nobody could have known sooner. Otherwise, where the two bounds
+//! are too far apart to tell, since nothing was sent meanwhile, the frame counts as untimed. The clock is read once a delivery
+//! and once a look, and frames that were posted together count together.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,11 +64,12 @@ impl Latency {
         }
     }
 
-    /// Counts `count` frames that were posted at `stamp` and found at `now`; before that it was looked at `looked`.
-    pub(super) fn count(&self, count: u64, stamp: u32, looked: Moment, now: Moment) {
+    /// Counts `count` frames that were posted at `stamp` and found at `now`. `looked` is when it was looked before that; None
+    /// if that was the first time that one could.
+    pub(super) fn count(&self, count: u64, stamp: u32, looked: Option<Moment>, now: Moment) {
         let took_us = now.us_since(stamp);
         // At most one bucket too long, or it says little.
-        if took_us >= SURE_US && 2 * now.us_since(looked.stamp()) > took_us {
+        if took_us >= SURE_US && looked.is_some_and(|looked| 2 * now.us_since(looked.stamp()) > took_us) {
             return self.untimed.add(count);
         }
         let bits = (u64::BITS - took_us.leading_zeros()) as usize;
@@ -116,7 +118,7 @@ mod tests {
     #[test]
     fn a_time_counts_in_the_bucket_of_its_highest_bit() {
         let latency = Latency::new();
-        let (posted, looked) = (1, after_us(0));
+        let (posted, looked) = (1, Some(after_us(0)));
         for (us, count) in [(0, 1), (5, 10), (20, 100)] {
             latency.count(count, posted, looked, after_us(us));
         }
@@ -129,10 +131,12 @@ mod tests {
     #[test]
     fn a_frame_that_nobody_looked_for_is_untimed() {
         let latency = Latency::new();
-        latency.count(1, 1, after_us(400), after_us(1000));
+        latency.count(1, 1, Some(after_us(400)), after_us(1000));
         assert_eq!((latency.read().untimed, latency.read().most_us), (1, 0), "it took 400 to 1000 µs");
-        latency.count(1, 1, after_us(600), after_us(1000));
+        latency.count(1, 1, Some(after_us(600)), after_us(1000));
         assert_eq!((latency.read().untimed, latency.read().buckets[10]), (1, 1), "it took 600 to 1000 µs");
+        latency.count(1, 1, None, after_us(1000));
+        assert_eq!((latency.read().untimed, latency.read().buckets[10]), (1, 2), "the kick took as long");
     }
 
     #[test]
