@@ -332,6 +332,7 @@ class Datapath:
         socket_owner: int = ...,
         socket_group: int = ...,
         allow_file_memory: bool = False,
+        dq_zero_copy: bool = False,
     ) -> None:
         """Adds a port; returns at once, the session comes up by itself.
 
@@ -349,6 +350,8 @@ class Datapath:
             socket_owner: uid for a socket we create; -1, the default, leaves it.
             socket_group: gid, likewise.
             allow_file_memory: accept guest memory on disk files.
+            dq_zero_copy: send what the guest sends to NICs from its memory, where a device has a queue for it; client
+                ports only. ``PortState.status["zero-copy"]`` says whether that is so, or why not.
 
         Raises:
             ConfigError: a value out of range, a path that cannot be a socket, a name or path in use.
@@ -371,6 +374,7 @@ class Datapath:
         use_need_wakeup: bool = True,
         start_queue: int = 0,
         busy_budget: int = 0,
+        zc_queues: int = 0,
         bond: str | None = None,
     ) -> None:
         """Adds a port that is a network device of the host, through AF_XDP or AF_PACKET; returns at once.
@@ -395,6 +399,7 @@ class Datapath:
             start_queue: the first of the device's queues.
             busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
                 back meanwhile; 0 leaves it to them.
+            zc_queues: 0..128 queues above the port's own, one for each guest's queue that sends without a copy.
             bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:
@@ -413,6 +418,7 @@ class Datapath:
         use_need_wakeup: bool | None = None,
         start_queue: int | None = None,
         busy_budget: int | None = None,
+        zc_queues: int | None = None,
     ) -> None:
         """Changes what a NIC port takes of which device; it is taken over anew if something changed. Counters go on.
 
@@ -440,6 +446,7 @@ class Datapath:
         tx_retries_max: int | None = None,
         backpressure_us: int | None = None,
         tx_steering: Literal["hash", "thread"] | None = None,
+        dq_zero_copy: bool | None = None,
     ) -> None:
         """Changes a port live, with its guest attached. ConfigError out of range; the old value stays.
 

@@ -57,6 +57,7 @@ class _NicArguments(TypedDict):
     use_need_wakeup: bool
     start_queue: int
     busy_budget: int
+    zc_queues: int
 
 
 class _BondArguments(TypedDict):
@@ -211,6 +212,7 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket_owner=port.socket_owner,
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
+                dq_zero_copy=port.dq_zero_copy,
             )
             _keep(datapath, ledger, port)
         case SetPort(port=NicPort() as nic, changes=changes):
@@ -255,6 +257,7 @@ def _nic(settings: NicSettings) -> _NicArguments:
         "use_need_wakeup": settings.use_need_wakeup,
         "start_queue": settings.xdp_start_queue,
         "busy_budget": settings.xdp_busy_budget,
+        "zc_queues": settings.xdp_zc_queues,
     }
 
 

@@ -107,6 +107,7 @@ class Port:
         socket_owner: uid of it, -1 leaves it.
         socket_group: gid of it, -1 leaves it.
         allow_file_memory: accept guest memory that lies in a disk file.
+        dq_zero_copy: send what the guest sends to NICs from its memory; client ports only.
         rxq_affinity: queues that are pinned, each with its core; None leaves what the port has.
     """
 
@@ -123,6 +124,7 @@ class Port:
     socket_owner: int = -1
     socket_group: int = -1
     allow_file_memory: bool = False
+    dq_zero_copy: bool = False
     rxq_affinity: tuple[tuple[int, int], ...] | None = ()
 
 
@@ -138,6 +140,7 @@ class NicSettings:
         use_need_wakeup: the kernel says when it wants to be called.
         xdp_start_queue: the device's first queue that is used.
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
+        xdp_zc_queues: queues above `n_rxq` that guests send on without a copy, 0..64; the device has to have them.
     """
 
     n_rxq: int = 1
@@ -147,6 +150,7 @@ class NicSettings:
     use_need_wakeup: bool = True
     xdp_start_queue: int = 0
     xdp_busy_budget: int = 0
+    xdp_zc_queues: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,6 +99,7 @@ class PortChanges(TypedDict, total=False):
     tx_retries_max: int
     backpressure_us: int
     tx_steering: TxSteering
+    dq_zero_copy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,7 @@ def _same(wanted: tuple[str, AnyPort], now: tuple[str, AnyPort]) -> bool:
                 tx_retries_max=port.tx_retries_max,
                 backpressure_us=port.backpressure_us,
                 tx_steering=port.tx_steering,
+                dq_zero_copy=port.dq_zero_copy,
                 rxq_affinity=port.rxq_affinity,
             )
         case NicPort(), NicPort():
@@ -292,4 +294,6 @@ def _changes(wanted: AnyPort, now: AnyPort) -> PortChanges:
             changes["backpressure_us"] = wanted.backpressure_us
         if wanted.tx_steering != now.tx_steering:
             changes["tx_steering"] = wanted.tx_steering
+        if wanted.dq_zero_copy != now.dq_zero_copy:
+            changes["dq_zero_copy"] = wanted.dq_zero_copy
     return changes

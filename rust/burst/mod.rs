@@ -338,6 +338,23 @@ impl Burst {
         self.large(index).map_or(whole, |(plan, _)| plan.longest())
     }
 
+    /// Where the bytes of a frame past its head are, piece by piece, none of them empty. They may change at any time: nothing
+    /// that was judged is among them.
+    #[inline]
+    pub(crate) fn tail(&self, packet: &Packet) -> impl Iterator<Item = Span> {
+        let (first, count) = (usize::from(packet.pieces.0), usize::from(packet.pieces.1));
+        let pieces = self.spans.get(first..first + count).unwrap_or_default();
+        let one = (count == 0).then_some(Span { start: packet.data, len: packet.len });
+        #[allow(clippy::cast_possible_truncation, reason = "64")]
+        let mut skip = HEAD_SIZE as u32;
+        one.into_iter().chain(pieces.iter().copied()).filter_map(move |piece| {
+            let here = skip.min(piece.len);
+            skip -= here;
+            let rest = Span { start: piece.start.wrapping_add(here as usize), len: piece.len - here };
+            (rest.len > 0).then_some(rest)
+        })
+    }
+
     /// Copies a plain frame of this burst: `head` and `packet` are its own.
     ///
     /// # Safety

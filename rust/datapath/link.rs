@@ -55,6 +55,9 @@ impl PortLink for Link {
             if let Some(note) = self.shared.seat(queue, &self.record) {
                 self.event(Level::Warning, "notice", note);
             }
+            if self.shared.state().wants_zero_copy(port) {
+                self.shared.ask_for_lanes(port);
+            }
         }
     }
 
@@ -73,7 +76,9 @@ impl PortLink for Link {
         } else {
             let seat = state.places.leave(port, vring)?;
             drop(state);
-            seat.take(&self.shared.events)?.queue.into_ring()
+            let mut queue = seat.take(&self.shared.events)?;
+            self.shared.settle_lanes(&mut queue);
+            queue.queue.into_ring()
         }
     }
 

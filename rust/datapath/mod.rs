@@ -18,6 +18,7 @@ mod nic;
 mod port;
 mod state;
 mod threads;
+mod zero_copy;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,10 +47,12 @@ use link::Link;
 use nic::Nic;
 use state::State;
 use threads::{Passage, Threads};
+use zero_copy::Lanes;
 
 /// What sessions and control share.
 struct Shared {
     state: Lock<State>,
+    lanes: Lanes,
     threads: Threads,
     events: Events,
     recovery: Arc<Recovery>,
@@ -143,8 +146,9 @@ impl Datapath {
         let postcopy = AtomicBool::new(false);
         let offer = Arc::default();
         let state = Lock::default();
-        let bonds = Lock::default();
-        let shared = Arc::new(Shared { state, threads, events, recovery, offer, started, runs, postcopy, bonds });
+        let (lanes, bonds) = (Lanes::default(), Lock::default());
+        let shared = Shared { state, lanes, threads, events, recovery, offer, started, runs, postcopy, bonds };
+        let shared = Arc::new(shared);
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -399,6 +403,10 @@ impl Datapath {
     /// `Config` for an unknown port or a value out of range; nothing changed then.
     pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
         self.shared.change(|state| state.set_port(name, change))?;
+        let port = self.shared.state().id_of(name);
+        if let (Some(port), Some(_)) = (port, change.zero_copy) {
+            self.shared.ask_for_lanes(port);
+        }
         self.shared.events.poke();
         Ok(())
     }
@@ -419,7 +427,9 @@ impl Datapath {
             Ok(state.take_vrings(record.id))
         })?;
         for seat in left {
-            drop(seat.take(&self.shared.events));
+            if let Some(mut queue) = seat.take(&self.shared.events) {
+                self.shared.settle_lanes(&mut queue);
+            }
         }
         Ok(())
     }
@@ -429,12 +439,15 @@ impl Datapath {
     /// # Errors
     /// `Config` if there is none of that name.
     pub fn port(&self, name: &str) -> Result<PortState> {
-        self.shared.state().port_state(name).ok_or_else(|| Error::Config(format!("no port named {name}")))
+        self.shared
+            .state()
+            .port_state(name, &self.shared.lanes)
+            .ok_or_else(|| Error::Config(format!("no port named {name}")))
     }
 
     /// Every port, now.
     pub fn ports(&self) -> Vec<PortState> {
-        self.shared.state().port_states()
+        self.shared.state().port_states(&self.shared.lanes)
     }
 
     /// What a bridge has learned.

@@ -23,7 +23,7 @@ use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::Steering;
-use crate::port::afxdp::{self, RING_SIZES, XdpMode};
+use crate::port::afxdp::{self, LanePlan, RING_SIZES, XdpMode};
 use crate::port::{Attachment, Driver, Plan, packet};
 use crate::sys::netdev::{self, Asker};
 
@@ -55,6 +55,8 @@ pub struct NicDevice {
     pub start_queue: u32,
     /// `xdp-busy-budget`, frames; 0 is off.
     pub busy_budget: u32,
+    /// `xdp-zc-queues`: queues above the port's own that guests send on without a copy, 0..128. The device has to have them.
+    pub zc_queues: u32,
 }
 
 impl NicDevice {
@@ -70,6 +72,7 @@ impl NicDevice {
             need_wakeup: true,
             start_queue: 0,
             busy_budget: 0,
+            zc_queues: 0,
         }
     }
 
@@ -95,10 +98,25 @@ impl NicDevice {
         if self.start_queue > u32::from(u16::MAX) {
             return refuse(format!("xdp-start-queue {} is not in 0..65535", self.start_queue));
         }
+        if self.zc_queues > QUEUES_MAX {
+            return refuse(format!("xdp-zc-queues {} is not in 0..{QUEUES_MAX}", self.zc_queues));
+        }
         if self.busy_budget > BUDGET_MAX {
             return refuse(format!("xdp-busy-budget {} is not in 0..{BUDGET_MAX}", self.busy_budget));
         }
         Ok(())
+    }
+
+    /// A lane on the first queue that is reserved for guests.
+    fn lane(&self, ifindex: u32, zero_copy: bool) -> LanePlan {
+        LanePlan {
+            netdev: self.netdev.clone(),
+            ifindex,
+            queue: self.start_queue + self.n_rxq,
+            tx_size: self.n_txq_desc,
+            need_wakeup: self.need_wakeup,
+            zero_copy,
+        }
     }
 
     fn plan(&self, ifindex: u32, mtu: u32) -> Plan {
@@ -150,7 +168,7 @@ impl NicConfig {
     pub(super) fn settings(&self) -> Settings {
         let (ofport, retries) = (self.ofport, self.retries);
         let mtu = self.mtu.unwrap_or(MTU_UNKNOWN);
-        Settings { ofport, mtu, retries, backpressure_us: 0, steering: Steering::Thread }
+        Settings { ofport, mtu, retries, backpressure_us: 0, steering: Steering::Thread, zero_copy: false }
     }
 }
 
@@ -278,6 +296,7 @@ mod tests {
             ("p0: n_txq_desc 100 is not a power of two in 64..4096", &|d| d.n_txq_desc = 100),
             ("p0: n_rxq_desc 8192 is not a power of two", &|d| d.n_rxq_desc = 8192),
             ("p0: xdp-start-queue 65536", &|d| d.start_queue = 65_536),
+            ("p0: xdp-zc-queues 129 is not in 0..128", &|d| d.zc_queues = 129),
             ("p0: xdp-busy-budget 65536", &|d| d.busy_budget = 65_536),
         ] {
             assert!(refused(change).starts_with(text), "{}", refused(change));

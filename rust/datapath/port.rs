@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::check_socket_path;
+use super::zero_copy::LaneTotals;
 use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::Steering;
+use crate::port::afxdp::LaneGauges;
 use crate::recovery::Recovery;
 use crate::switch::PortId;
 use crate::vhost::offer::Offer;
@@ -52,6 +54,8 @@ pub struct PortConfig {
     pub socket_group: Option<u32>,
     /// Accept guest memory on disk files.
     pub allow_file_memory: bool,
+    /// Send what the guest sends to network devices from its memory (`dq-zero-copy`).
+    pub zero_copy: bool,
 }
 
 impl PortConfig {
@@ -70,6 +74,7 @@ impl PortConfig {
             socket_owner: None,
             socket_group: None,
             allow_file_memory: false,
+            zero_copy: false,
         }
     }
 
@@ -77,6 +82,7 @@ impl PortConfig {
     /// `Config` naming what is out of range.
     pub(super) fn check(&self) -> Result<()> {
         self.settings().check(&self.name)?;
+        check_zero_copy(&self.name, self.kind, self.zero_copy)?;
         if self.socket_mode > 0o777 {
             return Err(Error::Config(format!("{}: socket-mode {:o} is not in 0..777", self.name, self.socket_mode)));
         }
@@ -85,8 +91,8 @@ impl PortConfig {
 
     /// What can change with the guest attached.
     pub(super) fn settings(&self) -> Settings {
-        let Self { ofport, mtu, retries, backpressure_us, steering, .. } = *self;
-        Settings { ofport, mtu, retries, backpressure_us, steering }
+        let Self { ofport, mtu, retries, backpressure_us, steering, zero_copy, .. } = *self;
+        Settings { ofport, mtu, retries, backpressure_us, steering, zero_copy }
     }
 
     pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, postcopy: bool) -> EndpointConfig {
@@ -113,6 +119,17 @@ pub(super) struct Settings {
     pub retries: u32,
     pub backpressure_us: u32,
     pub steering: Steering,
+    pub zero_copy: bool,
+}
+
+/// # Errors
+/// `Config`: zero copy is for guests that make the socket.
+pub(super) fn check_zero_copy(name: &str, kind: EndpointKind, zero_copy: bool) -> Result<()> {
+    if zero_copy && kind == EndpointKind::Server {
+        let text = "dq-zero-copy is for client ports: set type=dpdkvhostuserclient and options:vhost-server-path";
+        return Err(Error::Config(format!("{name}: {text}")));
+    }
+    Ok(())
 }
 
 impl Settings {
@@ -153,6 +170,8 @@ pub struct PortChange {
     pub backpressure_us: Option<u32>,
     /// `tx-steering`.
     pub steering: Option<Steering>,
+    /// `dq-zero-copy`.
+    pub zero_copy: Option<bool>,
 }
 
 impl PortChange {
@@ -164,6 +183,7 @@ impl PortChange {
             retries: self.retries.unwrap_or(settings.retries),
             backpressure_us: self.backpressure_us.unwrap_or(settings.backpressure_us),
             steering: self.steering.unwrap_or(settings.steering),
+            zero_copy: self.zero_copy.unwrap_or(settings.zero_copy),
             ..*settings
         };
         next.check(name)?;
@@ -186,6 +206,8 @@ pub(super) struct PortRecord {
     call: &'static str,
     /// By vring, made when first started; never reset by a reconnect.
     counters: Lock<BTreeMap<u16, Arc<QueueCounters>>>,
+    /// Of a NIC, guests' own ways to it.
+    lanes: Lock<LaneTotals>,
 }
 
 impl PortRecord {
@@ -199,7 +221,18 @@ impl PortRecord {
             numa: AtomicU32::new(0),
             call,
             counters: Lock::default(),
+            lanes: Lock::default(),
         }
+    }
+
+    /// Counts what a lane on queue `queue` does from now on.
+    pub(super) fn watch_lane(&self, queue: u16, lane: LaneGauges) {
+        self.lanes.lock().watch(queue, lane);
+    }
+
+    /// Adds what only the rings of lanes know.
+    pub(super) fn add_lanes(&self, all: &mut BTreeMap<String, u64>) {
+        self.lanes.lock().add_to(all);
     }
 
     /// Counters of a vring.

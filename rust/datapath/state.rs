@@ -9,14 +9,15 @@ use super::FdbEntry;
 use super::assignment::{Places, PmdView};
 use super::bond::Bond;
 use super::nic::{Nic, NicConfig, NicDevice};
-use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings};
+use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings, check_zero_copy};
 use super::threads::Seat;
+use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
 use crate::pmd::{Bonding, BridgeView, FaultCause, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
-use crate::vhost::Endpoint;
+use crate::vhost::{Endpoint, EndpointKind};
 
 /// Most ports in a datapath: `OpenFlow` numbers end there.
 const PORTS_MAX: usize = 65_279;
@@ -41,7 +42,7 @@ struct Port {
 /// What is behind a port; None until its thread runs.
 pub(super) enum Backing {
     /// A guest.
-    Vhost { socket: PathBuf, endpoint: Option<Endpoint> },
+    Vhost { socket: PathBuf, kind: EndpointKind, endpoint: Option<Endpoint> },
     /// A network device of the host.
     Nic { device: NicDevice, nic: Option<Nic> },
 }
@@ -174,7 +175,8 @@ impl State {
     }
 
     pub(super) fn add_port(&mut self, bridge: &str, config: PortConfig) -> Result<Arc<PortRecord>> {
-        let (settings, backing) = (config.settings(), Backing::Vhost { socket: config.socket, endpoint: None });
+        let (settings, backing) =
+            (config.settings(), Backing::Vhost { socket: config.socket, kind: config.kind, endpoint: None });
         self.add(bridge, &config.name, settings, backing, "guest_notifications", None)
     }
 
@@ -295,6 +297,34 @@ impl State {
         }
     }
 
+    /// Transmitqs of guests beside this NIC whose ports want lanes to it.
+    pub(super) fn wishes_for(&self, nic: PortId) -> Vec<Wish> {
+        let Some(bridge) = self.ports.values().find(|port| port.record.id == nic).map(|port| &port.bridge) else {
+            return Vec::new();
+        };
+        let guests = self.ports.values().filter(|port| port.settings.zero_copy && port.bridge == *bridge);
+        let seats =
+            guests.flat_map(|port| self.places.seats_of(port.record.id).map(move |(vring, seat)| (port, vring, seat)));
+        seats
+            .map(|(port, vring, seat)| Wish { guest: Arc::clone(&port.record), vring, seat: Arc::clone(seat) })
+            .collect()
+    }
+
+    /// Has every NIC's thread look that is on the bridge of this port, if the port's lanes may be other ones.
+    pub(super) fn refresh_nics_beside(&self, id: PortId) {
+        let Some(port) = self.ports.values().find(|port| port.record.id == id) else { return };
+        for other in self.ports.values().filter(|other| other.bridge == port.bridge) {
+            if let Backing::Nic { nic: Some(nic), .. } = &other.backing {
+                nic.refresh();
+            }
+        }
+    }
+
+    /// True if this port wants lanes.
+    pub(super) fn wants_zero_copy(&self, id: PortId) -> bool {
+        self.ports.values().any(|port| port.record.id == id && port.settings.zero_copy)
+    }
+
     /// Takes what a session left behind that did not end in time: its receiveqs out of the topology to come, and the
     /// seats of its transmitqs.
     pub(super) fn take_vrings(&mut self, id: PortId) -> Vec<Arc<Seat>> {
@@ -314,6 +344,11 @@ impl State {
         Ok(is_new)
     }
 
+    /// The id of a port of this name.
+    pub(super) fn id_of(&self, name: &str) -> Option<PortId> {
+        self.ports.get(name).map(|port| port.record.id)
+    }
+
     /// A port's name, while it is there.
     pub(super) fn name_of(&self, id: PortId) -> Option<String> {
         self.ports.iter().find(|(_, port)| port.record.id == id).map(|(name, _)| name.clone())
@@ -321,6 +356,13 @@ impl State {
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {
         let port = self.ports.get_mut(name).ok_or_else(|| Error::Config(format!("no port named {name}")))?;
+        match (change.zero_copy, &port.backing) {
+            (Some(zero_copy), Backing::Vhost { kind, .. }) => check_zero_copy(name, *kind, zero_copy)?,
+            (Some(true), Backing::Nic { .. }) => {
+                return Err(Error::Config(format!("{name}: dq-zero-copy belongs to the guest's port")));
+            }
+            _ => {}
+        }
         change.apply(name, &mut port.settings)?;
         port.record.mtu.store(port.settings.mtu, Ordering::Relaxed);
         if let (Some(mtu), Backing::Nic { nic: Some(nic), .. }) = (change.mtu, &port.backing) {
@@ -353,25 +395,31 @@ impl State {
         self.ids.remove(&id);
     }
 
-    pub(super) fn port_state(&self, name: &str) -> Option<PortState> {
-        self.ports.get(name).map(|port| Self::snapshot(name, port))
+    pub(super) fn port_state(&self, name: &str, lanes: &Lanes) -> Option<PortState> {
+        self.ports.get(name).map(|port| self.snapshot(name, port, lanes))
     }
 
-    pub(super) fn port_states(&self) -> Vec<PortState> {
-        self.ports.iter().map(|(name, port)| Self::snapshot(name, port)).collect()
+    pub(super) fn port_states(&self, lanes: &Lanes) -> Vec<PortState> {
+        self.ports.iter().map(|(name, port)| self.snapshot(name, port, lanes)).collect()
     }
 
-    fn snapshot(name: &str, port: &Port) -> PortState {
+    fn snapshot(&self, name: &str, port: &Port, lanes: &Lanes) -> PortState {
         let record = &port.record;
         let mut statistics = record.statistics();
-        let (error, status) = match &port.backing {
+        let (error, mut status) = match &port.backing {
             Backing::Vhost { endpoint: Some(endpoint), .. } => (endpoint.error(), endpoint.status()),
             Backing::Nic { nic: Some(nic), .. } => {
                 nic.add_statistics(&mut statistics);
+                record.add_lanes(&mut statistics);
                 (nic.error(), nic.status())
             }
             _ => (None, BTreeMap::new()),
         };
+        if port.settings.zero_copy {
+            let obstacles: Vec<_> =
+                self.places.seats_of(record.id).map(|(_, seat)| seat.memory().err().flatten()).collect();
+            status.insert("zero-copy".to_owned(), lanes.state_of(record.id, &obstacles));
+        }
         PortState {
             name: name.to_owned(),
             bridge: port.bridge.clone(),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::incoming::Incoming;
 use super::region::Region;
 use super::sigbus;
+use super::window::Exhibit;
 use super::{Gpa, Uva};
 use crate::error::{Error, Result};
 use crate::sys::numa;
@@ -357,6 +358,15 @@ impl GuestMap {
         let (at, gpa) = self.entries.iter().enumerate().find_map(|(at, e)| Some((at, e.gpa_of(host)?)))?;
         *hint = at;
         Some(gpa)
+    }
+
+    /// Every region, as a network device is to be shown it.
+    pub(super) fn exhibits(&self) -> Vec<Exhibit<'_>> {
+        let all = self.entries.iter().filter_map(|e| {
+            let (file, page) = e.region.file()?;
+            Some(Exhibit { file, offset: e.mmap_offset, size: e.size, page: page as u64, host: e.host.addr() })
+        });
+        all.collect()
     }
 
     /// The region that is mapped at `host`.

@@ -22,12 +22,14 @@ mod mapping;
 mod region;
 mod residency;
 pub mod sigbus;
+mod window;
 mod words;
 
 pub use area::Area;
 pub use dirty_log::{DirtyLog, Logging, Marks};
 pub use incoming::{Incoming, Progress};
 pub use map::{GuestMap, Hint, Place, RegionSpec, Span, Stretch, Unreachable};
+pub use window::{Places, Window};
 pub use words::Words;
 
 /// An address in the guest's physical memory, as descriptors hold it.

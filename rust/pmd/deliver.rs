@@ -19,6 +19,7 @@ use super::output::List;
 use super::patience::Patience;
 use super::poll::Stuck;
 use super::wait::{Group, Left, Waiting};
+use super::zero_copy::ZeroCopy;
 use super::{Fault, FaultCause, Outlet, OutletSlot, PortView, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
@@ -88,6 +89,8 @@ pub(super) struct Source<'a> {
     pub stuck: &'a mut Stuck,
     /// Where a group goes that cannot be delivered now.
     pub waiting: &'a mut Waiting,
+    /// The sender's own ways to network devices.
+    pub zero_copy: Option<&'a mut ZeroCopy>,
     /// The burst must be settled by then (TSC cycles): nothing waits for buffers, and a lock is asked for until then.
     pub settle_by: Option<u64>,
 }
@@ -129,6 +132,9 @@ impl Source<'_> {
     /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
     fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
+        if self.zero_copy.is_some() && self.deliver_by_lane(port, list, share, group) {
+            return;
+        }
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
             ([only], _) => self.deliver_to(port, only, list, share, group),
@@ -139,6 +145,45 @@ impl Source<'_> {
             }
             (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
         }
+    }
+
+    /// By the sender's own way to this port, if it has one. Frames that go to nobody else need not be copied.
+    #[cold]
+    fn deliver_by_lane(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) -> bool {
+        let Some(zero_copy) = self.zero_copy.take() else { return false };
+        let found = zero_copy.lane_to(port);
+        let is_found = found.is_some();
+        if let Some((lane, held)) = found {
+            let mut held = held.filter(|_| share.is_some());
+            let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
+            let mut begun = group.map_or(0, |group| group.begun);
+            while !rest.is_empty() {
+                lane.queue.go_on(begun);
+                let delivery = lane.queue.deliver(self.burst, rest, held.as_deref_mut(), lane.keeper);
+                let (settled, left) = rest.split_at(delivery.settled);
+                self.count(&mut tally, settled, &delivery, &mut begun);
+                lane.counters.lost(DropReason::DeviceRefused, delivery.too_small.count_ones().into());
+                rest = left;
+                let sent = if rest.is_empty() { 0 } else { lane.queue.take_begun() };
+                if sent > begun {
+                    // The rest of a frame in more pieces than the ring holds: the device has taken some for it.
+                    self.count_begun(&mut tally, rest, begun..sent);
+                    begun = sent;
+                } else if settled.is_empty() || retries >= port.retries {
+                    break;
+                } else {
+                    retries += u32::from(!rest.is_empty());
+                }
+            }
+            if !tally.is_empty() {
+                lane.counters.called(lane.queue.flush());
+                lane.counters.add(&tally);
+            }
+            lane.counters.retries.add(retries.into());
+            lane.counters.lost(DropReason::NoBuffer, rest.len() as u64);
+        }
+        self.zero_copy = Some(zero_copy);
+        is_found
     }
 
     /// Every flow has its receiveq; its frames stay in order.

@@ -6,9 +6,11 @@ use std::sync::mpsc::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::doze::Doze;
+use super::zero_copy::Lane;
 use super::{OutletSlot, PolledQueue, Sleep, Topology};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
+use crate::memory::GuestMap;
 use crate::switch::PortId;
 use crate::switch::fdb::Key;
 use crate::sys::eventfd::Notifier;
@@ -40,6 +42,40 @@ pub enum Message {
         vring: u16,
         /// The new one.
         call: Option<Notifier>,
+    },
+    /// Send a queue's frames to a device by this lane from now on; it comes back if the queue is not here, or is another by
+    /// now.
+    AddLane {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// The lane, boxed: messages are small.
+        lane: Box<Lane>,
+        /// The memory that it was shown.
+        memory: Arc<GuestMap>,
+        /// Where to.
+        reply: Sender<Option<Box<Lane>>>,
+    },
+    /// Use a queue's lane no more and give it back; None if it is not here.
+    RemoveLane {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// Which.
+        keeper: u16,
+        /// Where to.
+        reply: Sender<Option<Box<Lane>>>,
+    },
+    /// A lane that was taken out is closed: its guest gets back what was on it.
+    LaneClosed {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// Which.
+        keeper: u16,
     },
     /// Make the first call of a receiveq, with its new call descriptor if it has one: such calls may hang, so they are
     /// made where somebody watches.

@@ -30,6 +30,7 @@ mod stats;
 mod thread;
 mod topology;
 mod wait;
+mod zero_copy;
 
 pub use bond::{Admission, Bonding, Membership};
 pub use ends::{Inlet, Outlet};
@@ -38,6 +39,7 @@ pub use poll::{Forwarder, PolledQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
 pub use topology::{BridgeView, OutletSlot, PortView, Steering, Topology};
+pub use zero_copy::{Lane, ZeroCopy};
 
 use std::sync::atomic;
 

@@ -7,12 +7,14 @@ use super::deliver::{Source, Spread};
 use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
+use super::zero_copy::{Lane, ZeroCopy};
 use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
-use crate::ring::RingFault;
+use crate::memory::GuestMap;
+use crate::ring::{Obstacle, RingFault};
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
 use crate::switch::fdb::Key;
@@ -42,6 +44,8 @@ pub struct PolledQueue {
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
+    /// Its lanes to network devices, once it had one.
+    zero_copy: Option<Box<ZeroCopy>>,
 }
 
 impl PolledQueue {
@@ -50,7 +54,103 @@ impl PolledQueue {
         let queue = queue.into();
         let (cache, waiting) = (Cache::default(), Waiting::new());
         let (is_stopped, is_greeted, empty_looks, gathered_at) = (false, false, 0, 0);
-        Self { port, vring, queue, counters, run, is_stopped, is_greeted, empty_looks, gathered_at, cache, waiting }
+        Self {
+            port,
+            vring,
+            queue,
+            counters,
+            run,
+            is_stopped,
+            is_greeted,
+            empty_looks,
+            gathered_at,
+            cache,
+            waiting,
+            zero_copy: None,
+        }
+    }
+
+    /// Sends frames to a device by this lane from now on. Gives the lane back if the queue is not of this memory, or cannot
+    /// leave chains out.
+    ///
+    /// # Errors
+    /// The lane.
+    pub(super) fn add_lane(&mut self, lane: Box<Lane>, memory: &Arc<GuestMap>) -> Result<(), Box<Lane>> {
+        match &self.queue {
+            Inlet::Guest(queue) if queue.memory_to_hold().is_ok_and(|own| Arc::ptr_eq(own, memory)) => {
+                let size = queue.size();
+                self.zero_copy.get_or_insert_with(|| Box::new(ZeroCopy::new(size))).add(lane);
+                Ok(())
+            }
+            _ => Err(lane),
+        }
+    }
+
+    /// The memory that its lanes are to be shown; None if it is no guest's.
+    ///
+    /// # Errors
+    /// What is in the way of lanes.
+    pub fn memory_to_show(&self) -> Option<Result<Arc<GuestMap>, Obstacle>> {
+        match &self.queue {
+            Inlet::Guest(queue) => Some(queue.memory_to_hold().cloned()),
+            _ => None,
+        }
+    }
+
+    /// Its lanes, to end them.
+    pub fn zero_copy(&mut self) -> Option<&mut ZeroCopy> {
+        self.zero_copy.as_deref_mut()
+    }
+
+    /// A lane that was taken out is closed: the guest gets back what was on it.
+    pub(super) fn close_lane(&mut self, keeper: u16) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            zero_copy.all_came_back(keeper);
+            self.give_back(true);
+        }
+    }
+
+    /// Gives the guest every buffer that was out, for who stopped the queue and closed its lanes. Its next start calls.
+    pub fn settle_lanes(&mut self) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            zero_copy.everything_came_back();
+            self.give_back(false);
+        }
+    }
+
+    /// Gives the guest the buffers that came back.
+    #[cold]
+    fn give_back(&mut self, calls: bool) {
+        if let (Inlet::Guest(queue), Some(zero_copy)) = (&mut self.queue, self.zero_copy.as_deref_mut()) {
+            self.counters.called(queue.give_back(&mut zero_copy.held, calls));
+        }
+    }
+
+    /// True while a device has something of it.
+    pub(super) fn is_out(&self) -> bool {
+        self.zero_copy.as_ref().is_some_and(|zero_copy| zero_copy.is_busy())
+    }
+
+    /// Gives the burst's buffers back, but for those that are out.
+    #[inline]
+    fn commit(&mut self) {
+        let called = match (&mut self.zero_copy, &mut self.queue) {
+            (Some(zero_copy), Inlet::Guest(queue)) => queue.commit_all_but(&mut zero_copy.held),
+            (_, queue) => queue.commit(),
+        };
+        self.counters.called(called);
+    }
+
+    /// Takes back what devices have read.
+    #[inline]
+    fn tend(&mut self) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            let is_due = zero_copy.tend();
+            zero_copy.may_hold = matches!(&self.queue, Inlet::Guest(queue) if queue.may_hold());
+            if is_due {
+                self.give_back(true);
+            }
+        }
     }
 
     /// True if the queue may be passed over in a round that leaves quiet ones alone.
@@ -86,6 +186,13 @@ impl PolledQueue {
     pub(super) fn is_parked(&self) -> bool {
         self.queue.is_parked()
     }
+}
+
+/// What a burst has beside its frames.
+struct Aside<'a> {
+    waiting: &'a mut Waiting,
+    zero_copy: Option<&'a mut ZeroCopy>,
+    settle_by: Option<u64>,
 }
 
 /// Empty looks in a row after which a queue is quiet.
@@ -133,6 +240,7 @@ impl Forwarder {
     /// The queue's ring is broken: stop polling it.
     #[inline]
     pub fn poll(&mut self, q: &mut PolledQueue) -> Result<usize, RingFault> {
+        q.tend();
         if q.is_waiting() {
             self.resume(q, None);
             if q.is_waiting() {
@@ -141,9 +249,10 @@ impl Forwarder {
         }
         let count = q.queue.gather()?;
         if count > 0 {
-            self.forward(q.queue.burst_mut(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
+            let aside = Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by: None };
+            self.forward(q.queue.burst_mut(), q.port, &q.counters, &mut q.cache, aside);
             if q.waiting.is_empty() {
-                q.counters.called(q.queue.commit());
+                q.commit();
             }
         }
         Ok(count)
@@ -169,6 +278,7 @@ impl Forwarder {
             spread: &mut self.spread,
             stuck: &mut self.stuck,
             waiting: &mut q.waiting,
+            zero_copy: q.zero_copy.as_deref_mut(),
             settle_by,
         };
         let mut room = [0; MAX_BURST];
@@ -178,7 +288,7 @@ impl Forwarder {
             }
         }
         if q.waiting.is_empty() {
-            q.counters.called(q.queue.commit());
+            q.commit();
             self.stats.cycles_per_burst.count(tsc::now().wrapping_sub(q.gathered_at));
         }
     }
@@ -189,8 +299,7 @@ impl Forwarder {
         port: PortId,
         counters: &QueueCounters,
         cache: &mut Cache,
-        waiting: &mut Waiting,
-        settle_by: Option<u64>,
+        aside: Aside<'_>,
     ) {
         let view = self.topology.port(port);
         let bridge = view.and_then(|v| self.topology.bridges.get(v.bridge)).and_then(Option::as_ref);
@@ -249,8 +358,9 @@ impl Forwarder {
             faults: &self.faults,
             spread: &mut self.spread,
             stuck: &mut self.stuck,
-            waiting,
-            settle_by,
+            waiting: aside.waiting,
+            zero_copy: aside.zero_copy,
+            settle_by: aside.settle_by,
         };
         let receivers = self.groups.deliver(&mut source, &bridge.members);
         let (flooded, mut tally) = (self.groups.flooded(), self.groups.tally());
@@ -283,7 +393,8 @@ impl Forwarder {
         let mut burst = Burst::new(Arc::default());
         burst.push_own(&crate::burst::rarp(mac));
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
-        self.forward(&mut burst, port, &counters, &mut cache, &mut waiting, Some(settle_by()));
+        let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
+        self.forward(&mut burst, port, &counters, &mut cache, aside);
     }
 
     /// Sends a RARP for each of `addresses` out on `port`: who is behind it learns where to find them.
@@ -307,6 +418,7 @@ impl Forwarder {
             spread: &mut self.spread,
             stuck: &mut self.stuck,
             waiting: &mut waiting,
+            zero_copy: None,
             settle_by: Some(settle_by()),
         };
         source.deliver(view, indices(list, &mut room), None);

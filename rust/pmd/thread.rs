@@ -322,6 +322,22 @@ impl Body {
                     let _ = reply.send(self.release(port, vring, to_move));
                 }
                 Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
+                Message::AddLane { port, vring, lane, memory, reply } => {
+                    let refused = match self.find(port, vring) {
+                        Some(queue) => queue.add_lane(lane, &memory).err(),
+                        None => Some(lane),
+                    };
+                    let _ = reply.send(refused);
+                }
+                Message::RemoveLane { port, vring, keeper, reply } => {
+                    let lane = self.find(port, vring).and_then(PolledQueue::zero_copy).and_then(|z| z.remove(keeper));
+                    let _ = reply.send(lane);
+                }
+                Message::LaneClosed { port, vring, keeper } => {
+                    if let Some(queue) = self.find(port, vring) {
+                        queue.close_lane(keeper);
+                    }
+                }
                 Message::Greet(slot) => self.ungreeted.push(slot),
                 Message::Sleep(max) => self.sleeper.set_max(max),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
@@ -345,9 +361,12 @@ impl Body {
         goes_on
     }
 
+    fn find(&mut self, port: PortId, vring: u16) -> Option<&mut PolledQueue> {
+        self.queues.iter_mut().chain(&mut self.stopped).find(|q| (q.port, q.vring) == (port, vring))
+    }
+
     fn set_call(&mut self, port: PortId, vring: u16, call: Option<Notifier>) {
-        let mut queues = self.queues.iter_mut().chain(&mut self.stopped);
-        if let Some(queue) = queues.find(|q| (q.port, q.vring) == (port, vring)) {
+        if let Some(queue) = self.find(port, vring) {
             queue.queue.set_call(call);
         }
     }
@@ -377,7 +396,8 @@ impl Body {
         let (mut work, mut parked) = (false, self.forwarder.push_stuck());
         for queue in &mut self.queues {
             let is_parked = queue.is_parked();
-            parked |= is_parked;
+            // Nor does one that reads a guest's memory say when it has done so.
+            parked |= is_parked || queue.is_out();
             work |= queue.queue.enable_kicks() && !is_parked;
         }
         // After the last look at the rings: what that found gone is said now, not when the guest kicks again.

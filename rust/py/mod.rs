@@ -112,7 +112,8 @@ impl Datapath {
     }
 
     #[pyo3(signature = (bridge, name, *, r#type, ofport, socket, mtu = 1500, tx_retries_max = 8, backpressure_us = 0,
-        tx_steering = "hash", socket_mode = 0o600, socket_owner = -1, socket_group = -1, allow_file_memory = false))]
+        tx_steering = "hash", socket_mode = 0o600, socket_owner = -1, socket_group = -1, allow_file_memory = false,
+        dq_zero_copy = false))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_port(
         &self,
@@ -130,6 +131,7 @@ impl Datapath {
         socket_owner: i64,
         socket_group: i64,
         allow_file_memory: bool,
+        dq_zero_copy: bool,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let kind = match r#type.as_str() {
@@ -153,6 +155,7 @@ impl Datapath {
                 socket_owner: u32::try_from(socket_owner).ok(),
                 socket_group: u32::try_from(socket_group).ok(),
                 allow_file_memory,
+                zero_copy: dq_zero_copy,
                 name,
             };
             d.add_port(&bridge, config)
@@ -161,7 +164,7 @@ impl Datapath {
 
     #[pyo3(signature = (bridge, name, *, ofport, netdev, driver = "afxdp", mtu = None, tx_retries_max = 8, n_rxq = 1,
         n_rxq_desc = 2048, n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0,
-        busy_budget = 0, bond = None))]
+        busy_budget = 0, zc_queues = 0, bond = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_nic(
         &self,
@@ -180,6 +183,7 @@ impl Datapath {
         use_need_wakeup: bool,
         start_queue: i64,
         busy_budget: i64,
+        zc_queues: i64,
         bond: Option<String>,
     ) -> PyResult<()> {
         self.with(py, |d| {
@@ -193,6 +197,7 @@ impl Datapath {
                 need_wakeup: use_need_wakeup,
                 start_queue: to_u32(start_queue),
                 busy_budget: to_u32(busy_budget),
+                zc_queues: to_u32(zc_queues),
             };
             let (ofport, retries) = (u16::try_from(ofport).unwrap_or(0), to_u32(tx_retries_max));
             d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries, bond })
@@ -200,7 +205,7 @@ impl Datapath {
     }
 
     #[pyo3(signature = (name, *, netdev = None, n_rxq = None, n_rxq_desc = None, n_txq_desc = None, xdp_mode = None,
-        use_need_wakeup = None, start_queue = None, busy_budget = None))]
+        use_need_wakeup = None, start_queue = None, busy_budget = None, zc_queues = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_nic(
         &self,
@@ -214,6 +219,7 @@ impl Datapath {
         use_need_wakeup: Option<bool>,
         start_queue: Option<i64>,
         busy_budget: Option<i64>,
+        zc_queues: Option<i64>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let mode = xdp_mode.map(|text| to_xdp_mode(&name, text)).transpose()?;
@@ -228,6 +234,7 @@ impl Datapath {
                     need_wakeup: use_need_wakeup.unwrap_or(device.need_wakeup),
                     start_queue: start_queue.map_or(device.start_queue, to_u32),
                     busy_budget: busy_budget.map_or(device.busy_budget, to_u32),
+                    zc_queues: zc_queues.map_or(device.zc_queues, to_u32),
                 };
             })
         })
@@ -242,7 +249,7 @@ impl Datapath {
     }
 
     #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None, backpressure_us = None,
-        tx_steering = None))]
+        tx_steering = None, dq_zero_copy = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_port(
         &self,
@@ -253,6 +260,7 @@ impl Datapath {
         tx_retries_max: Option<i64>,
         backpressure_us: Option<i64>,
         tx_steering: Option<&str>,
+        dq_zero_copy: Option<bool>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let change = PortChange {
@@ -261,6 +269,7 @@ impl Datapath {
                 retries: tx_retries_max.map(to_u32),
                 backpressure_us: backpressure_us.map(to_u32),
                 steering: tx_steering.map(|text| to_steering(&name, text)).transpose()?,
+                zero_copy: dq_zero_copy,
             };
             d.set_port(&name, &change)
         })

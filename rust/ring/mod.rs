@@ -9,11 +9,12 @@
 //!
 //! Invariants: a ring's addresses were translated by the map whose `Arc` it holds. Everything the driver wrote is read
 //! once into locals, then judged; a lie is a [`RingFault`] that stops this queue only. Buffers complete in order, so one
-//! cursor says it all: between bursts the next available index equals the used index. Knows no socket, no thread, no
-//! switch.
+//! cursor says it all: between bursts the next available index equals the used index. Only those of a transmitq that a
+//! device reads from are given back later and in any order ([`Held`]). Knows no socket, no thread, no switch.
 
 mod chain;
 mod doorbell;
+mod held;
 mod journal;
 mod kind;
 mod layout;
@@ -28,6 +29,7 @@ mod transmitq;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use held::{HELD_MAX, Held, Obstacle};
 pub use journal::{Cursor, Element, Intent, Journal, Past};
 pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};

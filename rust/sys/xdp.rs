@@ -115,6 +115,23 @@ impl Socket {
         self.set(libc::SOL_XDP, libc::XDP_UMEM_REG, &region)
     }
 
+    /// As [`Self::register`], of bytes in which a frame's parts may lie anywhere, up to `chunk` bytes each. The kernel reads
+    /// them where they are, whether or not anything is mapped there later: they are pinned, and only read.
+    ///
+    /// # Safety
+    /// They are mapped now.
+    pub unsafe fn register_unaligned(&self, start: *mut u8, size: usize, chunk: u32) -> io::Result<()> {
+        let region = libc::xdp_umem_reg {
+            addr: start.addr() as u64,
+            len: size as u64,
+            chunk_size: chunk,
+            headroom: 0,
+            flags: libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
+            tx_metadata_len: 0,
+        };
+        self.set(libc::SOL_XDP, libc::XDP_UMEM_REG, &region)
+    }
+
     /// Makes a ring of `entries`, a power of two, and maps it.
     pub fn ring(&self, kind: RingKind, entries: u32) -> io::Result<Ring> {
         self.set(libc::SOL_XDP, kind.option(), &entries)?;

@@ -359,3 +359,49 @@ def test_A22_a_virtio_user_guest_and_a_host_behind_a_nic_see_each_other(
         wait_for(lambda: host.answers(target), timeout_s=REACHABLE_S, what="testpmd to answer a ping")
         for size in (56, 1000, 1472):
             assert host.ping(target, count=20, size=size).received == 20
+
+
+@pytest.mark.rows("A19", "A20", "A21", "C3")
+@pytest.mark.parametrize("path_first", [False, True])
+def test_A19_a_guest_sends_without_a_copy_whichever_option_came_first_and_after_a_kill(
+    switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost], path_first: bool
+) -> None:
+    host, _ = hosts
+    add_bridge(switch)
+    device = host.plug(more_to_send=2)
+    add_afxdp(switch, device, "options:xdp-zc-queues=2", "options:n_txq_desc=128")
+    path = switch.folder / "v0"
+    switch.vsctl("add-port", "br0", "v0", "--", "set", "Interface", "v0", "type=dpdkvhostuserclient")
+    asked = [f"options:vhost-server-path={path}", "options:dq-zero-copy=true"]
+    for option in asked if path_first else reversed(asked):
+        switch.vsctl("set", "Interface", "v0", option)
+    switch.wait_column("v0", "status:zero-copy", "Waiting(guest): it has no transmitq that runs")
+    mac, target = "52:54:00:00:02:01", "10.0.0.77"
+    host.ip("neigh", "add", target, "lladdr", mac, "dev", "eth0")
+    with Testpmd([virtio_user(path, mac=mac)], folder=switch.folder / "pmd", forward="icmpecho") as guest:
+        guest.command("start")
+        for life in range(2):
+            switch.wait_link("v0")
+            switch.wait_column("v0", "status:zero-copy", f"Active: {device} queue 1")
+            wait_for(lambda: host.answers(target), timeout_s=REACHABLE_S, what="testpmd to answer a ping")
+            before = switch.statistic(device, "tx_zero_copy_packets")
+            for size in (56, 1000, 1472):
+                assert host.ping(target, count=20, size=size).received == 20
+            assert switch.wait_statistic(device, "tx_zero_copy_packets", more_than=before + 39) >= before + 40
+            if life == 0:
+                assert "Zero copy enabled for vHost port v0" in switch.log.read_text()
+                switch.kill()
+                switch.start()
+        switch.vsctl("set", "Interface", "v0", "options:dq-zero-copy=false")
+        wait_for(lambda: "zero-copy" not in row(switch, "Interface", "v0")["status"], timeout_s=20, what="no lane")
+        assert host.ping(target, count=5, size=1472).received == 5
+
+
+@pytest.mark.rows("A19")
+def test_A19_a_server_port_says_that_zero_copy_is_for_client_ports(switch: SwitchDaemon) -> None:
+    add_bridge(switch)
+    switch.vsctl(
+        *("add-port", "br0", "s0", "--", "set", "Interface", "s0", "type=dpdkvhostuser"),
+        "options:dq-zero-copy=true",
+    )
+    assert "it is for client ports, set type=dpdkvhostuserclient" in row(switch, "Interface", "s0")["error"]

@@ -64,6 +64,7 @@ def guest_port(draw: st.DrawFn, name: str, number: int, socket: str) -> Port:
         tx_retries_max=draw(st.sampled_from([0, 8])),
         backpressure_us=draw(st.sampled_from([0, 1000])),
         tx_steering=draw(st.sampled_from(["hash", "thread"])),
+        dq_zero_copy=draw(st.booleans()),
         socket_mode=draw(st.sampled_from([0o600, 0o660])),
         rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),), ((0, 2), (1, 1))])),
     )
@@ -289,7 +290,9 @@ def wanting(*ports: AnyPort) -> Desired:
 
 @pytest.mark.rows("L5")
 def test_what_can_change_with_the_guest_attached_does() -> None:
-    changes: PortChanges = {"mtu": 9000, "tx_retries_max": 0, "backpressure_us": 500, "tx_steering": "thread"}
+    changes: PortChanges = {
+        "mtu": 9000, "tx_retries_max": 0, "backpressure_us": 500, "tx_steering": "thread", "dq_zero_copy": True,
+    }  # fmt: skip
     changed = replace(PORT, **changes)
     assert plan(wanting(changed), there(PORT)) == (SetPort(changed, changes),)
     assert plan(wanting(changed), there(changed)) == ()

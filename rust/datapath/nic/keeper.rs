@@ -22,12 +22,13 @@ use std::time::{Duration, Instant};
 use super::super::Shared;
 use super::super::events::Allowance;
 use super::super::port::PortRecord;
+use super::super::zero_copy::Offer;
 use super::offloads::Offloads;
 use super::{Command, NicDevice, Report};
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::pmd::{OutletSlot, PolledQueue};
-use crate::port::afxdp;
+use crate::port::afxdp::{self, XdpMode};
 use crate::port::{Attachment, Driver, Plan, RxQueue, TxQueue};
 use crate::sys::netdev::{Asker, Details, Device};
 use crate::vhost::Level;
@@ -131,6 +132,20 @@ impl Keeper {
             // Last: a link that is up has a status.
             self.tell_carrier(true);
         }
+        self.lay_lanes();
+    }
+
+    /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
+    fn lay_lanes(&self) {
+        let Claim { shared, record } = &self.claim;
+        let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
+        else {
+            return shared.lay_lanes(None, record.id);
+        };
+        let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());
+        let (plan, queues) = (self.device.lane(plan.ifindex, is_zero_copy), self.device.zc_queues);
+        let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
+        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues }), record.id);
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
@@ -290,6 +305,7 @@ impl Keeper {
 
     fn take_back(&self, hold: &Hold) {
         let Claim { shared, record } = &self.claim;
+        shared.lay_lanes(None, record.id);
         for slot in &hold.slots {
             let seat = shared.state().places.leave(record.id, slot.vring + 1);
             drop(seat.and_then(|seat| seat.take(&shared.events)));

@@ -23,7 +23,7 @@ use super::rx::GOES_ON;
 use super::xsk::Xsk;
 use super::{CHUNK, PIECES_MAX};
 use crate::burst::written::{Field, add_to, finish_checksum};
-use crate::burst::{Burst, Head, Packet};
+use crate::burst::{Burst, HEAD_SIZE, Head, Packet};
 use crate::frame::checksum::Sum;
 use crate::frame::gso::{self, Idents, PIECE_HEAD_SIZE};
 use crate::memory::{Span, copy};
@@ -31,7 +31,7 @@ use crate::ring::Delivery;
 
 /// What became of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+pub(super) enum Sent {
     /// It is posted.
     Whole,
     /// It is posted in segments.
@@ -40,6 +40,21 @@ enum Sent {
     Never,
     /// There is no room now, for it or for the rest of it.
     Later,
+}
+
+impl Sent {
+    /// Adds the frame at `position` of a list to what was delivered; false if it was not, and comes first the next time.
+    #[inline]
+    pub(super) fn note(self, delivery: &mut Delivery, position: usize) -> bool {
+        match self {
+            Self::Whole => {}
+            Self::InPieces => delivery.in_pieces |= 1 << position,
+            Self::Never => delivery.too_small |= 1 << position,
+            Self::Later => return false,
+        }
+        delivery.settled = position + 1;
+        true
+    }
 }
 
 /// The tx side of a queue. Belongs to one thread at a time.
@@ -51,6 +66,10 @@ pub struct TxQueue {
     idents: Idents,
     /// The frame being written: its chunks.
     spans: Vec<Span>,
+    /// Descriptors that the kernel has.
+    out: u32,
+    /// Tags of descriptors that came back and are no frames of ours, until who posted them has looked.
+    returned: Vec<u16>,
     is_stuck: bool,
     /// When the last delivery began, and when the completion ring was looked at last.
     delivered_at: Moment,
@@ -60,11 +79,37 @@ pub struct TxQueue {
     xsk: Arc<Xsk>,
 }
 
+/// Where the tag of a descriptor begins that is no frame of ours: an address has 48 bits, and the kernel gives back what
+/// stands above as it is.
+const TAG_SHIFT: u32 = 48;
+
 impl TxQueue {
     pub(super) fn new(xsk: Arc<Xsk>, tx: Producer<2>, completion: Consumer<1>, frames: Frames) -> Self {
         let (idents, spans) = (Idents::new(), Vec::with_capacity(PIECES_MAX));
         let (is_stuck, begun, now) = (false, 0, Moment::now());
-        Self { tx, completion, frames, idents, spans, is_stuck, delivered_at: now, looked_at: now, begun, xsk }
+        let (out, returned, delivered_at, looked_at) = (0, Vec::new(), now, now);
+        Self { tx, completion, frames, idents, spans, out, returned, is_stuck, delivered_at, looked_at, begun, xsk }
+    }
+
+    /// What both sides know of the socket.
+    pub(super) fn xsk(&self) -> &Arc<Xsk> {
+        &self.xsk
+    }
+
+    /// Keeps the tags of descriptors that come back, `room` of them; without, they are forgotten.
+    pub(super) fn keep_tags(&mut self, room: usize) {
+        self.returned.reserve(room);
+    }
+
+    /// Tags that came back since this was asked.
+    #[inline]
+    pub(super) fn returned(&mut self) -> impl Iterator<Item = u16> {
+        self.returned.drain(..)
+    }
+
+    /// Descriptors that the kernel has.
+    pub(super) fn out(&self) -> u32 {
+        self.out
     }
 
     /// Copies the packets `list` of `burst` and posts them together, in order. Stops at the first that finds no room.
@@ -74,25 +119,71 @@ impl TxQueue {
         let mut delivery = Delivery::default();
         // Taken, so that it is nobody else's whatever happens here. Only the first of a list can have begun.
         let mut begun = std::mem::take(&mut self.begun);
-        self.delivered_at = Moment::now();
-        self.reap(self.delivered_at, false);
+        self.begin();
         for (position, &index) in list.iter().enumerate() {
             let Some((packet, head)) = burst.frame(index) else { break };
-            let sent = if packet.is_plain && packet.len <= CHUNK {
-                self.post_plain(burst, packet, head)
-            } else {
-                self.post_other(burst, packet, usize::from(index), std::mem::take(&mut begun))
-            };
-            match sent {
-                Sent::Whole => {}
-                Sent::InPieces => delivery.in_pieces |= 1 << position,
-                Sent::Never => delivery.too_small |= 1 << position,
-                Sent::Later => break,
+            if !self.send(burst, packet, head, index, std::mem::take(&mut begun)).note(&mut delivery, position) {
+                break;
             }
-            delivery.settled = position + 1;
         }
         self.publish();
         delivery
+    }
+
+    /// A delivery begins: takes back what was sent.
+    #[inline]
+    pub(super) fn begin(&mut self) {
+        self.delivered_at = Moment::now();
+        self.reap(self.delivered_at, false);
+    }
+
+    /// Takes back what was sent.
+    pub(super) fn look(&mut self) {
+        self.reap(Moment::now(), false);
+    }
+
+    /// Copies one frame, of which `begun` pieces are posted.
+    #[inline]
+    pub(super) fn send(&mut self, burst: &Burst, packet: &Packet, head: &Head, index: u8, begun: u32) -> Sent {
+        if packet.is_plain && packet.len <= CHUNK {
+            self.post_plain(burst, packet, head)
+        } else {
+            self.post_other(burst, packet, usize::from(index), begun)
+        }
+    }
+
+    /// Posts a frame of which only the head is copied: `parts` are places and lengths of what follows it, from the start of
+    /// the memory that the socket was given, and come back as `tag`, which is not 0. False if there is no room.
+    pub(super) fn send_parts(&mut self, head: &Head, parts: &[(u64, u32)], tag: u16) -> bool {
+        #[allow(clippy::cast_possible_truncation, reason = "64")]
+        let head_size = HEAD_SIZE as u32;
+        let Some((address, to)) = self.frames.take(&self.xsk.area, head_size, self.delivered_at) else { return false };
+        // SAFETY: `to` has as many bytes as a head in an area that `self` keeps, and nobody else writes to a frame that was
+        // taken.
+        unsafe { copy::copy64(to.start, head.0.as_ptr()) };
+        self.tx.put([address, u64::from(head_size) | u64::from(GOES_ON) << 32]);
+        let last = parts.len().saturating_sub(1);
+        for (i, &(at, len)) in parts.iter().enumerate() {
+            let options = if i < last { GOES_ON } else { 0 };
+            // The kernel adds what stands above 48 bits to what stands below.
+            let tagged = u64::from(tag) << TAG_SHIFT | (at - u64::from(tag));
+            self.tx.put([tagged, u64::from(len) | u64::from(options) << 32]);
+        }
+        true
+    }
+
+    /// True if a frame of a head and `parts` parts can be posted, at once or after the kernel was kicked for it.
+    #[inline]
+    pub(super) fn has_room_for(&mut self, parts: usize) -> bool {
+        self.is_room_for(parts) || {
+            self.make_room(1);
+            self.is_room_for(parts)
+        }
+    }
+
+    #[inline]
+    fn is_room_for(&mut self, parts: usize) -> bool {
+        self.frames.free() > 0 && u32::try_from(1 + parts).is_ok_and(|count| self.tx.has_room(count))
     }
 
     /// The next delivery begins with a frame of which so many pieces are sent already.
@@ -145,6 +236,14 @@ impl TxQueue {
         let mut together = (0, 0);
         for ahead in 0..ready {
             let [address] = self.completion.entry(ahead);
+            #[allow(clippy::cast_possible_truncation, reason = "the sixteen bits above an address")]
+            let tag = (address >> TAG_SHIFT) as u16;
+            if tag != 0 {
+                if self.returned.len() < self.returned.capacity() {
+                    self.returned.push(tag);
+                }
+                continue;
+            }
             let Some(since) = self.frames.give_back(address) else { continue };
             if since != together.0 {
                 self.count_latency(together, now, at_once);
@@ -153,6 +252,7 @@ impl TxQueue {
             together.1 += 1;
         }
         if ready > 0 {
+            self.out = self.out.saturating_sub(ready);
             self.count_latency(together, now, at_once);
             self.completion.release(ready);
         }
@@ -169,12 +269,12 @@ impl TxQueue {
     }
 
     #[inline]
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let count = self.tx.unpublished();
         if count > 0 {
             self.xsk.posted.add(count.into());
-            #[allow(clippy::cast_possible_truncation, reason = "at most 4096 frames")]
-            self.xsk.inflight_max.fetch_max(self.frames.out() as u32, Ordering::Relaxed);
+            self.out = self.out.saturating_add(count);
+            self.xsk.inflight_max.fetch_max(self.out, Ordering::Relaxed);
             self.tx.publish();
         }
     }

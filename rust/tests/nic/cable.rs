@@ -17,11 +17,21 @@ pub const FAR: [u8; 6] = [2, 0, 0, 0, 0, 0xfa];
 
 /// Runs a test in a namespace of its own, unless this machine cannot.
 pub fn with_cable(mtu: u32, test: impl FnOnce(Cable) + Send + 'static) {
-    with_wide_cable(mtu, 1, test);
+    with_shape(mtu, [1, 1], test);
 }
 
 /// The same with devices of several queues. A frame arrives at the queue of the number of that it was sent from.
 pub fn with_wide_cable(mtu: u32, queues: u32, test: impl FnOnce(Cable) + Send + 'static) {
+    with_shape(mtu, [queues, queues], test);
+}
+
+/// The same with several queues for the switch to send on, and one where all arrives.
+pub fn with_queues_to_send(mtu: u32, queues: u32, test: impl FnOnce(Cable) + Send + 'static) {
+    with_shape(mtu, [queues, 1], test);
+}
+
+/// `queues` are those that the near device sends and receives on.
+fn with_shape(mtu: u32, queues: [u32; 2], test: impl FnOnce(Cable) + Send + 'static) {
     if let Err(e) = Socket::new() {
         eprintln!("skipped: no AF_XDP socket ({e}): it needs root and CONFIG_XDP_SOCKETS");
         return;
@@ -40,11 +50,11 @@ pub fn with_wide_cable(mtu: u32, queues: u32, test: impl FnOnce(Cable) + Send + 
 pub struct Cable {
     pub far: FarEnd,
     mtu: u32,
-    queues: u32,
+    queues: [u32; 2],
 }
 
 impl Cable {
-    fn new(mtu: u32, queues: u32) -> Self {
+    fn new(mtu: u32, queues: [u32; 2]) -> Self {
         plug(mtu, queues);
         Self { far: FarEnd::open("far").unwrap(), mtu, queues }
     }
@@ -79,9 +89,11 @@ impl Cable {
     }
 }
 
-fn plug(mtu: u32, queues: u32) {
-    let wide = format!("numrxqueues {queues} numtxqueues {queues}");
-    ip(&format!("link add near {wide} type veth peer name far {wide}"));
+fn plug(mtu: u32, queues: [u32; 2]) {
+    let [out, back] = queues;
+    let (near, far) =
+        (format!("numtxqueues {out} numrxqueues {back}"), format!("numtxqueues {back} numrxqueues {out}"));
+    ip(&format!("link add near {near} type veth peer name far {far}"));
     for device in ["near", "far"] {
         // No address of its own: then the kernel has nothing to say.
         ip(&format!("link set {device} addrgenmode none mtu {mtu} up"));

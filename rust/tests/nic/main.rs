@@ -29,3 +29,4 @@ mod rig;
 #[path = "../switch/station.rs"]
 mod station;
 mod tags;
+mod zero_copy;
