@@ -23,6 +23,8 @@ pub enum DropReason {
     Reserved,
     /// It came over a link of a bond that takes nothing from that link now.
     InactiveMember,
+    /// It came over a link of a bond from somebody who is elsewhere: what the bond sent over another link came back.
+    Reflected,
     /// The destination is behind the port it came from.
     SamePort,
     /// Nobody else on the bridge could get it.
@@ -65,6 +67,7 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BadSource, "bad_source", true),
     (DropReason::Reserved, "reserved", true),
     (DropReason::InactiveMember, "inactive_member", true),
+    (DropReason::Reflected, "reflected", true),
     (DropReason::SamePort, "same_port", true),
     (DropReason::NoReceiver, "no_receiver", true),
     (DropReason::AdminDown, "admin_down", true),

@@ -108,6 +108,9 @@ class BondLink:
     @property
     def due_ms(self) -> int | None:
         """How long until its delay is over; None without one."""
+    @property
+    def shares(self) -> list[tuple[int, int]]:
+        """Of 256 shares those that it carries and that carried something of late: number and bytes."""
 
 @final
 class BondState:
@@ -118,7 +121,7 @@ class BondState:
     @property
     def bridge(self) -> str: ...
     @property
-    def mode(self) -> Literal["active-backup"]: ...
+    def mode(self) -> Literal["active-backup", "balance-slb"]: ...
     @property
     def updelay_ms(self) -> int: ...
     @property
@@ -129,6 +132,9 @@ class BondState:
     @property
     def active(self) -> str | None:
         """The link that is active; None while none can be."""
+    @property
+    def rebalance_ms(self) -> int | None:
+        """How long until loads are evened out; None where they are not."""
     @property
     def links(self) -> list[BondLink]:
         """By name."""
@@ -466,10 +472,11 @@ class Datapath:
         bridge: str,
         name: str,
         *,
-        mode: Literal["active-backup"] = "active-backup",
+        mode: Literal["active-backup", "balance-slb"] = "active-backup",
         updelay_ms: int = 0,
         downdelay_ms: int = 0,
         primary: str | None = None,
+        rebalance_ms: int = 10_000,
         last_active: str | None = None,
     ) -> None:
         """Adds a bond without links: ``add_nic`` with its name adds those.
@@ -481,6 +488,7 @@ class Datapath:
             updelay_ms: 0..3600000 for which a link's carrier must be there until it is used.
             downdelay_ms: 0..3600000 for which it must be gone until another link is used.
             primary: the link that is active whenever it can be.
+            rebalance_ms: 0..3600000 between two times that loads are evened out; 0 is never, less than 1000 is 1000.
             last_active: the link that was active before: preferred while nothing else decides.
 
         Raises:
@@ -491,10 +499,11 @@ class Datapath:
         self,
         name: str,
         *,
-        mode: Literal["active-backup"] = "active-backup",
+        mode: Literal["active-backup", "balance-slb"] = "active-backup",
         updelay_ms: int = 0,
         downdelay_ms: int = 0,
         primary: str | None = None,
+        rebalance_ms: int = 10_000,
     ) -> None:
         """Changes a bond live; its links stay. All settings are given anew.
 
@@ -510,6 +519,12 @@ class Datapath:
 
         Raises:
             ConfigError: an unknown bond or link, or one that is disabled.
+        """
+    def give_share(self, bond: str, share: int, link: str) -> None:
+        """Gives one of 256 shares to an enabled link, until that goes or loads are evened out.
+
+        Raises:
+            ConfigError: an unknown bond, link or share, one that is disabled, or a bond that shares nothing out.
         """
     def hold_link(self, bond: str, link: str, enabled: bool) -> None:
         """Enables or disables a link at once, until its carrier changes; ConfigError for an unknown bond or link."""

@@ -67,6 +67,7 @@ class _BondArguments(TypedDict):
     updelay_ms: int
     downdelay_ms: int
     primary: str | None
+    rebalance_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,11 @@ def activate_link(datapath: Datapath, bond: str, link: str) -> bool:
 def hold_link(datapath: Datapath, bond: str, link: str, *, enabled: bool) -> None:
     """Enables or disables a link of a bond until its carrier changes; ConfigError if there is none."""
     datapath.hold_link(bond, link, enabled)
+
+
+def give_share(datapath: Datapath, bond: str, share: int, link: str) -> None:
+    """Gives a share of a bond's frames to an enabled link; ConfigError if that cannot be."""
+    datapath.give_share(bond, share, link)
 
 
 def flush_fdb(datapath: Datapath, bridge: str) -> None:
@@ -272,6 +278,7 @@ def _bond(bond: Bond) -> _BondArguments:
         "updelay_ms": bond.updelay_ms,
         "downdelay_ms": bond.downdelay_ms,
         "primary": bond.primary,
+        "rebalance_ms": bond.rebalance_ms,
     }
 
 

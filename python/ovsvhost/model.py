@@ -35,7 +35,7 @@ NicDriver: TypeAlias = Literal["afxdp", "packet"]
 
 XdpMode: TypeAlias = Literal["best-effort", "native-with-zerocopy", "native", "generic"]
 
-BondMode: TypeAlias = Literal["active-backup"]
+BondMode: TypeAlias = Literal["active-backup", "balance-slb"]
 
 TxSteering: TypeAlias = Literal["hash", "thread"]
 
@@ -80,7 +80,9 @@ BUSY_BUDGET_MAX = 65_535
 BOND_MODES: tuple[BondMode, ...] = get_args(BondMode)
 """How a bond uses its links (``ovs-vswitchd.conf.db(5)``: bond_mode)."""
 BOND_DELAY_MAX_MS = 3_600_000
-"""Longest ``bond_updelay`` and ``bond_downdelay``."""
+"""Longest ``bond_updelay`` and ``bond_downdelay``, and time between two rebalancings."""
+REBALANCE_DEFAULT_MS = 10_000
+"""Between two rebalancings of a bond (``ovs-vswitchd.conf.db(5)``: bond-rebalance-interval)."""
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
 """How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
 AGING_S_DEFAULT = 300
@@ -195,6 +197,7 @@ class Bond:
         updelay_ms: how long a link's carrier must be there until it is used, 0..3600000.
         downdelay_ms: how long it must be gone until another link is used, likewise.
         primary: name of the link that is active whenever it can be.
+        rebalance_ms: how often links' loads are evened out, 0..3600000; 0 is never, less than 1000 is 1000.
         last_active: name of the link that was active in an earlier run; means nothing once the bond is there.
     """
 
@@ -204,6 +207,7 @@ class Bond:
     updelay_ms: int = 0
     downdelay_ms: int = 0
     primary: str | None = None
+    rebalance_ms: int = REBALANCE_DEFAULT_MS
     last_active: str | None = field(default=None, compare=False)
 
 

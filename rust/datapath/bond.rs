@@ -11,6 +11,7 @@
 //! devices are their own. Every topology is made after the bonds were settled, so a link that goes and the one that takes
 //! over are one change.
 
+mod balance;
 mod keeper;
 mod links;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use balance::Balance;
 use keeper::keep_bonds;
 use links::{Change, Links, Rules};
 
@@ -26,12 +28,16 @@ use super::Datapath;
 use super::state::State;
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
-use crate::pmd::{Admission, Bonding, Membership, PortView, Steering, Topology};
+use crate::pmd::{Admission, Bonding, LINKS_MAX, Loads, Membership, PortView, SHARES, Shares, Steering, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Key;
 
 /// Longest `bond_updelay` and `bond_downdelay`.
 const DELAY_MAX: Duration = Duration::from_secs(3600);
+/// Shortest `bond-rebalance-interval` but for 0, which is never.
+const REBALANCE_MIN: Duration = Duration::from_secs(1);
+/// `bond-rebalance-interval` where nothing is said.
+const REBALANCE: Duration = Duration::from_secs(10);
 
 /// How a bond uses its links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,24 +45,27 @@ pub enum BondMode {
     /// One carries everything, the others wait for it to fail.
     #[default]
     ActiveBackup,
+    /// Each station's frames, by address and VLAN, have their link.
+    BalanceSlb,
 }
 
 impl BondMode {
     /// By its name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::ActiveBackup].into_iter().find(|mode| mode.name() == name)
+        [Self::ActiveBackup, Self::BalanceSlb].into_iter().find(|mode| mode.name() == name)
     }
 
     /// `bond_mode`, as in the database.
     pub fn name(self) -> &'static str {
         match self {
             Self::ActiveBackup => "active-backup",
+            Self::BalanceSlb => "balance-slb",
         }
     }
 }
 
 /// What a bond is to be.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct BondConfig {
     /// Unique among the bonds of the datapath.
     pub name: String,
@@ -70,6 +79,22 @@ pub struct BondConfig {
     pub primary: Option<String>,
     /// The link that was active before this datapath was: preferred while nothing else decides.
     pub last_active: Option<String>,
+    /// How often links' loads are evened out (`other_config:bond-rebalance-interval`): 0 is never, else a second at least.
+    pub rebalance: Duration,
+}
+
+impl Default for BondConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            mode: BondMode::default(),
+            updelay: Duration::ZERO,
+            downdelay: Duration::ZERO,
+            primary: None,
+            last_active: None,
+            rebalance: REBALANCE,
+        }
+    }
 }
 
 impl BondConfig {
@@ -79,13 +104,20 @@ impl BondConfig {
         if self.name.is_empty() {
             return Err(Error::Config("a bond needs a name".into()));
         }
-        for (name, delay) in [("bond_updelay", self.updelay), ("bond_downdelay", self.downdelay)] {
+        let rebalance = ("bond-rebalance-interval", self.rebalance);
+        for (name, delay) in [("bond_updelay", self.updelay), ("bond_downdelay", self.downdelay), rebalance] {
             if delay > DELAY_MAX {
                 let (ms, most) = (delay.as_millis(), DELAY_MAX.as_millis());
                 return Err(Error::Config(format!("bond {}: {name} {ms} is not in 0..{most}", self.name)));
             }
         }
         Ok(())
+    }
+
+    /// How often, if at all.
+    fn rebalances(&self) -> Option<Duration> {
+        let every = self.rebalance.max(REBALANCE_MIN);
+        (self.mode == BondMode::BalanceSlb && !self.rebalance.is_zero()).then_some(every)
     }
 
     fn rules(&self) -> Rules {
@@ -110,6 +142,8 @@ pub struct BondState {
     pub primary: Option<String>,
     /// The link that is active.
     pub active: Option<String>,
+    /// How long until loads are evened out, where they are.
+    pub rebalance: Option<Duration>,
     /// Its links, by name.
     pub links: Vec<BondLink>,
 }
@@ -125,6 +159,8 @@ pub struct BondLink {
     pub may_enable: bool,
     /// How long until its delay is over, if it has one.
     pub due: Option<Duration>,
+    /// The shares that it carries, of those that carried something of late: number and bytes.
+    pub shares: Vec<(usize, u64)>,
 }
 
 /// A bond as control knows it.
@@ -137,12 +173,17 @@ pub(super) struct Bond {
     counters: Arc<QueueCounters>,
     /// Whoever is behind it shall learn that another link is used.
     has_lesson: bool,
+    balance: Balance,
+    loads: Arc<Loads>,
+    rebalance_at: Instant,
 }
 
 impl Bond {
     pub(super) fn new(bridge: &str, id: PortId, config: BondConfig) -> Self {
         let links = Links::new(config.last_active.clone());
-        Self { bridge: bridge.to_owned(), id, config, links, counters: Arc::default(), has_lesson: false }
+        let (balance, loads, rebalance_at) = (Balance::default(), Arc::default(), Instant::now() + config.rebalance);
+        let (bridge, counters, has_lesson) = (bridge.to_owned(), Arc::default(), false);
+        Self { bridge, id, config, links, counters, has_lesson, balance, loads, rebalance_at }
     }
 
     /// The port whose number stands for the bond's where one is to be shown.
@@ -154,24 +195,41 @@ impl Bond {
         self.links.add(id, name);
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.links.all().len() >= LINKS_MAX
+    }
+
     pub(super) fn has_links(&self) -> bool {
         !self.links.all().is_empty()
     }
 
     /// Puts the bond into a topology that has its links.
     pub(super) fn join(&self, topology: &mut Topology, bridge: usize) -> PortView {
-        let mut view = None;
+        let mut view: Option<PortView> = None;
         for link in self.links.all() {
             let is_active = self.links.active() == Some(link.id);
-            let admission = if is_active { Admission::All } else { Admission::Nothing };
+            let (carries, admission) = match self.config.mode {
+                BondMode::ActiveBackup => (is_active, if is_active { Admission::All } else { Admission::Nothing }),
+                BondMode::BalanceSlb => (link.is_enabled, Admission::Unreflected { takes_groups: is_active }),
+            };
             let port = topology.ports.get_mut(usize::from(link.id)).and_then(Option::as_mut);
             if let Some(port) = port {
-                if is_active || view.is_none() {
-                    let receiveqs = if is_active { port.receiveqs.clone() } else { Vec::new() };
-                    view = Some(PortView { receiveqs, ..port.clone() });
+                let receiveqs = if carries { port.receiveqs.clone() } else { Vec::new() };
+                match &mut view {
+                    Some(view) if carries && !view.receiveqs.is_empty() => {
+                        view.receiveqs.extend(receiveqs);
+                        view.mtu = view.mtu.min(port.mtu);
+                    }
+                    Some(_) if !carries => {}
+                    _ => view = Some(PortView { receiveqs, ..port.clone() }),
                 }
                 port.bonding = Bonding::Member(Membership { bond: self.id, admission });
             }
+        }
+        if self.config.mode == BondMode::BalanceSlb
+            && let Some(view) = &mut view
+        {
+            (view.steering, view.bonding) = (Steering::Hash, Bonding::Shares(Arc::new(self.shares())));
         }
         view.unwrap_or_else(|| PortView {
             bridge,
@@ -186,6 +244,36 @@ impl Bond {
         })
     }
 
+    fn enabled(&self) -> Vec<PortId> {
+        self.links.all().iter().filter(|link| link.is_enabled).map(|link| link.id).collect()
+    }
+
+    fn shares(&self) -> Shares {
+        let links = self.enabled();
+        let place = |link: PortId| links.iter().position(|other| *other == link);
+        let mut buckets = [0; SHARES];
+        for (bucket, link) in buckets.iter_mut().zip(self.balance.links()) {
+            *bucket = link.and_then(place).and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
+        }
+        Shares { buckets, links, loads: Arc::clone(&self.loads) }
+    }
+
+    /// Evens the loads out if it is time; gives what moved, in words.
+    fn rebalance(&mut self, now: Instant) -> Vec<String> {
+        let Some(every) = self.config.rebalances().filter(|_| now >= self.rebalance_at) else { return Vec::new() };
+        self.rebalance_at = now + every;
+        self.balance.account(self.loads.read());
+        let moves = self.balance.rebalance(&self.enabled());
+        self.has_lesson |= !moves.is_empty();
+        let name_of = |id| self.links.all().iter().find(|link| link.id == id).map_or("", |link| link.name.as_str());
+        let say = |moved: &balance::Move| {
+            let balance::Move { bucket, from, to, load } = *moved;
+            let (bond, from, to) = (&self.config.name, name_of(from), name_of(to));
+            format!("bond {bond}: shift {}kB of load (with hash {bucket}) from {from} to {to}", load / 1024)
+        };
+        moves.iter().map(say).collect()
+    }
+
     fn state(&self, now: Instant) -> BondState {
         let BondConfig { name, mode, updelay, downdelay, primary, .. } = self.config.clone();
         let active = self.links.all().iter().find(|link| self.links.active() == Some(link.id));
@@ -194,6 +282,7 @@ impl Bond {
             is_enabled: link.is_enabled,
             may_enable: link.has_carrier,
             due: link.due.map(|due| due.saturating_duration_since(now)),
+            shares: self.balance.loads(link.id).collect(),
         });
         BondState {
             name,
@@ -203,6 +292,7 @@ impl Bond {
             downdelay,
             primary,
             active: active.map(|link| link.name.clone()),
+            rebalance: self.config.rebalances().map(|_| self.rebalance_at.saturating_duration_since(now)),
             links: links.collect(),
         }
     }
@@ -275,6 +365,14 @@ impl Datapath {
     pub fn hold_link(&self, bond: &str, link: &str, is_enabled: bool) -> Result<()> {
         self.shared.change(|state| state.hold_link(bond, link, is_enabled))
     }
+
+    /// Gives a share of a bond's frames to an enabled link, until that goes or loads are evened out.
+    ///
+    /// # Errors
+    /// `Config` for an unknown bond, link or share, one that is disabled, or a bond that shares nothing out.
+    pub fn give_share(&self, bond: &str, share: usize, link: &str) -> Result<()> {
+        self.shared.change(|state| state.give_share(bond, share, link))
+    }
 }
 
 /// What the state does with its bonds.
@@ -312,6 +410,9 @@ impl State {
             let _ = bond.links.activate(primary);
             bond.has_lesson = true;
         }
+        if bond.config.rebalance != config.rebalance || bond.config.mode != config.mode {
+            bond.rebalance_at = Instant::now() + config.rebalance;
+        }
         bond.config = config;
         Ok(())
     }
@@ -329,8 +430,15 @@ impl State {
                 let has_carrier = self.receiveqs.range((id, 0)..=(id, u16::MAX)).next().is_some();
                 bond.links.set_carrier(id, has_carrier);
             }
+            news.extend(bond.rebalance(now));
+            let changes = bond.links.settle(&bond.config.rules(), now);
+            if !changes.is_empty() {
+                bond.balance.account(bond.loads.read());
+            }
+            bond.balance.fit(&bond.enabled());
+            bond.has_lesson |= !changes.is_empty() && bond.config.mode == BondMode::BalanceSlb;
             let name = &bond.config.name;
-            for change in bond.links.settle(&bond.config.rules(), now) {
+            for change in changes {
                 news.push(match change {
                     Change::Enabled { link, is_enabled: true } => format!("bond {name}: member {link} is enabled"),
                     Change::Enabled { link, is_enabled: false } => format!("bond {name}: member {link} is disabled"),
@@ -347,7 +455,9 @@ impl State {
 
     /// When a bond has something to do next.
     pub(super) fn bonds_due(&self) -> Option<Instant> {
-        self.bonds.values().filter_map(|bond| bond.links.due()).min()
+        let of =
+            |bond: &Bond| bond.links.due().into_iter().chain(bond.config.rebalances().map(|_| bond.rebalance_at)).min();
+        self.bonds.values().filter_map(of).min()
     }
 
     /// Whom to teach what, since other links are used than before: for each bond its id, and every address that was
@@ -386,6 +496,29 @@ impl State {
         if !self.bond_mut(bond)?.links.hold(link, is_enabled) {
             return Err(Error::Config(format!("bond {bond} has no member named {link}")));
         }
+        Ok(())
+    }
+
+    /// Gives a share of a bond's frames to an enabled link, until that goes or loads are evened out (`bond/migrate`).
+    pub(super) fn give_share(&mut self, bond: &str, share: usize, link: &str) -> Result<()> {
+        let found = self.bond_mut(bond)?;
+        if found.config.mode != BondMode::BalanceSlb {
+            return Err(Error::Config(format!(
+                "bond {bond} is of mode {}: only balance-slb has shares",
+                found.config.mode.name()
+            )));
+        }
+        let Some(to) = found.links.all().iter().find(|other| other.name == link) else {
+            return Err(Error::Config(format!("bond {bond} has no member named {link}")));
+        };
+        if !to.is_enabled {
+            return Err(Error::Config(format!("member {link} of bond {bond} is disabled: enable it first")));
+        }
+        let id = to.id;
+        if !found.balance.give(share, id) {
+            return Err(Error::Config(format!("hash {share} is not in 0..{}", SHARES - 1)));
+        }
+        found.has_lesson = true;
         Ok(())
     }
 

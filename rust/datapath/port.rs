@@ -340,6 +340,7 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             }
             DropReason::Reserved
             | DropReason::InactiveMember
+            | DropReason::Reflected
             | DropReason::SamePort
             | DropReason::NoReceiver
             | DropReason::AdminDown => {}

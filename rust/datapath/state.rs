@@ -14,7 +14,7 @@ use super::threads::Seat;
 use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
-use crate::pmd::{Bonding, BridgeView, FaultCause, OutletSlot, PortView, Topology};
+use crate::pmd::{Bonding, BridgeView, FaultCause, LINKS_MAX, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
 use crate::vhost::{Endpoint, EndpointKind};
@@ -186,6 +186,9 @@ impl State {
             && self.bonds.get(bond).is_none_or(|bond| bond.bridge != bridge)
         {
             return Err(Error::Config(format!("{}: bridge {bridge} has no bond named {bond}", config.name)));
+        }
+        if let Some(bond) = config.bond.as_ref().filter(|bond| self.bonds.get(*bond).is_some_and(Bond::is_full)) {
+            return Err(Error::Config(format!("{}: bond {bond} has {LINKS_MAX} links already", config.name)));
         }
         let record = self.add(bridge, &config.name, config.settings(), backing, "kicks", config.bond.clone())?;
         if let Some(bond) = config.bond.as_ref().and_then(|bond| self.bonds.get_mut(bond)) {

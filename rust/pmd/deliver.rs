@@ -20,7 +20,7 @@ use super::patience::{GIVEN_UP_US, Patience, reason_of};
 use super::poll::Stuck;
 use super::wait::{Group, Left, Waiting};
 use super::zero_copy::ZeroCopy;
-use super::{Fault, FaultCause, Outlet, OutletSlot, PortView, Steering, Topology};
+use super::{Bonding, Fault, FaultCause, LINKS_MAX, Outlet, OutletSlot, PortView, Shares, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
@@ -154,7 +154,28 @@ impl Source<'_> {
                     self.deliver_to(port, slot, list, share, group);
                 }
             }
-            (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
+            (several, Steering::Hash) => match &port.bonding {
+                Bonding::Shares(shares) => self.share(shares, list),
+                _ => self.deliver_by_flow(port, several, list),
+            },
+        }
+    }
+
+    /// Every bucket has its link.
+    fn share(&mut self, shares: &Shares, list: &[u8]) {
+        let mut frames = [0_u64; LINKS_MAX];
+        for &index in list {
+            if let Some((packet, head)) = self.burst.frame(index)
+                && let Some(frames) = frames.get_mut(shares.take(self.topology.flow_key, head, packet.len))
+            {
+                *frames |= 1_u64.wrapping_shl(u32::from(index));
+            }
+        }
+        let mut room = [0; MAX_BURST];
+        for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
+            if let Some(port) = self.topology.port(link) {
+                self.steer(port, super::wait::indices(frames, &mut room), None, None);
+            }
         }
     }
 

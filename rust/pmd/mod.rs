@@ -32,7 +32,7 @@ mod topology;
 mod wait;
 mod zero_copy;
 
-pub use bond::{Admission, Bonding, Membership};
+pub use bond::{Admission, Bonding, LINKS_MAX, Loads, Membership, SHARES, Shares};
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};

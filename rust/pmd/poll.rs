@@ -366,9 +366,9 @@ impl Forwarder {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
         let port = match &view.bonding {
-            Bonding::None => port,
+            Bonding::None | Bonding::Shares(_) => port,
             Bonding::Member(membership) => {
-                membership.admit(burst);
+                membership.admit(burst, &bridge.fdb, &self.topology, self.now_s);
                 membership.bond
             }
         };

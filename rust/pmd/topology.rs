@@ -33,7 +33,7 @@ impl Topology {
     pub(super) fn bond_of(&self, port: &PortView) -> Option<&PortView> {
         match &port.bonding {
             Bonding::Member(membership) => self.port(membership.bond),
-            Bonding::None => None,
+            Bonding::None | Bonding::Shares(_) => None,
         }
     }
 }

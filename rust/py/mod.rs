@@ -287,7 +287,7 @@ impl Datapath {
     }
 
     #[pyo3(signature = (bridge, name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
-        last_active = None))]
+        rebalance_ms = 10_000, last_active = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_bond(
         &self,
@@ -298,15 +298,18 @@ impl Datapath {
         updelay_ms: u64,
         downdelay_ms: u64,
         primary: Option<String>,
+        rebalance_ms: u64,
         last_active: Option<String>,
     ) -> PyResult<()> {
         self.with(py, |d| {
-            let config = to_bond(name, mode, updelay_ms, downdelay_ms, primary)?;
+            let config = to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary)?;
             d.add_bond(&bridge, BondConfig { last_active, ..config })
         })
     }
 
-    #[pyo3(signature = (name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None))]
+    #[pyo3(signature = (name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
+        rebalance_ms = 10_000))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_bond(
         &self,
         py: Python<'_>,
@@ -315,8 +318,13 @@ impl Datapath {
         updelay_ms: u64,
         downdelay_ms: u64,
         primary: Option<String>,
+        rebalance_ms: u64,
     ) -> PyResult<()> {
-        self.with(py, |d| d.set_bond(to_bond(name, mode, updelay_ms, downdelay_ms, primary)?))
+        self.with(py, |d| d.set_bond(to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary)?))
+    }
+
+    fn give_share(&self, py: Python<'_>, bond: String, share: usize, link: String) -> PyResult<()> {
+        self.with(py, |d| d.give_share(&bond, share, &link))
     }
 
     fn del_bond(&self, py: Python<'_>, name: String) -> PyResult<()> {
@@ -439,11 +447,13 @@ fn to_u32(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-fn to_bond(name: String, mode: &str, updelay: u64, downdelay: u64, primary: Option<String>) -> Result<BondConfig> {
-    let mode = BondMode::named(mode)
-        .ok_or_else(|| Error::Config(format!("{name}: unknown bond_mode '{mode}'; active-backup is possible")))?;
-    let [updelay, downdelay] = [updelay, downdelay].map(Duration::from_millis);
-    Ok(BondConfig { name, mode, updelay, downdelay, primary, last_active: None })
+/// Times are `bond_updelay`, `bond_downdelay` and `bond-rebalance-interval`, ms.
+fn to_bond(name: String, mode: &str, times: [u64; 3], primary: Option<String>) -> Result<BondConfig> {
+    let mode = BondMode::named(mode).ok_or_else(|| {
+        Error::Config(format!("{name}: unknown bond_mode '{mode}'; active-backup and balance-slb are possible"))
+    })?;
+    let [updelay, downdelay, rebalance] = times.map(Duration::from_millis);
+    Ok(BondConfig { name, mode, updelay, downdelay, primary, rebalance, last_active: None })
 }
 
 fn to_steering(port: &str, text: &str) -> Result<Steering> {

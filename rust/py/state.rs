@@ -71,15 +71,17 @@ pub(super) struct BondState {
     downdelay_ms: u64,
     primary: Option<String>,
     active: Option<String>,
+    rebalance_ms: Option<u64>,
     links: Vec<BondLink>,
 }
 
 impl From<datapath::BondState> for BondState {
     fn from(state: datapath::BondState) -> Self {
-        let datapath::BondState { name, bridge, mode, updelay, downdelay, primary, active, links } = state;
+        let datapath::BondState { name, bridge, mode, updelay, downdelay, primary, active, rebalance, links } = state;
         let [updelay_ms, downdelay_ms] = [updelay, downdelay].map(to_ms);
+        let rebalance_ms = rebalance.map(to_ms);
         let links = links.into_iter().map(BondLink::from).collect();
-        Self { name, bridge, mode: mode.name(), updelay_ms, downdelay_ms, primary, active, links }
+        Self { name, bridge, mode: mode.name(), updelay_ms, downdelay_ms, primary, active, rebalance_ms, links }
     }
 }
 
@@ -91,12 +93,13 @@ pub(super) struct BondLink {
     enabled: bool,
     may_enable: bool,
     due_ms: Option<u64>,
+    shares: Vec<(usize, u64)>,
 }
 
 impl From<datapath::BondLink> for BondLink {
     fn from(link: datapath::BondLink) -> Self {
-        let datapath::BondLink { name, is_enabled, may_enable, due } = link;
-        Self { name, enabled: is_enabled, may_enable, due_ms: due.map(to_ms) }
+        let datapath::BondLink { name, is_enabled, may_enable, due, shares } = link;
+        Self { name, enabled: is_enabled, may_enable, due_ms: due.map(to_ms), shares }
     }
 }
 

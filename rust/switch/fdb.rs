@@ -286,6 +286,12 @@ impl Fdb {
         (age(now_s, seen) <= self.aging_s.load(Ordering::Relaxed)).then_some(port)
     }
 
+    /// The port behind which `key` was last seen, and how many seconds ago.
+    pub fn last_seen(&self, key: Key, now_s: u32) -> Option<(PortId, u32)> {
+        let (port, seen) = unpack(self.find(key)?.1);
+        Some((port, age(now_s, seen))).filter(|(_, age_s)| *age_s <= self.aging_s.load(Ordering::Relaxed))
+    }
+
     /// Notes that `key` was seen behind `port`. Never waits.
     pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> Learning {
         if let Some((_, value)) = self.find(key) {

@@ -209,6 +209,38 @@ def test_A22_a_bonds_columns_change_live_and_commands_answer_as_in_open_vswitch(
     assert not host.answers(neighbour.address.ipv4)
 
 
+@pytest.mark.rows("A22", "B7", "L5")
+def test_A22_a_bond_that_shares_out_talks_to_a_bridge_that_knows_nothing_of_it(
+    switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]
+) -> None:
+    host, neighbour = bonded
+    first, second = sorted(neighbour.cables)
+    ovs_vsctl(switch, "set", "Port", "bond0", "bond_mode=balance-slb", "other_config:bond-rebalance-interval=1000")
+    make_active(switch, first)
+    shown = ovs_appctl(switch, "bond/show", "bond0").splitlines()
+    assert {"bond_mode: balance-slb", "all members active: false"} <= set(shown)
+    for member in (first, second):
+        # every share over one link, then over both: whichever it is, what is for all comes once and nothing comes back
+        other = second if member == first else first
+        assert ovs_appctl(switch, "bond/disable-member", "bond0", other).strip() == "disabled"
+        for family in ("ipv4", "ipv6"):
+            assert host.ping(getattr(neighbour.address, family), count=5, size=1400).received == 5
+            assert copy_bytes(host, neighbour, getattr(host.address, family), size=4 * MIB).intact
+            assert copy_bytes(neighbour, host, getattr(neighbour.address, family), size=4 * MIB).intact
+        assert ovs_appctl(switch, "bond/enable-member", "bond0", other).strip() == "enabled"
+        assert ovs_appctl(switch, "bond/migrate", "bond0", "7", other).strip() == "migrated"
+        assert host.ping(neighbour.address.ipv4, count=5).received == 5
+    for words, answer in (("bond0 0 p7", "no such member"), (f"bond0 x {first}", "bad hash")):
+        done = run("ovs-appctl", switch, "bond/migrate", *words.split())
+        assert answer in done.stderr
+    ip_command("ip", "link", "set", first, "down")
+    wait_active(switch, second)
+    wait_reachable(host, neighbour.address.ipv4)
+    ovs_vsctl(switch, "set", "Port", "bond0", "bond_mode=active-backup")
+    wait_reachable(host, neighbour.address.ipv4)
+    assert "not an SLB bond" in run("ovs-appctl", switch, "bond/migrate", "bond0", "0", second).stderr
+
+
 @pytest.mark.rows("A13", "A22")
 def test_A22_after_a_restart_the_link_is_active_that_was_before(
     switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]

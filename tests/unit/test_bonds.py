@@ -68,25 +68,37 @@ def test_a_guest_cannot_be_a_link_and_the_other_end_works_alone() -> None:
 
 
 @pytest.mark.rows("A22", "L5")
-@pytest.mark.parametrize("mode", ["balance-slb", "balance-tcp"])
-def test_a_mode_that_is_not_served_keeps_the_bond_out_with_the_cure(mode: str) -> None:
-    configuration = configured(bond_row(bond_mode=mode))
+def test_a_mode_that_is_not_served_keeps_the_bond_out_with_the_cure() -> None:
+    configuration = configured(bond_row(bond_mode="balance-tcp"))
     assert configuration.desired.bridges[0].bonds == ()
     for verdict in verdicts(configuration).values():
         assert verdict.kind == "refused"
-        assert f"'bond0' has bond_mode={mode}, which is not served yet" in verdict.errors[0]
-        assert "ovs-vsctl set port bond0 bond_mode=active-backup" in verdict.errors[0]
+        assert "'bond0' has bond_mode=balance-tcp, which is not served yet" in verdict.errors[0]
+        assert "ovs-vsctl set port bond0 bond_mode=active-backup, or bond_mode=balance-slb" in verdict.errors[0]
+
+
+@pytest.mark.rows("A22")
+@pytest.mark.parametrize(("text", "in_force_ms"), [(None, 10_000), ("0", 0), ("500", 500), ("3600000", 3_600_000)])
+def test_stations_are_shared_out_and_evened_out_so_often(text: str | None, in_force_ms: int) -> None:
+    options = {} if text is None else {"bond-rebalance-interval": text}
+    configuration = configured(bond_row(bond_mode="balance-slb", other_config=options))
+    bond = the_bond(configuration)
+    assert (bond.mode, bond.rebalance_ms) == ("balance-slb", in_force_ms)
+    assert all(verdict.errors == () for verdict in verdicts(configuration).values())
 
 
 @pytest.mark.rows("L5")
 def test_what_is_asked_for_wrongly_is_not_in_force_and_both_ends_say_so() -> None:
-    row = bond_row(bond_updelay=3_600_001, other_config={"bond-detect-mode": "miimon"})
+    options = {"bond-detect-mode": "miimon", "all-members-active": "true", "bond-rebalance-interval": "-1"}
+    row = bond_row(bond_updelay=3_600_001, other_config=options)
     configuration = configured(row)
     assert the_bond(configuration).updelay_ms == 0
     for verdict in verdicts(configuration).values():
         assert verdict.kind == "active"
-        detect, delay = verdict.errors
+        detect, members, delay, rebalance = verdict.errors
         assert "bond-detect-mode='miimon' of port 'bond0' is not in force (carrier is)" in detect
+        assert "all-members-active=true of port 'bond0' is not in force" in members
+        assert "bond-rebalance-interval='-1' of port 'bond0' is not in force (10000 is)" in rebalance
         assert delay == "bond_updelay=3600001 of port 'bond0' is not in force (0 is): give milliseconds, 0..3600000"
 
 
@@ -154,6 +166,7 @@ class ShownLink:
     enabled: bool = True
     may_enable: bool = True
     due_ms: int | None = None
+    shares: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -165,6 +178,7 @@ class Shown:
     primary: str | None
     active: str | None
     links: list[ShownLink]
+    rebalance_ms: int | None = None
 
 
 SHOWN = """\
@@ -199,6 +213,12 @@ def test_a_bond_is_shown_as_open_vswitch_shows_it() -> None:
     bonds = [cast("Any", Shown("bond0", "active-backup", 100, 0, "p7", "p0", links))]
     assert bond_commands.bond_show(bonds, {"p0": "02:00:00:00:00:01"}) == SHOWN
     assert bond_commands.bond_list(bonds) == ("bond\ttype\trecircID\tmembers\nbond0\tactive-backup\t0\tp0, p1, p2\n")
+    loaded = [ShownLink("p0", shares=((7, 5000), (9, 1000))), ShownLink("p1")]
+    slb = [cast("Any", Shown("bond0", "balance-slb", 0, 0, None, "p0", loaded, rebalance_ms=4321))]
+    text = bond_commands.bond_show(slb, {})
+    assert "\nall members active: false\nupdelay: 0 ms\n" in text
+    assert "\nnext rebalance: 4321 ms\nlacp_status: off\n" in text
+    assert "  may_enable: true\n  hash 7: 4 kB load\n\nmember p1" in text
     nobody = [cast("Any", Shown("bond0", "active-backup", 0, 0, None, None, []))]
     text = bond_commands.bond_show(nobody, {})
     assert "active-backup primary: <none>\nactive member mac: 00:00:00:00:00:00(none)\n\n" in text

@@ -33,8 +33,12 @@ def _show(bond: BondState, macs: Mapping[str, str]) -> Iterator[str]:
     yield "bond may use recirculation: no, Recirc-ID : -1"
     yield "bond-hash-basis: 0"
     yield "lb_output action: disabled, bond-id: -1"
+    if bond.mode == "balance-slb":
+        yield "all members active: false"
     yield f"updelay: {bond.updelay_ms} ms"
     yield f"downdelay: {bond.downdelay_ms} ms"
+    if bond.rebalance_ms is not None:
+        yield f"next rebalance: {bond.rebalance_ms} ms"
     yield "lacp_status: off"
     yield "lacp_fallback_ab: false"
     missing = bond.primary is not None and all(link.name != bond.primary for link in bond.links)
@@ -43,6 +47,8 @@ def _show(bond: BondState, macs: Mapping[str, str]) -> Iterator[str]:
     for link in bond.links:
         yield ""
         yield from _link(link, is_active=link.name == bond.active)
+        if bond.rebalance_ms is not None:
+            yield from (f"  hash {share}: {size >> 10} kB load" for share, size in link.shares if size >> 10)
     yield ""
 
 

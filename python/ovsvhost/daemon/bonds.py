@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.model import BOND_DELAY_MAX_MS, BOND_MODES, Bond
+from ovsvhost.model import BOND_DELAY_MAX_MS, BOND_MODES, REBALANCE_DEFAULT_MS, Bond
 from ovsvhost.nic.port import TYPE_OF
+from ovsvhost.numeral import is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,11 @@ def interpret(row: PortRow) -> tuple[Bond, tuple[str, ...]]:
             f"other_config:bond-detect-mode={row.other_config['bond-detect-mode']!r} of port {row.name!r} is not in "
             "force (carrier is): clear it"
         )
+    if row.other_config.get("all-members-active") == "true":
+        complaints.append(
+            f"other_config:all-members-active=true of port {row.name!r} is not in force: what is for all is taken from "
+            "the active member only; clear it"
+        )
     bond = Bond(
         key=row.uuid,
         name=row.name,
@@ -39,6 +45,7 @@ def interpret(row: PortRow) -> tuple[Bond, tuple[str, ...]]:
         updelay_ms=_delay(row, "bond_updelay", row.bond_updelay, complaints),
         downdelay_ms=_delay(row, "bond_downdelay", row.bond_downdelay, complaints),
         primary=row.other_config.get("bond-primary") or None,
+        rebalance_ms=_rebalance(row, complaints),
     )
     return bond, tuple(complaints)
 
@@ -72,8 +79,20 @@ def _mode(row: PortRow) -> BondMode:
             return mode
     raise ConfigError(
         f"port {row.name!r} has bond_mode={asked}, which is not served yet, so it does not forward: "
-        f"ovs-vsctl set port {row.name} bond_mode=active-backup"
+        f"ovs-vsctl set port {row.name} bond_mode=active-backup, or bond_mode=balance-slb"
     )
+
+
+def _rebalance(row: PortRow, complaints: list[str]) -> int:
+    """In ms."""
+    text = row.other_config.get("bond-rebalance-interval", str(REBALANCE_DEFAULT_MS))
+    if is_whole(text) and int(text) <= BOND_DELAY_MAX_MS:
+        return int(text)
+    complaints.append(
+        f"other_config:bond-rebalance-interval={text!r} of port {row.name!r} is not in force ({REBALANCE_DEFAULT_MS} "
+        f"is): give milliseconds, 0..{BOND_DELAY_MAX_MS}"
+    )
+    return REBALANCE_DEFAULT_MS
 
 
 def _delay(row: PortRow, column: str, asked_ms: int, complaints: list[str]) -> int:

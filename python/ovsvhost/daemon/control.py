@@ -25,6 +25,7 @@ from ovsvhost.errors import ConfigError
 from ovsvhost.model import NIC_TYPES, PORT_TYPES, Bridge, Desired, NicPort
 from ovsvhost.nic.device import Facts, facts
 from ovsvhost.nic.links import LinkWatch
+from ovsvhost.numeral import is_whole
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 RETRY_S = 1.0
 """How soon what the datapath refused is tried again; the cause may lie outside (a directory, a right, a socket)."""
+
+HASH_DIGITS = 3
+"""Of the number of a bond's share, 0..255."""
 
 _log = logging.getLogger("ovsvhost.daemon")
 
@@ -320,6 +324,16 @@ class Control:
         """``bond/disable-member PORT MEMBER``."""
         apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=False)
         return "disabled"
+
+    def bond_migrate(self, arguments: list[str]) -> str:
+        """``bond/migrate PORT HASH MEMBER``."""
+        name, text, member = arguments
+        if self._bond(name).mode != "balance-slb":
+            raise ConfigError("not an SLB bond")
+        if not is_whole(text) or len(text) > HASH_DIGITS:
+            raise ConfigError("bad hash")
+        apply.give_share(self.datapath, name, int(text), self._bond_member(name, member)[1])
+        return "migrated"
 
     def _bond(self, name: str) -> BondState:
         """A bond; ConfigError (OVS's words) if there is none."""

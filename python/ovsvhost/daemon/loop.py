@@ -255,6 +255,7 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "fdb/stats-show": Command(ask(Control.fdb_stats_show), "bridge", 1, 1),
         "bond/list": Command(ask(Control.bond_list)),
         "bond/show": Command(ask(Control.bond_show), "[port]", 0, 1),
+        "bond/migrate": Command(ask(Control.bond_migrate), "port hash member", 3, 3),
         # what OVS called them before 2.17 too
         **{f"bond/{verb}-{what}": command for what in ("member", "slave") for verb, command in members.items()},
         "ovsvhost/nic-show": Command(ask(Control.nic_show), "[-hist] [port]", 0, 2),

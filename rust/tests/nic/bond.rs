@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use ovsvhost::datapath::{BondConfig, BondState};
+use ovsvhost::datapath::{BondConfig, BondMode, BondState};
 use ovsvhost::sys::netdev::Asker;
 use ovsvhost::testing::netdev::FarEnd;
 
@@ -284,5 +284,144 @@ fn links_are_chosen_by_hand_disabled_and_taken_away() {
             bench.guest.wait_sent();
             bench.far[0].receive().unwrap().as_ref() == Some(&question)
         });
+    });
+}
+
+/// A frame from a station behind the guest's port, told from others by its last byte.
+fn from_station(bench: &Bench, to: [u8; 6], station: u8, number: u8) -> Vec<u8> {
+    let mut frame = bench.guest.frame(to, 100);
+    (frame[11], frame[20]) = (station, number);
+    frame
+}
+
+/// Rows: A22.
+#[test]
+fn stations_are_shared_out_over_the_links_and_each_stays_with_its_own() {
+    with_cable(1500, |cable| {
+        let mut bench = Bench::new(cable, |bond| bond.mode = BondMode::BalanceSlb);
+        bench.wait_active(Some("n0"));
+        wait("both links", || bench.state().links.iter().all(|link| link.is_enabled));
+        for far in &mut bench.far {
+            while far.receive().unwrap().is_some() {}
+        }
+        let mut seen = [[0_u32; 256]; 2];
+        for number in 0..4 {
+            for station in 1..=60 {
+                // Known and unknown: to one, and to everybody.
+                let to = if number % 2 == 0 { FAR } else { [0xff; 6] };
+                let frame = from_station(&bench, to, station, number);
+                bench.guest.send(&frame);
+                bench.guest.wait_sent();
+            }
+        }
+        wait("every frame at one of the far ends", || {
+            for (far, seen) in bench.far.iter_mut().zip(&mut seen) {
+                while let Some(frame) = far.receive().unwrap() {
+                    seen[usize::from(frame[11])] += u32::from(!is_rarp(&frame));
+                }
+            }
+            seen.iter().flatten().sum::<u32>() >= 240
+        });
+        for station in 1..=60 {
+            let over: Vec<u32> = seen.iter().map(|seen| seen[station]).collect();
+            assert!(over == [4, 0] || over == [0, 4], "station {station} over {over:?}");
+        }
+        let stations = seen.map(|seen| seen.iter().filter(|count| **count > 0).count());
+        assert!(stations.iter().all(|count| *count > 8), "60 stations over two links as {stations:?}");
+        // One goes: all are with the other, at once.
+        ip("link set near down");
+        bench.wait_active(Some("n1"));
+        for station in 1..=60 {
+            let frame = from_station(&bench, FAR, station, 9);
+            bench.guest.send(&frame);
+            assert_eq!(bench.next(1), frame);
+        }
+    });
+}
+
+/// Rows: A22.
+#[test]
+fn what_comes_back_over_the_other_link_is_dropped_and_so_is_the_second_copy_of_what_is_for_all() {
+    with_cable(1500, |cable| {
+        let mut bench = Bench::new(cable, |bond| bond.mode = BondMode::BalanceSlb);
+        bench.wait_active(Some("n0"));
+        let mac = bench.guest.mac;
+        let question = bench.guest.frame([0xff; 6], 80);
+        bench.guest.send(&question);
+        bench.guest.wait_sent();
+        assert_eq!(bench.switch.behind(mac), Some(1));
+        // The neighbour floods what came over one link back over the other.
+        bench.send_from(0, &question);
+        wait("the reflection", || bench.switch.count("n0", "rx_drop_reflected") == 1);
+        // Over either link what is for one station, over the active one what is for all.
+        for at in [0, 1] {
+            let frame = from_far(mac, 100, at);
+            bench.send_from(at, &frame);
+            assert_eq!(bench.guest.next(), frame);
+        }
+        let to_all = from_far([0xff; 6], 100, 1);
+        bench.send_from(1, &to_all);
+        wait("the second copy", || bench.switch.count("n1", "rx_drop_inactive_member") == 1);
+        bench.send_from(0, &to_all);
+        assert_eq!(bench.guest.next(), to_all);
+        // Who was here a moment ago has not moved, whatever comes over a link; once nobody is here, he has.
+        let mut moved = [&[0xff; 6][..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac, &[10, 0, 0, 7]].concat();
+        moved.extend([0, 0, 0, 0, 0, 0, 10, 0, 0, 7]);
+        moved.resize(60, 0);
+        bench.send_from(0, &moved);
+        wait("our own announcement", || bench.switch.count("n0", "rx_drop_reflected") == 2);
+        assert_eq!(bench.switch.behind(mac), Some(1));
+        bench.guest.frontend.hang_up();
+        bench.switch.wait_link("a", false);
+        bench.send_from(0, &moved);
+        wait("the move", || bench.switch.behind(mac) == Some(100));
+    });
+}
+
+/// Rows: A22, L5.
+#[test]
+fn loads_are_evened_out_and_shares_moved_by_hand() {
+    with_cable(1500, |cable| {
+        let mut bench = Bench::new(cable, |bond| {
+            (bond.mode, bond.rebalance) = (BondMode::BalanceSlb, Duration::from_secs(1));
+        });
+        bench.wait_active(Some("n0"));
+        wait("both links", || bench.state().links.iter().all(|link| link.is_enabled));
+        assert!(bench.state().rebalance.is_some_and(|due| due <= Duration::from_secs(1)));
+        // Every station over one link, by hand, each with much to say.
+        let datapath = bench.switch.datapath();
+        let spread = |bench: &Bench| -> Vec<u64> {
+            let links = bench.state().links;
+            links.iter().map(|link| link.shares.iter().map(|(_, bytes)| bytes).sum()).collect()
+        };
+        let text = datapath.give_share("bond0", 256, "n0").unwrap_err().to_string();
+        assert_eq!(text, "hash 256 is not in 0..255");
+        for share in 0..256 {
+            datapath.give_share("bond0", share, "n0").unwrap();
+        }
+        wait("loads on both links", || {
+            for station in 1..=30 {
+                let mut frame = from_station(&bench, FAR, station, 0);
+                frame.resize(1514, 0);
+                bench.guest.send(&frame);
+            }
+            bench.guest.wait_sent();
+            for far in &mut bench.far {
+                while far.receive().unwrap().is_some() {}
+            }
+            let loads = spread(&bench);
+            loads.iter().all(|load| *load > 100_000) && loads[0].abs_diff(loads[1]) < loads.iter().sum::<u64>() / 3
+        });
+        let config = BondConfig { name: "bond0".into(), ..BondConfig::default() };
+        bench.switch.datapath().set_bond(config).unwrap();
+        let text = bench.switch.datapath().give_share("bond0", 0, "n0").unwrap_err().to_string();
+        assert_eq!(text, "bond bond0 is of mode active-backup: only balance-slb has shares");
+        let active = usize::from(bench.state().active.as_deref() == Some("n1"));
+        for far in &mut bench.far {
+            while far.receive().unwrap().is_some() {}
+        }
+        let frame = bench.guest.frame(FAR, 60);
+        bench.guest.send(&frame);
+        assert_eq!(bench.next(active), frame);
     });
 }
