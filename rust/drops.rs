@@ -57,7 +57,7 @@ pub enum DropReason {
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 20;
+pub const COUNT: usize = 21;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
