@@ -200,7 +200,7 @@ def test_file_arrives_byte_for_byte_while_ethtool_turns_offloads_off_and_on(
     scene: Scene, ring: str, family: str
 ) -> None:
     left, right = scene.use(ring, ring)
-    stream = Stream(left, right, getattr(address(1), family), size_mib=12)
+    stream = Stream(left, right, getattr(address(1), family), size_mib=24)
     rounds = 0
     while not stream.ended:
         # Segmentation needs checksums, so they go last and come back first.

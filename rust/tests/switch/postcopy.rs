@@ -201,6 +201,8 @@ fn a_source_that_does_not_answer_stalls_its_port_alone_and_is_named() {
     exchange(&mut d, &mut c, 200);
     source.serve_all();
     assert_eq!(friend.next(), sent);
+    // A frame to a buffer that is not there yet is dropped after a moment.
+    wait("every page to come", || status(&switch, "postcopy-pages-missing") == "0");
     exchange(&mut friend, &mut moving, 5);
     wait("nothing to be wrong any more", || switch.port("moving").error.is_none());
 }
