@@ -84,7 +84,8 @@ class Frontend:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The events of a kind so far, as ``link``, ``ready`` or ``result``."""
-        lines = self.log.read_text().splitlines()
+        # What comes after the last end of a line is a line that is being written.
+        *lines, _ = self.log.read_text().split("\n")
         events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         return [event for event in events if event.get("event") == kind]
 
