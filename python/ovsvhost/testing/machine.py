@@ -97,8 +97,8 @@ class Job:
         self._guest = guest
         self._path = path
         self._command = command
-        # The output is there before the command is, for who asks at once. The code is written under another name first: a
-        # reader sees all of it or nothing.
+        # The output is there before the command is, for who asks at once. The code is written under another name first:
+        # a reader sees all of it or nothing.
         guest.run(
             f": >{path}.out; "
             f"(({command}) >{path}.out 2>&1; echo $? >{path}.new; mv {path}.new {path}.code) & echo $! >{path}.pid"
