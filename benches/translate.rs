@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use ovsvhost::memory::{Gpa, Hint};
+use ovsvhost::memory::{Access, Hint, Iova, Tlb};
 
 const REGION_SIZE: usize = 1 << 21;
 const ADDRESSES: usize = 256;
@@ -20,7 +20,7 @@ fn translate(criterion: &mut Criterion) {
         let (ram, map) = guest::regions(count, REGION_SIZE);
         let address = |region: usize, step: usize| {
             let base = ram.regions().get(region).map_or(0, |region| region.gpa().0);
-            Gpa(base + (step * 4096 % (REGION_SIZE - 4096)) as u64)
+            Iova(base + (step * 4096 % (REGION_SIZE - 4096)) as u64)
         };
         let orders = [
             // As buffers lie that were allocated together.
@@ -30,12 +30,12 @@ fn translate(criterion: &mut Criterion) {
         ];
         for (name, addresses) in orders {
             group.bench_function(BenchmarkId::new(name, format!("{count} regions")), |bencher| {
-                let mut hint = Hint::NONE;
+                let (mut hint, mut tlb) = (Hint::NONE, Tlb::new(&map, Access::READ));
                 bencher.iter_custom(|translations| {
                     each::scaled(translations, ADDRESSES as u64, || {
                         let begin = Instant::now();
                         for &address in &addresses {
-                            black_box(map.translate(black_box(address), LEN, &mut hint));
+                            black_box(map.translate(black_box(address), LEN, &mut hint, &mut tlb));
                         }
                         begin.elapsed()
                     })

@@ -94,6 +94,10 @@ pub struct QueueCounters {
     pub waits: Counter,
     /// Groups that had to wait, since another thread had the ring.
     pub contentions: Counter,
+    /// Frames whose buffers the guest's IOMMU had translated before they were needed.
+    pub iotlb_hits: Counter,
+    /// Times that a frame had to wait for a translation.
+    pub iotlb_misses: Counter,
 }
 
 /// What up to 64 frames to single addresses count for: little enough to lie beside each list of a burst.

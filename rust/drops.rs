@@ -4,7 +4,8 @@
 //! receiver's. A frame taken from a guest is counted in exactly one of its port's `rx_packets` and `rx_drop_*`; what
 //! passed is counted, at every port it was meant for, in exactly one of `tx_packets` and `tx_drop_*`. Of a frame that is
 //! segmented for its receiver every segment counts in `tx_packets`: that is what the guest gets, and what OVS counts. It is
-//! delivered as a whole or not at all, so in `tx_drop_*` it counts once.
+//! delivered as a whole or not at all, so in `tx_drop_*` it counts once. So does one that a network device's ring takes in
+//! parts only and that is given up half way: the segments sent before are in `tx_packets`.
 
 /// Why a frame went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub enum DropReason {
     BadSource,
     /// To one of the sixteen link-local protocol addresses, without `forward-bpdu`.
     Reserved,
+    /// It came over a link of a bond that takes nothing from that link now.
+    InactiveMember,
+    /// It came over a link of a bond from somebody who is elsewhere: what the bond sent over another link came back.
+    Reflected,
     /// The destination is behind the port it came from.
     SamePort,
     /// Nobody else on the bridge could get it.
@@ -44,10 +49,15 @@ pub enum DropReason {
     RingBroken,
     /// A migration has not brought the receiver's buffers yet.
     PostcopyWait,
+    /// The receiver's IOMMU has not told in time where its buffers are, or the sender's took the frame back while it waited.
+    IotlbWait,
+    /// The network device cannot send it: its ring has fewer places than the frame has fragments, or its kernel takes no
+    /// such frame.
+    DeviceRefused,
 }
 
 /// How many reasons there are.
-pub const COUNT: usize = 17;
+pub const COUNT: usize = 21;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
 pub const TABLE: [(DropReason, &str, bool); COUNT] = [
@@ -56,6 +66,8 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BadOffload, "bad_offload", true),
     (DropReason::BadSource, "bad_source", true),
     (DropReason::Reserved, "reserved", true),
+    (DropReason::InactiveMember, "inactive_member", true),
+    (DropReason::Reflected, "reflected", true),
     (DropReason::SamePort, "same_port", true),
     (DropReason::NoReceiver, "no_receiver", true),
     (DropReason::AdminDown, "admin_down", true),
@@ -68,6 +80,8 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
     (DropReason::BufferTooSmall, "rx_buffer_too_small", false),
     (DropReason::RingBroken, "ring_broken", false),
     (DropReason::PostcopyWait, "postcopy_wait", false),
+    (DropReason::IotlbWait, "iotlb_wait", false),
+    (DropReason::DeviceRefused, "device_refused", false),
 ];
 
 #[cfg(test)]

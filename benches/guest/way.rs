@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{BridgeView, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{Bonding, BridgeView, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
 use super::{FRAMES, Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
@@ -48,6 +48,7 @@ impl Way {
             steering: Steering::Hash,
             counters: Arc::default(),
             receiveqs,
+            bonding: Bonding::None,
         };
         let mut forwarder = Forwarder::new(0, channel().0, Arc::default());
         forwarder.adopt(Arc::new(Topology {

@@ -14,6 +14,7 @@ Modules::
     stand                     starts what a window needs, and measures it
     switches · generators     who is measured, and who sends; generator.c is the one on DPDK
     quiet                     frames in flight alone, and silence
+    moves                     guests that move, and who is beside one
     kernel                    TCP between guests that boot Linux
     machine                   cores, scheduler, versions
     results · report · picture  JSON; tables and document; bars

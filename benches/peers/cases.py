@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 OURS = "ovsvhost"
 OURS_AWAKE = "ovsvhost without sleep"
 OURS_TOO = "ovsvhost again"
 OURS_TWO_PMDS = "ovsvhost on both cores"
+OURS_POSTCOPY = "ovsvhost with post-copy"
 OVS = "ovs-dpdk"
 OVS_FLOWS = "ovs-dpdk with two flows"
 OVS_TSO = "ovs-dpdk with TSO"
+OVS_POSTCOPY = "ovs-dpdk with post-copy"
 TESTPMD = "testpmd"
 
 SWITCHES = (OURS, OVS, OVS_FLOWS, TESTPMD)
@@ -41,6 +44,9 @@ class Load(StrEnum):
     VIRTIO_USER_POLLING = "virtio-user, no back-off"
     ROUND_TRIPS = "one frame in flight"
     HALF = f"own front-end, half of what {TESTPMD} takes"
+    PACED = "own front-end, 200 000 frames a second"
+    MOVE = "own front-end, stopped here and started there at once"
+    MOVE_KERNEL = "Linux guests in QEMU, emulated"
     KERNEL = "two Linux guests in QEMU, emulated"
     SILENT = "silent guests"
 
@@ -59,7 +65,10 @@ class Case:
         queues: queue pairs of a guest, and flows that are spread over them.
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
+        nic: ``out``: the guest sends to a network device, the switch's other port; ``in``: it gets what that sends.
         log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
+        others: what guests of ports without traffic do: ``silent`` ones are connected, ``absent`` ones are not, and the
+            first of those that are ``arriving`` comes by post-copy meanwhile, its pages late.
     """
 
     size: int = 64
@@ -71,7 +80,9 @@ class Case:
     queues: int = 1
     addresses: int = 1
     interval_us: int = 0
+    nic: Literal["", "out", "in"] = ""
     log: str = "no"
+    others: str = "silent"
 
     @property
     def mtu(self) -> int:
@@ -93,7 +104,8 @@ class Goal:
     """A number that has to be reached.
 
     Attributes:
-        metric: ``pps``, ``bits_per_s``, ``cycles_per_packet``, ``p50_us``, ``p99_us``, ``p999_us`` or ``cores``.
+        metric: ``pps``, ``bits_per_s``, ``cycles_per_packet``, ``p50_us``, ``p99_us``, ``p999_us``, ``outage_ms`` or
+            ``cores``.
         of: the contestant that is judged.
         by: the contestant it is divided by, round by round; None judges the number itself.
         must: what has to be reached; a floor for rates, a ceiling for all else; None where there is only an aim.
@@ -134,6 +146,7 @@ class Row:
         goals: what has to be reached.
         rounds_at_most: fewer rounds than asked for, where a row is only reported.
         is_crowded: whether more threads than cores take part: waiting then spoils no window, it is what limits.
+        is_drawn: whether the picture has it: its numbers are of the size of the others'.
     """
 
     name: str
@@ -143,6 +156,7 @@ class Row:
     goals: tuple[Goal, ...] = field(default=())
     rounds_at_most: int = 100
     is_crowded: bool = False
+    is_drawn: bool = True
 
 
 def _beside(case: Case, switches: tuple[str, ...] = SWITCHES) -> tuple[Contestant, ...]:
@@ -178,12 +192,36 @@ def _virtio_user() -> list[Row]:
     return rows
 
 
+def _nic() -> list[Row]:
+    """A guest and a veth pair over AF_XDP."""
+    words = {"out": "guest to NIC", "in": "NIC to guest"}
+    return [
+        Row(
+            f"nic-{way}-{size}",
+            f"{size} B, {words[way]} (AF_XDP on veth), split",
+            Load.VIRTIO_USER,
+            _beside(Case(size, nic=way), _SWITCHING),
+            _times((1.0, 1.2), (0.95, 1.0)),
+        )
+        for way in ("out", "in")
+        for size in (64, 1500)
+    ]
+
+
 _ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
 _FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
 _ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
 _MANY_QUEUES = 8
+_ALONE, _BESIDE = "ovsvhost, the pair alone", "ovsvhost, beside it"
 _LOGGED, _LOGGED_BEFORE = "ovsvhost, dirty log", "ovsvhost, dirty log off again"
 _ALL_GUESTS = 32
+
+_BESIDE_ARRIVING = tuple(
+    Contestant(f"{name}, {which}", switch, Case(ports=3, others=others))
+    for name, switch in ((OURS, OURS_POSTCOPY), (OVS, OVS_POSTCOPY))
+    for which, others in (("the pair alone", "absent"), ("beside it", "arriving"))
+)
+"""A pair of guests, and the same while a third moves in."""
 
 ROWS = (
     Row(
@@ -219,6 +257,7 @@ ROWS = (
         ),
     ),
     *_virtio_user(),
+    *_nic(),
     Row(
         "round-trips",
         "one 64 B frame there and back, the next at once",
@@ -285,6 +324,34 @@ ROWS = (
             Contestant("ovs-dpdk, dirty log", OVS, Case(log="yes")),
         ),
         (Goal("pps", _LOGGED, OURS, 0.85, 0.95), Goal("pps", _LOGGED_BEFORE, OURS, 1.0, 1.0)),
+    ),
+    Row(
+        "postcopy",
+        "64 B, beside a guest of the same poll thread that waits for its memory (post-copy, each page 20 ms late)",
+        Load.OWN,
+        _BESIDE_ARRIVING,
+        (Goal("pps", _BESIDE, _ALONE, 0.95, 1.0),),
+    ),
+    Row(
+        "postcopy-times",
+        "64 B, how long frames are on their way beside a guest in post-copy",
+        Load.PACED,
+        _BESIDE_ARRIVING,
+        (Goal("p99_us", _BESIDE, _ALONE, 1.0, 1.0),),
+        is_drawn=False,
+    ),
+    Row(
+        "moves",
+        "a guest moves from port to port: the switch's part of its downtime",
+        Load.MOVE,
+        _beside(Case(ports=3), (OURS, OVS)),
+        (Goal("outage_ms", OURS, None, 20, 5, unit="ms in which nothing arrived"),),
+    ),
+    Row(
+        "moves-guests",
+        "a guest moves from port to port by pre-copy, pinged each 5 ms: the longest gap",
+        Load.MOVE_KERNEL,
+        _beside(Case(ports=3), (OURS, OVS)),
     ),
     Row(
         "pmds",

@@ -1,5 +1,6 @@
 /*
- * A one-way load generator on two DPDK virtio-user front-ends: what testpmd, which sends from all its ports, cannot be.
+ * A one-way load generator on two DPDK ports, virtio-user front-ends or one of those and a network device: what testpmd,
+ * which sends from all its ports, cannot be.
  *
  * Port 0 sends to port 1, or each to the other, as fast as the back-end takes the frames, on one core. Prints
  * "measuring" when the window begins, and one JSON object at its end. Arguments after EAL's "--":
@@ -75,7 +76,10 @@ static void open_port(unsigned port) {
     if (receive == NULL || ports[port].pool == NULL)
         die("no memory for buffers");
 
-    struct rte_eth_conf conf = {.rxmode = {.offloads = RTE_ETH_RX_OFFLOAD_SCATTER}};
+    struct rte_eth_dev_info info;
+    if ((rte_errno = -rte_eth_dev_info_get(port, &info)) != 0)
+        die("a port does not say what it can do");
+    struct rte_eth_conf conf = {.rxmode = {.offloads = RTE_ETH_RX_OFFLOAD_SCATTER & info.rx_offload_capa}};
     if (settings.size > RTE_ETHER_MAX_LEN)
         conf.rxmode.mtu = 9000;
     rte_errno = -rte_eth_dev_configure(port, 1, 1, &conf);
@@ -211,7 +215,7 @@ int main(int count, char **words) {
     for (int i = taken + 1; i < count; i++)
         set(words[i]);
     if (rte_eth_dev_count_avail() != PORTS) {
-        fprintf(stderr, "generator: give two --vdev=net_virtio_user…\n");
+        fprintf(stderr, "generator: give two --vdev=…\n");
         return 2;
     }
     for (unsigned port = 0; port < PORTS; port++)

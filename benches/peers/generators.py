@@ -33,6 +33,7 @@ from ovsvhost.testing.testpmd import virtio_user
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cable import Cable
     from cases import Case
 
 RING_SIZE = 1024
@@ -159,7 +160,7 @@ class Frontend(Generator):
 
 
 class VirtioUser(Generator):
-    """Two virtio-user devices under ``generator.c``.
+    """Two virtio-user devices under ``generator.c``, or one and the far end of a cable.
 
     Args:
         cpu: the core it runs on.
@@ -178,12 +179,22 @@ class VirtioUser(Generator):
     ) -> list[str]:
         # Its drivers choose addresses at random: pairs need none of their own.
         del pair
+        return self._between([self._guest(socket, case) for socket in sockets], case, warmup_s, duration_s)
+
+    def with_cable(self, case: Case, socket: Path, cable: Cable, warmup_s: float, duration_s: float) -> list[str]:
+        """The command line of a guest and the far end of a cable, which way the case says."""
+        ends = [self._guest(socket, case), cable.as_station]
+        return self._between(ends if case.nic == "out" else ends[::-1], case, warmup_s, duration_s)
+
+    def _guest(self, socket: Path, case: Case) -> str:
+        options = f"mrg_rxbuf=1,in_order=0,packed_vq={int(case.packed)}"
+        return virtio_user(socket, queue_size=RING_SIZE, options=options)
+
+    def _between(self, devices: list[str], case: Case, warmup_s: float, duration_s: float) -> list[str]:
         hugepages.reserve(_MEMORY_MIB // 2)
         eal = [f"--lcores=0@{self.cpu}", "--no-pci", "--iova-mode=va", "--in-memory", "--single-file-segments"]
         # Its socket is one for all DPDK processes; connecting to it waits for ever when its owner is held.
         eal += ["--no-telemetry", "-m", str(_MEMORY_MIB), "--log-level=lib.eal:error"]
-        options = f"mrg_rxbuf=1,in_order=0,packed_vq={int(case.packed)}"
-        devices = [virtio_user(socket, queue_size=RING_SIZE, options=options) for socket in sockets]
         eal += [f"--vdev={device.format(index)}" for index, device in enumerate(devices)]
         settings = [f"size={case.size}", f"both={int(case.both)}", f"backoff-us={self._backoff_us:g}"]
         return [str(self._program), *eal, "--", *settings, f"warmup={warmup_s}", f"duration={duration_s}"]

@@ -78,7 +78,7 @@ def write(results: Results, path: Path) -> bool:
 
 def _section(body: list[str], section: _Section, results: Results, y: int) -> int:
     """Adds a section below ``y`` if it has numbers; gives where it ends."""
-    pairs = [(row, results.series[row.name]) for row in ROWS if row.name in results.series]
+    pairs = [(row, results.series[row.name]) for row in ROWS if row.is_drawn and row.name in results.series]
     pairs = [(row, s) for row, s in pairs if any(s.values(name, section.metric) for name in s.windows)]
     values = [value for _, s in pairs for name in s.windows for value in s.values(name, section.metric)]
     if not values:

@@ -188,6 +188,18 @@ def _work(series: Series, name: str) -> list[str]:
     return ["" if value is None else f"{value:.{digits}f}" for value, digits in found]
 
 
+def move_rows(results: Results) -> Rows:
+    """The table of moves."""
+    steps = ["rings stop", "rings start", "first frame", "QEMU's own downtime"]
+    metrics = ("outage_ms", "stop_ms", "start_ms", "first_ms", "monitor_ms")
+    lines = [
+        [row.title, name, *(_spread(series.values(name, metric)) for metric in metrics)]
+        for row, series in _series(results, "outage_ms")
+        for name in series.windows
+    ]
+    return ["case", "who", "nothing arrived for ms, median (min to max)", *steps], lines
+
+
 def idle_rows(results: Results) -> Rows:
     """The table of silence."""
     lines = [
@@ -249,6 +261,7 @@ def _tables(results: Results) -> list[tuple[str, Rows]]:
         ("throughput", throughput_rows(results)),
         ("TCP between guests", tcp_rows(results)),
         ("how long frames take", latency_rows(results)),
+        ("moves", move_rows(results)),
         ("idle", idle_rows(results)),
     ]
 

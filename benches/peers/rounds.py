@@ -29,8 +29,9 @@ Window = dict[str, float]
 Under load: ``pps`` at the far end of both directions, ``ring_full_share``, ``lost_share``, ``busy_share`` of the poll
 thread's cycles, ``cycles_per_packet`` that were busy. Frame by frame: ``p50_us``, ``p99_us``, ``p999_us``,
 ``lost_share``. At half load both, with ``arrived_pps`` for ``pps``. TCP: ``bits_per_s`` and what the poll thread
-counted. Idle: ``cores``. Always ``wait_share``: the largest of what the poll thread and the generator waited for their
-cores, and what the machine under this one took of them.
+counted. Moves: ``outage_ms`` in which nothing arrived, of which ``stop_ms`` and ``start_ms`` for the rings and
+``first_ms`` to the first frame; ``monitor_ms`` as QEMU has it. Idle: ``cores``. Always ``wait_share``: the largest of
+what the poll thread and the generator waited for their cores, and what the machine under this one took of them.
 """
 
 _GIVE_UP_AFTER = 2
@@ -148,6 +149,7 @@ def _words(window: Window | None, failure: str) -> str:
         "arrived_pps": lambda value: f"{value / 1e6:.2f} Mpps arrived",
         "bits_per_s": lambda value: f"{value / 1e6:.0f} Mbit/s",
         "cores": lambda value: f"{value:.3f} cores",
+        "outage_ms": lambda value: f"nothing for {value:.2f} ms",
         "cycles_per_packet": lambda value: f"{value:.0f} cycles/packet",
     }
     return ", ".join(

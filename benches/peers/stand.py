@@ -1,7 +1,7 @@
 """The test stand: starts switches and generators when a row first needs them, and measures one contestant at a time.
 
-Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO``, ``OURS_TWO_PMDS`` and ``OVS_TSO`` are further ones
-for single rows; they end with the row.
+Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO``, ``OURS_TWO_PMDS``, ``OVS_TSO`` and those with
+post-copy are further ones for single rows; they end with the row.
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
+import moves
 import quiet
-from cases import OURS_AWAKE, OURS_TOO, OURS_TWO_PMDS, OVS, OVS_FLOWS, OVS_TSO, TESTPMD, Load
+from cases import (
+    OURS_AWAKE,
+    OURS_POSTCOPY,
+    OURS_TOO,
+    OURS_TWO_PMDS,
+    OVS,
+    OVS_FLOWS,
+    OVS_POSTCOPY,
+    OVS_TSO,
+    TESTPMD,
+    Load,
+)
 from generators import Frontend, VirtioUser
 from kernel import KernelGuests
 from switches import Ours, Ovs, OvsFlows, TestpmdIo
@@ -35,6 +47,7 @@ _SETTLE_S = 0.15
 _IDLE_S = 5.0
 _TCP_S = 3.0
 _HALF = 0.5
+_PACED_PPS = 200_000
 
 
 class Stand:
@@ -59,6 +72,7 @@ class Stand:
         self._numbers = itertools.count()
         self._guests = ExitStack()
         self._kernels: dict[str, KernelGuests] = {}
+        self._moving: dict[str, moves.MovingGuest] = {}
         self._half_pps = 0.0
 
     def __enter__(self) -> Self:
@@ -79,8 +93,9 @@ class Stand:
         finally:
             self._guests.close()
             self._kernels.clear()
+            self._moving.clear()
             self._half_pps = 0.0
-            for name in (OURS_TOO, OURS_TWO_PMDS, OVS_TSO):
+            for name in (OURS_TOO, OURS_TWO_PMDS, OVS_TSO, OURS_POSTCOPY, OVS_POSTCOPY):
                 if any(contestant.switch == name for contestant in row.contestants):
                     self._stop(name)
 
@@ -102,8 +117,9 @@ class Stand:
         switch = self._switch(contestant.switch)
         with switch.turn():
             is_new = switch.fit(case)
-            if is_new and switch.silent_sockets(case) and row.load is not Load.SILENT:
-                self._guests.enter_context(self._own.crowd(switch.silent_sockets(case)))
+            others = switch.other_sockets(case)
+            if is_new and others and case.others == "silent" and row.load is Load.OWN:
+                self._guests.enter_context(self._own.crowd(others))
         match row.load:
             case Load.SILENT:
                 return quiet.idle(switch, self._own, case, _IDLE_S)
@@ -112,6 +128,13 @@ class Stand:
                 return quiet.round_trips(switch, self._own, case, warmup_s=warmup_s, duration_s=duration_s)
             case Load.HALF:
                 return self._at_half_load(switch, case)
+            case Load.PACED:
+                return self._paced(switch, case, _PACED_PPS)
+            case Load.MOVE:
+                return moves.at_once(switch, self._own, switch.all_sockets(case))
+            case Load.MOVE_KERNEL:
+                with switch.turn():
+                    return self._moving_guest(contestant.switch, switch, case).move()
             case Load.KERNEL:
                 guests = self._kernel_guests(contestant.switch, switch)
                 with switch.turn(), guests.turn():
@@ -121,36 +144,53 @@ class Stand:
 
     def _under_load(self, generator: Generator, switch: Switch, case: Case) -> Window:
         timing = self._timing
-        runs = []
+        if case.nic:
+            return self._with_cable(generator, switch, case)
+        runs: list[tuple[Generator, tuple[Path, ...], list[str]]] = []
         for number, core in zip(range(case.pairs), (generator.cpu, switch.cpu), strict=False):
             there, sockets = generator.on(core), switch.pair(number)
             runs.append((there, sockets, there.command(case, sockets, timing.warmup_s, timing.duration_s, pair=number)))
-        window, loads = self._run(switch, runs)
+        window, loads = self._run(switch, case, runs)
         known = switch.known
         if case.addresses > 1 and known is not None and known < case.addresses:
             raise RigError(f"{switch.name} knows {known} addresses where {case.addresses} were announced")
         return {"pps": sum(load.pps for load in loads), **window}
 
+    def _with_cable(self, generator: Generator, switch: Switch, case: Case) -> Window:
+        """A guest and a network device."""
+        if not isinstance(generator, VirtioUser) or switch.cable is None:
+            raise RigError(f"{generator.name} has no way to a network device: give the row another load")
+        socket, _ = switch.sockets
+        command = generator.with_cable(case, socket, switch.cable, self._timing.warmup_s, self._timing.duration_s)
+        window, (load,) = self._run(switch, case, [(generator, (socket,), command)])
+        return {"pps": load.pps, **window}
+
     def _at_half_load(self, switch: Switch, case: Case) -> Window:
-        """The same rate for all, and the times that frames are on their way."""
-        timing = self._timing
+        """The rate is half of what testpmd takes, the same for all."""
         if not self._half_pps:
             testpmd = self._switch(TESTPMD)
             with testpmd.turn():
                 testpmd.fit(case)
             self._half_pps = _HALF * self._under_load(self._own, testpmd, case)["pps"]
-        command = self._own.paced(case, switch.sockets, self._half_pps, timing.warmup_s, timing.duration_s)
-        window, (load,) = self._run(switch, [(self._own, switch.sockets, command)])
+        return self._paced(switch, case, self._half_pps)
+
+    def _paced(self, switch: Switch, case: Case, rate_pps: float) -> Window:
+        """A rate that is the same for all, and the times that frames are on their way."""
+        timing = self._timing
+        command = self._own.paced(case, switch.sockets, rate_pps, timing.warmup_s, timing.duration_s)
+        window, (load,) = self._run(switch, case, [(self._own, switch.sockets, command)])
         return {"arrived_pps": load.pps, **load.transit, **window}
 
     def _run(
-        self, switch: Switch, commands: list[tuple[Generator, tuple[Path, Path], list[str]]]
+        self, switch: Switch, case: Case, commands: list[tuple[Generator, tuple[Path, ...], list[str]]]
     ) -> tuple[Window, list[Counts]]:
         """Generators and switch through one window: what all such windows have, and what each generator saw."""
         timing = self._timing
         with switch.turn():
             with ExitStack() as stack:
                 runs = [stack.enter_context(there.start(sockets, command)) for there, sockets, command in commands]
+                if case.others == "arriving":
+                    stack.enter_context(moves.arriving(self._own, switch.other_sockets(case)[0]))
                 for run in runs:
                     run.wait_for_window(timing.warmup_s)
                 time.sleep(_EDGE_S)
@@ -176,6 +216,13 @@ class Stand:
             self._kernels[name] = guests
         return self._kernels[name]
 
+    def _moving_guest(self, name: str, switch: Switch, case: Case) -> moves.MovingGuest:
+        """The guest that moves between two ports of a switch, booted when it is first asked for."""
+        if name not in self._moving:
+            guests = moves.MovingGuest(switch, switch.all_sockets(case))
+            self._moving[name] = self._guests.enter_context(guests)
+        return self._moving[name]
+
     def _generator(self, load: Load) -> Generator:
         if load is Load.OWN:
             return self._own
@@ -194,14 +241,15 @@ class Stand:
         return self._switches[name]
 
     def _started(self, name: str, folder: Path) -> Switch:
-        if name in {OVS, OVS_TSO}:
-            return Ovs(folder, self._cpu, offloads=name == OVS_TSO)
+        if name in {OVS, OVS_TSO, OVS_POSTCOPY}:
+            return Ovs(folder, self._cpu, offloads=name == OVS_TSO, postcopy=name == OVS_POSTCOPY)
         if name == OVS_FLOWS:
             return OvsFlows(folder, self._cpu)
         if name == TESTPMD:
             return TestpmdIo(folder, self._cpu, main_cpu=self._generator_cpu)
         more_cpus = (self._generator_cpu,) if name == OURS_TWO_PMDS else ()
-        return Ours(folder, self._cpu, sleeps=name != OURS_AWAKE, more_cpus=more_cpus)
+        is_awake = name in {OURS_AWAKE, OURS_POSTCOPY}
+        return Ours(folder, self._cpu, sleeps=not is_awake, more_cpus=more_cpus, postcopy=name == OURS_POSTCOPY)
 
     def _stop(self, name: str) -> None:
         if name in self._switches:

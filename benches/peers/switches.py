@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import machine
+from cable import Cable
 from cases import OURS, OURS_AWAKE, OVS, OVS_FLOWS, TESTPMD
 
 from ovsvhost.appctl.client import transact
@@ -68,6 +69,7 @@ class Switch(ABC):
         cpu: the core of its poll thread.
 
     Attributes:
+        cable: its network device, if a case wants one.
         known: addresses it knew at the end of its last window; None where it does not learn.
     """
 
@@ -76,7 +78,8 @@ class Switch(ABC):
     def __init__(self, folder: Path, cpu: int) -> None:
         self.folder = folder
         self.cpu = cpu
-        self.plugged: tuple[int, int, int, bool] | None = None
+        self.plugged: tuple[int, int, int, bool, bool] | None = None
+        self.cable: Cable | None = None
         self.known: int | None = None
         self._before = (Work(0, 0, 0), machine.SchedulerClock(0, 0))
 
@@ -89,7 +92,7 @@ class Switch(ABC):
         """Where a pair of guests with traffic is met."""
         return (self.folder / f"{2 * number}.sock", self.folder / f"{2 * number + 1}.sock")
 
-    def silent_sockets(self, case: Case) -> list[Path]:
+    def other_sockets(self, case: Case) -> list[Path]:
         """Where the guests of a case without traffic are met."""
         return [self.folder / f"{number}.sock" for number in range(2 * case.pairs, case.ports)]
 
@@ -99,13 +102,22 @@ class Switch(ABC):
 
     def fit(self, case: Case) -> bool:
         """Makes the ports as the case wants them, anew unless they are so already; true if they are new."""
-        wanted = (case.mtu, case.ports, case.queues, case.addresses > _USUAL_TABLE_SIZE)
+        wanted = (case.mtu, case.ports, case.queues, case.addresses > _USUAL_TABLE_SIZE, bool(case.nic))
         if wanted == self.plugged:
             return False
         self.plugged = None
+        if self.cable is not None:
+            self.unplug()
+            self.pull_cable()
         self.plug(case)
         self.plugged = wanted
         return True
+
+    def pull_cable(self) -> None:
+        """Takes its network device away."""
+        if self.cable is not None:
+            self.cable.unplug()
+            self.cable = None
 
     @abstractmethod
     def plug(self, case: Case) -> None:
@@ -183,14 +195,17 @@ class Ours(Switch):
         cpu: the core of its poll thread, or of the one whose account is kept.
         sleeps: False keeps poll threads from sleeping.
         more_cpus: cores of further poll threads.
+        postcopy: True lets guests move in by post-copy.
     """
 
-    def __init__(self, folder: Path, cpu: int, *, sleeps: bool = True, more_cpus: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, cpu: int, *, sleeps: bool = True, more_cpus: tuple[int, ...] = (), postcopy: bool = False
+    ) -> None:
         super().__init__(folder, cpu)
         self.name = OURS if sleeps else OURS_AWAKE
         self._daemon = SwitchDaemon(folder)
         mask = sum(1 << core for core in {cpu, *more_cpus})
-        settings = [f"other_config:pmd-cpu-mask={mask:#x}"]
+        settings = [f"other_config:pmd-cpu-mask={mask:#x}", f"other_config:vhost-postcopy-support={postcopy}".lower()]
         if not sleeps:
             settings.append("other_config:pmd-sleep-max=0")
         self._daemon.start()
@@ -201,7 +216,9 @@ class Ours(Switch):
         self._control = next(self._daemon.rundir.glob("ovs-vswitchd.*.ctl"))
 
     def plug(self, case: Case) -> None:
-        self._daemon.vsctl(*_bridge(self.all_sockets(case), case))
+        if case.nic:
+            self.cable = Cable()
+        self._daemon.vsctl(*_bridge(self.all_sockets(case), case, self.cable))
 
     def addresses(self) -> int:
         return _number(r"entries in the table: (\d+)", _ask(self._control, "fdb/stats-show", "br0"))
@@ -217,6 +234,7 @@ class Ours(Switch):
     def stop(self) -> None:
         self.resume()
         self._daemon.close()
+        self.pull_cable()
 
     @property
     def pid(self) -> int:
@@ -234,14 +252,15 @@ class Ovs(Switch):
         folder: its run directory and logs.
         cpu: the core of its poll thread.
         offloads: True offers segmentation and checksum offloads to guests.
+        postcopy: True lets guests move in by post-copy.
     """
 
     name = OVS
 
-    def __init__(self, folder: Path, cpu: int, *, offloads: bool = False) -> None:
+    def __init__(self, folder: Path, cpu: int, *, offloads: bool = False, postcopy: bool = False) -> None:
         super().__init__(folder, cpu)
         self._mtu: int | None = None
-        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads)
+        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads, postcopy=postcopy)
         self._ovs.start()
 
     def plug(self, case: Case) -> None:
@@ -251,7 +270,9 @@ class Ovs(Switch):
             self._ovs.stop()
             self._ovs.start()
         self._mtu = case.mtu
-        self._ovs.vsctl(*_bridge(self.all_sockets(case), case))
+        if case.nic:
+            self.cable = Cable(self.pid)
+        self._ovs.vsctl(*_bridge(self.all_sockets(case), case, self.cable))
 
     def unplug(self) -> None:
         self._ovs.vsctl("--if-exists", "del-br", "br0")
@@ -269,6 +290,7 @@ class Ovs(Switch):
     def stop(self) -> None:
         self.resume()
         self._ovs.stop()
+        self.pull_cable()
 
     @property
     def pid(self) -> int:
@@ -313,6 +335,9 @@ class TestpmdIo(Switch):
         if case.queues > 1:
             options += [f"--rxq={case.queues}", f"--txq={case.queues}"]
         devices = [vhost(socket, queues=case.queues) for socket in self.sockets]
+        if case.nic:
+            self.cable = Cable()
+            devices[1] = self.cable.as_port
         self._testpmd = Testpmd(
             devices, folder=self.folder, cores=(self._main_cpu, self.cpu), memory_mib=256, options=options
         )
@@ -342,6 +367,7 @@ class TestpmdIo(Switch):
 
     def stop(self) -> None:
         self.unplug()
+        self.pull_cable()
 
     @property
     def pid(self) -> int:
@@ -362,7 +388,7 @@ class TestpmdIo(Switch):
             super().resume()
 
 
-def _bridge(sockets: list[Path], case: Case) -> list[str]:
+def _bridge(sockets: list[Path], case: Case, cable: Cable | None) -> list[str]:
     words = [
         "--if-exists",
         "del-br",
@@ -378,6 +404,10 @@ def _bridge(sockets: list[Path], case: Case) -> list[str]:
     ]
     if case.addresses > _USUAL_TABLE_SIZE:
         words.append(f"other_config:mac-table-size={_TABLE_SIZE}")
+    if cable is not None:
+        del sockets[1]
+        words += ["--", "add-port", "br0", "p0", "--", "set", "Interface", "p0", "type=dpdk", "ofport_request=2"]
+        words.append(f"options:dpdk-devargs={cable.as_port.format(0)}")
     for number, socket in enumerate(sockets, start=1):
         name = f"v{number}"
         words += ["--", "add-port", "br0", name, "--", "set", "Interface", name, "type=dpdkvhostuserclient"]

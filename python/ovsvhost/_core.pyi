@@ -8,7 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self, final
 
-__all__ = ["Datapath", "Event", "FdbEntry", "PmdState", "PortState", "RxqState", "__version__"]
+__all__ = [
+    "BondLink",
+    "BondState",
+    "Datapath",
+    "Event",
+    "FdbEntry",
+    "NicQueue",
+    "PmdState",
+    "PortState",
+    "RxqState",
+    "__version__",
+]
 
 __version__: str
 
@@ -23,7 +34,7 @@ class Event:
         """A stable word.
 
         ``created``, ``listening``, ``connected``, ``disconnected``, ``added``, ``removed``, ``queue_state``,
-        ``migration``, ``peer_error``, ``kernel_error``, ``notice``.
+        ``migration``, ``peer_error``, ``kernel_error``, ``device_error``, ``notice``.
         """
     @property
     def port(self) -> str | None:
@@ -70,7 +81,8 @@ class PortState:
         ``vring_N_size``, ``n_rxq``, ``n_txq``, ``mtu``, ``numa``, and ours: ``peer-pid``, ``peer-uid``,
         ``peer-program``, ``waiting-for``, ``mtu-mismatch``, ``migration`` (``logging`` while a dirty log is kept),
         ``stops-move-to-ovs-3.1`` (what the guest accepted and Open vSwitch 3.1 does not offer),
-        ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``, ``postcopy-stall-ms``.
+        ``iommu`` (``on``), ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``,
+        ``postcopy-stall-ms``.
         """
     @property
     def statistics(self) -> dict[str, int]:
@@ -80,6 +92,52 @@ class PortState:
         one of ``tx_packets`` and ``tx_dropped``. ``rx_drop_*`` and ``tx_drop_*`` say why, and per queue ``rx_qN_*`` and
         ``tx_qN_*`` sum up to the port's; what is dropped before a queue is chosen counts at queue 0.
         """
+
+@final
+class BondLink:
+    """One link of a bond, read at one moment."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def enabled(self) -> bool:
+        """It may carry frames."""
+    @property
+    def may_enable(self) -> bool:
+        """It has a carrier: nothing but a delay, or somebody's word, keeps it from that."""
+    @property
+    def due_ms(self) -> int | None:
+        """How long until its delay is over; None without one."""
+    @property
+    def shares(self) -> list[tuple[int, int]]:
+        """Of 256 shares those that it carries and that carried something of late: number and bytes."""
+
+@final
+class BondState:
+    """One bond, read at one moment. Frozen."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bridge(self) -> str: ...
+    @property
+    def mode(self) -> Literal["active-backup", "balance-slb"]: ...
+    @property
+    def updelay_ms(self) -> int: ...
+    @property
+    def downdelay_ms(self) -> int: ...
+    @property
+    def primary(self) -> str | None:
+        """The link that is active whenever it can be."""
+    @property
+    def active(self) -> str | None:
+        """The link that is active; None while none can be."""
+    @property
+    def rebalance_ms(self) -> int | None:
+        """How long until loads are evened out; None where they are not."""
+    @property
+    def links(self) -> list[BondLink]:
+        """By name."""
 
 @final
 class FdbEntry:
@@ -95,6 +153,38 @@ class FdbEntry:
         """``aa:bb:cc:dd:ee:ff``."""
     @property
     def age_s(self) -> int: ...
+
+@final
+class NicQueue:
+    """One queue of a NIC port, cumulative over every time that its device was taken over."""
+
+    @property
+    def inflight(self) -> int:
+        """Descriptors that the kernel has now."""
+    @property
+    def completed(self) -> int:
+        """Descriptors that it gave back, sent."""
+    @property
+    def inflight_max(self) -> int:
+        """Most that it had at once."""
+    @property
+    def abandoned(self) -> int:
+        """Descriptors that it had when the device was let go or went: sent or not, nobody says."""
+    @property
+    def rx_missed(self) -> int:
+        """Received frames that found no room."""
+    @property
+    def latency_us(self) -> list[int]:
+        """Sent frames by the time from post to completion: number n is of times of n bits in µs (below 2**n µs).
+
+        The last is of all above too. Empty over AF_PACKET, which tells nothing of completions.
+        """
+    @property
+    def latency_max_us(self) -> int:
+        """The longest of those, µs."""
+    @property
+    def untimed(self) -> int:
+        """Sent frames of which nobody can tell: when they completed, nobody looked."""
 
 @final
 class RxqState:
@@ -219,6 +309,8 @@ class Datapath:
         Raises:
             ConfigError: another name.
         """
+    def offer_iommu(self) -> None:
+        """Serves guests that have an IOMMU before the device on client ports that are added from now on."""
     def event_fd(self) -> int:
         """A descriptor, owned by the datapath, that is readable while there is something to look at.
 
@@ -249,6 +341,7 @@ class Datapath:
         socket_owner: int = ...,
         socket_group: int = ...,
         allow_file_memory: bool = False,
+        dq_zero_copy: bool = False,
     ) -> None:
         """Adds a port; returns at once, the session comes up by itself.
 
@@ -266,6 +359,8 @@ class Datapath:
             socket_owner: uid for a socket we create; -1, the default, leaves it.
             socket_group: gid, likewise.
             allow_file_memory: accept guest memory on disk files.
+            dq_zero_copy: send what the guest sends to NICs from its memory, where a device has a queue for it; client
+                ports only. ``PortState.status["zero-copy"]`` says whether that is so, or why not.
 
         Raises:
             ConfigError: a value out of range, a path that cannot be a socket, a name or path in use.
@@ -288,6 +383,8 @@ class Datapath:
         use_need_wakeup: bool = True,
         start_queue: int = 0,
         busy_budget: int = 0,
+        zc_queues: int = 0,
+        bond: str | None = None,
     ) -> None:
         """Adds a port that is a network device of the host, through AF_XDP or AF_PACKET; returns at once.
 
@@ -311,6 +408,8 @@ class Datapath:
             start_queue: the first of the device's queues.
             busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
                 back meanwhile; 0 leaves it to them.
+            zc_queues: 0..128 queues above the port's own, one for each guest's queue that sends without a copy.
+            bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:
             ConfigError: a value out of range, a name, number or device in use.
@@ -328,6 +427,7 @@ class Datapath:
         use_need_wakeup: bool | None = None,
         start_queue: int | None = None,
         busy_budget: int | None = None,
+        zc_queues: int | None = None,
     ) -> None:
         """Changes what a NIC port takes of which device; it is taken over anew if something changed. Counters go on.
 
@@ -336,6 +436,12 @@ class Datapath:
         """
     def refresh_nic(self, name: str) -> None:
         """Says that a NIC port's device may have come, gone, gone up or down. Its thread looks; this returns at once.
+
+        Raises:
+            ConfigError: an unknown port, or one that is a guest's.
+        """
+    def nic_queues(self, name: str) -> list[NicQueue]:
+        """The queues of a NIC port, in order; none before its device was taken over for the first time.
 
         Raises:
             ConfigError: an unknown port, or one that is a guest's.
@@ -349,6 +455,7 @@ class Datapath:
         tx_retries_max: int | None = None,
         backpressure_us: int | None = None,
         tx_steering: Literal["hash", "thread"] | None = None,
+        dq_zero_copy: bool | None = None,
     ) -> None:
         """Changes a port live, with its guest attached. ConfigError out of range; the old value stays.
 
@@ -360,6 +467,67 @@ class Datapath:
 
         A NIC is the host's again.
         """
+    def add_bond(
+        self,
+        bridge: str,
+        name: str,
+        *,
+        mode: Literal["active-backup", "balance-slb"] = "active-backup",
+        updelay_ms: int = 0,
+        downdelay_ms: int = 0,
+        primary: str | None = None,
+        rebalance_ms: int = 10_000,
+        last_active: str | None = None,
+    ) -> None:
+        """Adds a bond without links: ``add_nic`` with its name adds those.
+
+        Args:
+            bridge: an existing bridge.
+            name: unique among bonds.
+            mode: how it uses its links.
+            updelay_ms: 0..3600000 for which a link's carrier must be there until it is used.
+            downdelay_ms: 0..3600000 for which it must be gone until another link is used.
+            primary: the link that is active whenever it can be.
+            rebalance_ms: 0..3600000 between two times that loads are evened out; 0 is never, less than 1000 is 1000.
+            last_active: the link that was active before: preferred while nothing else decides.
+
+        Raises:
+            ConfigError: a value out of range, or a name in use.
+            KernelError: no thread could be had.
+        """
+    def set_bond(
+        self,
+        name: str,
+        *,
+        mode: Literal["active-backup", "balance-slb"] = "active-backup",
+        updelay_ms: int = 0,
+        downdelay_ms: int = 0,
+        primary: str | None = None,
+        rebalance_ms: int = 10_000,
+    ) -> None:
+        """Changes a bond live; its links stay. All settings are given anew.
+
+        Raises:
+            ConfigError: an unknown bond, or a value out of range; nothing changed then.
+        """
+    def del_bond(self, name: str) -> None:
+        """Deletes a bond whose links are gone; ConfigError if it has some, or there is no such bond."""
+    def bonds(self) -> list[BondState]:
+        """Every bond, by name."""
+    def activate_link(self, bond: str, link: str) -> bool:
+        """Makes an enabled link the active one until it is disabled; True if that is new.
+
+        Raises:
+            ConfigError: an unknown bond or link, or one that is disabled.
+        """
+    def give_share(self, bond: str, share: int, link: str) -> None:
+        """Gives one of 256 shares to an enabled link, until that goes or loads are evened out.
+
+        Raises:
+            ConfigError: an unknown bond, link or share, one that is disabled, or a bond that shares nothing out.
+        """
+    def hold_link(self, bond: str, link: str, enabled: bool) -> None:
+        """Enables or disables a link at once, until its carrier changes; ConfigError for an unknown bond or link."""
     def port(self, name: str) -> PortState:
         """One port. ConfigError if there is none of that name."""
     def ports(self) -> list[PortState]: ...

@@ -15,12 +15,15 @@ from ovsvhost.errors import OvsvhostError
 from ovsvhost.model import MTU_DEFAULT, RESTART_HOLD_MS, Bridge, NicPort, Port
 from ovsvhost.nic import device
 from ovsvhost.plan import (
+    AddBond,
     AddBridge,
     AddPort,
+    DelBond,
     DelBridge,
     DelPort,
     LimitFeatures,
     SetAffinity,
+    SetBond,
     SetBridge,
     SetNic,
     SetPmds,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost._core import Event
-    from ovsvhost.model import AnyPort, NicSettings, XdpMode
+    from ovsvhost.model import AnyPort, Bond, BondMode, NicSettings, XdpMode
     from ovsvhost.observed import Ledger
     from ovsvhost.plan import Action
 
@@ -54,6 +57,17 @@ class _NicArguments(TypedDict):
     use_need_wakeup: bool
     start_queue: int
     busy_budget: int
+    zc_queues: int
+
+
+class _BondArguments(TypedDict):
+    """Likewise, of a bond."""
+
+    mode: BondMode
+    updelay_ms: int
+    downdelay_ms: int
+    primary: str | None
+    rebalance_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,11 @@ def offer_postcopy(datapath: Datapath) -> None:
     datapath.offer_postcopy()
 
 
+def offer_iommu(datapath: Datapath) -> None:
+    """Client ports added from now on serve guests that have an IOMMU before the device."""
+    datapath.offer_iommu()
+
+
 def apply(datapath: Datapath, ledger: Ledger, actions: Iterable[Action]) -> list[Failure]:
     """Carries out ``actions`` in order and records in ``ledger`` what was accepted.
 
@@ -111,6 +130,21 @@ def take_events(datapath: Datapath) -> list[Event]:
 def refresh_nic(datapath: Datapath, name: str) -> None:
     """Has a NIC port look at its device, about which something changed; returns at once."""
     datapath.refresh_nic(name)
+
+
+def activate_link(datapath: Datapath, bond: str, link: str) -> bool:
+    """Makes an enabled link of a bond its active one; True if that is new, ConfigError if it cannot be."""
+    return datapath.activate_link(bond, link)
+
+
+def hold_link(datapath: Datapath, bond: str, link: str, *, enabled: bool) -> None:
+    """Enables or disables a link of a bond until its carrier changes; ConfigError if there is none."""
+    datapath.hold_link(bond, link, enabled)
+
+
+def give_share(datapath: Datapath, bond: str, share: int, link: str) -> None:
+    """Gives a share of a bond's frames to an enabled link; ConfigError if that cannot be."""
+    datapath.give_share(bond, share, link)
 
 
 def flush_fdb(datapath: Datapath, bridge: str) -> None:
@@ -147,6 +181,15 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             _set_bridge(datapath, ledger, bridge)
         case SetBridge(bridge=bridge):
             _set_bridge(datapath, ledger, bridge)
+        case AddBond(bridge=on, bond=bond):
+            datapath.add_bond(on, bond.name, last_active=bond.last_active, **_bond(bond))
+            ledger.bonds[bond.name] = (on, bond)
+        case SetBond(bond=bond):
+            datapath.set_bond(bond.name, **_bond(bond))
+            ledger.bonds[bond.name] = (ledger.bonds[bond.name][0], bond)
+        case DelBond(name=name):
+            datapath.del_bond(name)
+            ledger.bonds.pop(name, None)
         case SetUp(port=nic):
             ledger.set_up.add(device.set_up(nic.device))
         case SetNic(port=nic):
@@ -155,7 +198,14 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
         case AddPort(bridge=on, port=NicPort() as port):
             settings = _nic(port.settings)
             datapath.add_nic(
-                on, port.name, ofport=port.ofport, netdev=port.device, driver=port.driver, mtu=port.mtu, **settings
+                on,
+                port.name,
+                ofport=port.ofport,
+                netdev=port.device,
+                driver=port.driver,
+                mtu=port.mtu,
+                bond=port.bond,
+                **settings,
             )
             _keep(datapath, ledger, port)
         case AddPort(bridge=on, port=Port() as port):
@@ -173,6 +223,7 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 socket_owner=port.socket_owner,
                 socket_group=port.socket_group,
                 allow_file_memory=port.allow_file_memory,
+                dq_zero_copy=port.dq_zero_copy,
             )
             _keep(datapath, ledger, port)
         case SetPort(port=NicPort() as nic, changes=changes):
@@ -217,6 +268,17 @@ def _nic(settings: NicSettings) -> _NicArguments:
         "use_need_wakeup": settings.use_need_wakeup,
         "start_queue": settings.xdp_start_queue,
         "busy_budget": settings.xdp_busy_budget,
+        "zc_queues": settings.xdp_zc_queues,
+    }
+
+
+def _bond(bond: Bond) -> _BondArguments:
+    return {
+        "mode": bond.mode,
+        "updelay_ms": bond.updelay_ms,
+        "downdelay_ms": bond.downdelay_ms,
+        "primary": bond.primary,
+        "rebalance_ms": bond.rebalance_ms,
     }
 
 
@@ -241,6 +303,10 @@ def _key(action: Action) -> str:
             return key
         case AddBridge(bridge=bridge) | SetBridge(bridge=bridge):
             return bridge.key
+        case DelBond(key=key):
+            return key
+        case AddBond(bond=bond) | SetBond(bond=bond):
+            return bond.key
         case AddPort(port=port) | SetPort(port=port) | SetAffinity(port=port):
             return port.key
         case SetUp(port=nic) | SetNic(port=nic):

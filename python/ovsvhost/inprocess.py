@@ -30,7 +30,6 @@ from ovsvhost.model import (
     Desired,
     NicPort,
     PollThreads,
-    Port,
     free_ofport,
 )
 from ovsvhost.nic.links import LinkWatch
@@ -247,23 +246,11 @@ class InProcess:
         meant = port_options.parse(name, port_type, asked, directory)
         if meant.complaints:
             raise ConfigError("; ".join(meant.complaints))
-        if meant.socket is None:
+        key = str(uuid.uuid4())
+        port = meant.port(key=key, name=name, port_type=port_type, ofport=ofport, mtu=mtu, steering=steering)
+        if port is None:
             raise ConfigError(f"port {name!r} has no path: give options={{'vhost-server-path': '/…'}}")
-        return Port(
-            key=str(uuid.uuid4()),
-            name=name,
-            type=port_type,
-            socket=meant.socket,
-            ofport=ofport,
-            mtu=mtu,
-            tx_retries_max=meant.tx_retries_max,
-            backpressure_us=meant.backpressure_us,
-            tx_steering=steering,
-            socket_mode=meant.socket_mode,
-            socket_owner=meant.socket_owner,
-            socket_group=meant.socket_group,
-            allow_file_memory=meant.allow_file_memory,
-        )
+        return port
 
     def _nic(self, name: str, kind: NicType, asked: Mapping[str, str], ofport: int, mtu: int | None) -> NicPort:
         """ConfigError unless every option can be as asked; the device itself may come later."""

@@ -3,7 +3,8 @@
 ::
 
     Desired ─┬─ Bridge ─┬─ Port        a vhost-user port;  identity is ``key``, not the name
-             │          └─ NicPort     a network device of this machine
+             │          ├─ NicPort     a network device of this machine
+             │          └─ Bond        several of those that are one port
              ├─ PollThreads
              └─ FeatureLimit
 
@@ -18,7 +19,7 @@ This module must not know databases, sockets or the datapath.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from ovsvhost.errors import ConfigError
@@ -33,6 +34,8 @@ NicType: TypeAlias = Literal["afxdp", "dpdk", "system"]
 NicDriver: TypeAlias = Literal["afxdp", "packet"]
 
 XdpMode: TypeAlias = Literal["best-effort", "native-with-zerocopy", "native", "generic"]
+
+BondMode: TypeAlias = Literal["active-backup", "balance-slb"]
 
 TxSteering: TypeAlias = Literal["hash", "thread"]
 
@@ -74,6 +77,12 @@ NIC_QUEUES_MAX = 64
 NIC_DESCRIPTORS_RANGE = (64, 4096)
 """Descriptors of a NIC's ring; a power of two."""
 BUSY_BUDGET_MAX = 65_535
+BOND_MODES: tuple[BondMode, ...] = get_args(BondMode)
+"""How a bond uses its links (``ovs-vswitchd.conf.db(5)``: bond_mode)."""
+BOND_DELAY_MAX_MS = 3_600_000
+"""Longest ``bond_updelay`` and ``bond_downdelay``, and time between two rebalancings."""
+REBALANCE_DEFAULT_MS = 10_000
+"""Between two rebalancings of a bond (``ovs-vswitchd.conf.db(5)``: bond-rebalance-interval)."""
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
 """How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
 AGING_S_DEFAULT = 300
@@ -100,6 +109,7 @@ class Port:
         socket_owner: uid of it, -1 leaves it.
         socket_group: gid of it, -1 leaves it.
         allow_file_memory: accept guest memory that lies in a disk file.
+        dq_zero_copy: send what the guest sends to NICs from its memory; client ports only.
         rxq_affinity: queues that are pinned, each with its core; None leaves what the port has.
     """
 
@@ -116,6 +126,7 @@ class Port:
     socket_owner: int = -1
     socket_group: int = -1
     allow_file_memory: bool = False
+    dq_zero_copy: bool = False
     rxq_affinity: tuple[tuple[int, int], ...] | None = ()
 
 
@@ -131,6 +142,7 @@ class NicSettings:
         use_need_wakeup: the kernel says when it wants to be called.
         xdp_start_queue: the device's first queue that is used.
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
+        xdp_zc_queues: queues above `n_rxq` that guests send on without a copy, 0..64; the device has to have them.
     """
 
     n_rxq: int = 1
@@ -140,6 +152,7 @@ class NicSettings:
     use_need_wakeup: bool = True
     xdp_start_queue: int = 0
     xdp_busy_budget: int = 0
+    xdp_zc_queues: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +170,7 @@ class NicPort:
         settings: see there.
         keeps: names of settings for which something impossible was asked: what the port has stays.
         rxq_affinity: as of a vhost-user port.
+        bond: name of the bond on the same bridge that it is a link of.
     """
 
     key: str
@@ -169,6 +183,32 @@ class NicPort:
     settings: NicSettings = NicSettings()
     keeps: frozenset[str] = frozenset()
     rxq_affinity: tuple[tuple[int, int], ...] | None = ()
+    bond: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bond:
+    """Several network devices that are one port of their bridge.
+
+    Attributes:
+        key: identity, as of a port.
+        name: unique among the switch's bonds.
+        mode: how it uses its links.
+        updelay_ms: how long a link's carrier must be there until it is used, 0..3600000.
+        downdelay_ms: how long it must be gone until another link is used, likewise.
+        primary: name of the link that is active whenever it can be.
+        rebalance_ms: how often links' loads are evened out, 0..3600000; 0 is never, less than 1000 is 1000.
+        last_active: name of the link that was active in an earlier run; means nothing once the bond is there.
+    """
+
+    key: str
+    name: str
+    mode: BondMode = "active-backup"
+    updelay_ms: int = 0
+    downdelay_ms: int = 0
+    primary: str | None = None
+    rebalance_ms: int = REBALANCE_DEFAULT_MS
+    last_active: str | None = field(default=None, compare=False)
 
 
 AnyPort: TypeAlias = Port | NicPort
@@ -185,6 +225,7 @@ class Bridge:
         mac_table_size: 10..1000000 addresses.
         forward_bpdu: forward reserved multicast (01:80:c2:00:00:0x) too.
         ports: in any order; their names are unique over all bridges.
+        bonds: in any order; the links are among ``ports``.
     """
 
     key: str
@@ -193,6 +234,7 @@ class Bridge:
     mac_table_size: int = FDB_SIZE_DEFAULT
     forward_bpdu: bool = False
     ports: tuple[AnyPort, ...] = ()
+    bonds: tuple[Bond, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +278,7 @@ class Desired:
     """The whole switch as it shall be.
 
     Raises:
-        ConfigError: a name, socket, device or port number is there twice.
+        ConfigError: a name, socket, device or port number is there twice, or a link is of no bond on its bridge.
     """
 
     bridges: tuple[Bridge, ...] = ()
@@ -249,7 +291,12 @@ class Desired:
         _once("port", (port.name for port in ports))
         _once("socket", (port.socket for port in ports if isinstance(port, Port)))
         _once("device", (port.device for port in ports if isinstance(port, NicPort)))
+        _once("bond", (bond.name for bridge in self.bridges for bond in bridge.bonds))
         for bridge in self.bridges:
+            bonds = {None, *(bond.name for bond in bridge.bonds)}
+            for port in bridge.ports:
+                if isinstance(port, NicPort) and port.bond not in bonds:
+                    raise ConfigError(f"port {port.name!r} is a link of {port.bond!r}: bridge {bridge.name!r} has none")
             _once(f"port number on bridge {bridge.name!r},", (port.ofport for port in bridge.ports))
 
 

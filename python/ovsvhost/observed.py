@@ -15,8 +15,8 @@ from ovsvhost.model import PollThreads
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ovsvhost._core import Datapath, FdbEntry, PmdState, PortState
-    from ovsvhost.model import AnyPort, Bridge, FeatureLimit
+    from ovsvhost._core import BondState, Datapath, FdbEntry, NicQueue, PmdState, PortState
+    from ovsvhost.model import AnyPort, Bond, Bridge, FeatureLimit
     from ovsvhost.nic.rtnetlink import Link
 
 _NO_LINKS: Mapping[str, Link] = {}
@@ -33,6 +33,7 @@ class Observed:
         feature_limit: what guests that start are offered at most.
         links: the network devices of this machine by name.
         set_up: numbers of those that the switch set up.
+        bonds: by name: the bridge it is on and its settings.
     """
 
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Observed:
     feature_limit: FeatureLimit = "all"
     links: Mapping[str, Link] = field(default_factory=dict)
     set_up: frozenset[int] = frozenset()
+    bonds: Mapping[str, tuple[str, Bond]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Ledger:
 
     bridges: dict[str, Bridge] = field(default_factory=dict)
     ports: dict[str, AnyPort] = field(default_factory=dict)
+    bonds: dict[str, tuple[str, Bond]] = field(default_factory=dict)
     pmds: PollThreads = field(default_factory=PollThreads)
     set_up: set[int] = field(default_factory=set)
     feature_limit: FeatureLimit = "all"
@@ -74,6 +77,7 @@ def read(datapath: Datapath, ledger: Ledger, links: Mapping[str, Link] = _NO_LIN
         feature_limit=ledger.feature_limit,
         links=links,
         set_up=frozenset(ledger.set_up),
+        bonds=dict(ledger.bonds),
     )
 
 
@@ -85,6 +89,16 @@ def port_states(datapath: Datapath) -> dict[str, PortState]:
 def port_state(datapath: Datapath, name: str) -> PortState:
     """One port's live state; ConfigError if there is none of that name."""
     return datapath.port(name)
+
+
+def bonds(datapath: Datapath) -> list[BondState]:
+    """Every bond's live state, by name."""
+    return datapath.bonds()
+
+
+def nic_queues(datapath: Datapath, name: str) -> list[NicQueue]:
+    """The queues of a NIC port; ConfigError if there is none of that name, or it is a guest's."""
+    return datapath.nic_queues(name)
 
 
 def fdb(datapath: Datapath, bridge: str) -> list[FdbEntry]:

@@ -23,6 +23,7 @@ from ovsvhost.model import (
     TX_RETRIES_DEFAULT,
     TX_RETRIES_MAX,
     TX_STEERINGS,
+    Port,
     PortType,
 )
 from ovsvhost.numeral import is_whole
@@ -37,7 +38,6 @@ CLIENT: PortType = "dpdkvhostuserclient"
 SERVER: PortType = "dpdkvhostuser"
 
 _ELSEWHERE = {
-    "dq-zero-copy": "zero copy is not served yet, frames are copied once",
     "n_rxq": "the number of queues follows the guest",
     "n_txq": "the number of queues follows the guest",
     "n_rxq_desc": "it belongs to physical ports, a vhost ring's size is the guest's",
@@ -65,6 +65,30 @@ class PortOptions:
     socket_owner: int = -1
     socket_group: int = -1
     allow_file_memory: bool = False
+    dq_zero_copy: bool = False
+
+    def port(
+        self, *, key: str, name: str, port_type: PortType, ofport: int, mtu: int | None, steering: TxSteering
+    ) -> Port | None:
+        """The port that they make with what its row says besides; None while it has no socket."""
+        if self.socket is None:
+            return None
+        return Port(
+            key=key,
+            name=name,
+            type=port_type,
+            socket=self.socket,
+            ofport=ofport,
+            mtu=mtu,
+            tx_retries_max=self.tx_retries_max,
+            backpressure_us=self.backpressure_us,
+            tx_steering=steering,
+            socket_mode=self.socket_mode,
+            socket_owner=self.socket_owner,
+            socket_group=self.socket_group,
+            allow_file_memory=self.allow_file_memory,
+            dq_zero_copy=self.dq_zero_copy,
+        )
 
 
 def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir: Path | None) -> PortOptions:
@@ -114,13 +138,19 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
     retries = take("tx-retries-max", TX_RETRIES_DEFAULT, _retries)
     backpressure = take("backpressure-us", 0, _backpressure)
     file_memory = bool(take("allow-file-memory", 0, _bool))
-    for option, text in sorted(left.items()):
+    zero_copy = bool(take("dq-zero-copy", 0, _bool))
+    if zero_copy and port_type == SERVER:
+        zero_copy = False
+        complaints.append(
+            f"options:dq-zero-copy is not in force: it is for client ports, set type={CLIENT} and "
+            "options:vhost-server-path"
+        )
+    for option in sorted(left):
         if option in _ELSEWHERE:
-            if not (option == "dq-zero-copy" and text == "false"):
-                complaints.append(f"options:{option} is not in force, remove it: {_ELSEWHERE[option]}")
+            complaints.append(f"options:{option} is not in force, remove it: {_ELSEWHERE[option]}")
         else:
             complaints.append(f"options:{option} is unknown: remove it or correct its name")
-    return PortOptions(socket, tuple(complaints), retries, backpressure, mode, owner, group, file_memory)
+    return PortOptions(socket, tuple(complaints), retries, backpressure, mode, owner, group, file_memory, zero_copy)
 
 
 def tx_steering(name: str, other_config: Mapping[str, str]) -> tuple[TxSteering, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 from ovsvhost.model import NicPort, Port
 
 if TYPE_CHECKING:
-    from ovsvhost.model import AnyPort, Bridge, Desired, FeatureLimit, PollThreads, TxSteering
+    from ovsvhost.model import AnyPort, Bond, Bridge, Desired, FeatureLimit, PollThreads, TxSteering
     from ovsvhost.observed import Observed
 
 
@@ -48,6 +48,29 @@ class SetBridge:
 
 
 @dataclass(frozen=True, slots=True)
+class AddBond:
+    """Add a bond to a bridge, without its links: those are added as ports."""
+
+    bridge: str
+    bond: Bond
+
+
+@dataclass(frozen=True, slots=True)
+class SetBond:
+    """Change a bond live."""
+
+    bond: Bond
+
+
+@dataclass(frozen=True, slots=True)
+class DelBond:
+    """Delete a bond whose links are gone."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class AddPort:
     """Add a port to a bridge."""
 
@@ -76,6 +99,7 @@ class PortChanges(TypedDict, total=False):
     tx_retries_max: int
     backpressure_us: int
     tx_steering: TxSteering
+    dq_zero_copy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +151,9 @@ Action: TypeAlias = (
     | DelBridge
     | AddBridge
     | SetBridge
+    | AddBond
+    | SetBond
+    | DelBond
     | SetUp
     | SetNic
     | AddPort
@@ -151,23 +178,36 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
         for name, bridge in observed.bridges.items()
         if name in wanted_bridges and wanted_bridges[name].key == bridge.key
     }
+    wanted_bonds = {bond.name: (bridge.name, bond) for bridge in desired.bridges for bond in bridge.bonds}
+    kept_bonds = {
+        name
+        for name, (bridge, bond) in observed.bonds.items()
+        if bridge in kept_bridges and name in wanted_bonds and _identity(*wanted_bonds[name]) == _identity(bridge, bond)
+    }
     kept_ports = {
         name
         for name, (bridge, port) in observed.ports.items()
         if bridge in kept_bridges and name in wanted_ports and _same(wanted_ports[name], (bridge, port))
+        if isinstance(port, Port) or port.bond is None or port.bond in kept_bonds
     }
 
     actions = _poll_threads(desired.pmds, observed.pmds)
     if desired.feature_limit != observed.feature_limit:
         actions.append(LimitFeatures(desired.feature_limit))
     actions += [DelPort(port.key, name) for name, (_, port) in observed.ports.items() if name not in kept_ports]
+    actions += [DelBond(bond.key, name) for name, (_, bond) in observed.bonds.items() if name not in kept_bonds]
     actions += [DelBridge(bridge.key, name) for name, bridge in observed.bridges.items() if name not in kept_bridges]
     for bridge in desired.bridges:
-        bare = replace(bridge, ports=())
+        bare = replace(bridge, ports=(), bonds=())
         if bridge.name not in kept_bridges:
             actions.append(AddBridge(bare))
         elif observed.bridges[bridge.name] != bare:
             actions.append(SetBridge(bare))
+    for name, (on, bond) in wanted_bonds.items():
+        if name not in kept_bonds:
+            actions.append(AddBond(on, bond))
+        elif observed.bonds[name][1] != bond:
+            actions.append(SetBond(bond))
     actions += [SetUp(port) for _, port in wanted_ports.values() if isinstance(port, NicPort) and _lies(port, observed)]
     for name, (bridge_name, port) in wanted_ports.items():
         if name not in kept_ports:
@@ -181,6 +221,11 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
         if port.rxq_affinity is not None and port.rxq_affinity != now.rxq_affinity:
             actions.append(SetAffinity(port, port.rxq_affinity))
     return tuple(actions)
+
+
+def _identity(bridge: str, bond: Bond) -> tuple[str, str]:
+    """What makes a bond another one."""
+    return bridge, bond.key
 
 
 def _poll_threads(wanted: PollThreads, now: PollThreads) -> list[Action]:
@@ -224,6 +269,7 @@ def _same(wanted: tuple[str, AnyPort], now: tuple[str, AnyPort]) -> bool:
                 tx_retries_max=port.tx_retries_max,
                 backpressure_us=port.backpressure_us,
                 tx_steering=port.tx_steering,
+                dq_zero_copy=port.dq_zero_copy,
                 rxq_affinity=port.rxq_affinity,
             )
         case NicPort(), NicPort():
@@ -248,4 +294,6 @@ def _changes(wanted: AnyPort, now: AnyPort) -> PortChanges:
             changes["backpressure_us"] = wanted.backpressure_us
         if wanted.tx_steering != now.tx_steering:
             changes["tx_steering"] = wanted.tx_steering
+        if wanted.dq_zero_copy != now.dq_zero_copy:
+            changes["dq_zero_copy"] = wanted.dq_zero_copy
     return changes

@@ -13,6 +13,7 @@
 //! stays mapped as long as the burst lives. Knows no ring, no port, no thread.
 #![allow(unsafe_code, reason = "copies a sender's bytes out of its memory")]
 
+mod placed;
 pub(crate) mod written;
 
 use std::sync::Arc;
@@ -308,6 +309,22 @@ impl Burst {
         self.count(len, Offload::NONE);
     }
 
+    /// Adds a [`rarp`], in a VLAN unless that is 0.
+    pub fn push_rarp(&mut self, mac: Mac, vlan: u16) {
+        let (frame, tag) = (rarp(mac), [0x8100_u16.to_be_bytes(), vlan.to_be_bytes()].concat());
+        let (addresses, rest) = frame.split_at(12);
+        let tag = if vlan == 0 { &[] } else { tag.as_slice() };
+        self.push_own(&[addresses, tag, rest].concat());
+    }
+
+    /// Says that frame `index` goes no further, unless that was said before.
+    pub fn refuse(&mut self, index: usize, reason: DropReason) {
+        if let Some(packet) = self.packets.get_mut(index) {
+            packet.drop.get_or_insert(reason);
+            packet.is_plain = false;
+        }
+    }
+
     /// How frame `index` is cut for a receiver that does not do it, and the first bytes that this was judged by.
     pub(crate) fn large(&self, index: usize) -> Option<(&gso::Plan, &[u8])> {
         let packet = self.packets().get(index).filter(|packet| packet.needs.has_segmentation())?;
@@ -320,6 +337,23 @@ impl Burst {
     pub fn wire_len(&self, index: usize) -> u32 {
         let whole = self.packets().get(index).map_or(0, |packet| packet.len);
         self.large(index).map_or(whole, |(plan, _)| plan.longest())
+    }
+
+    /// Where the bytes of a frame past its head are, piece by piece, none of them empty. They may change at any time: nothing
+    /// that was judged is among them.
+    #[inline]
+    pub(crate) fn tail(&self, packet: &Packet) -> impl Iterator<Item = Span> {
+        let (first, count) = (usize::from(packet.pieces.0), usize::from(packet.pieces.1));
+        let pieces = self.spans.get(first..first + count).unwrap_or_default();
+        let one = (count == 0).then_some(Span { start: packet.data, len: packet.len });
+        #[allow(clippy::cast_possible_truncation, reason = "64")]
+        let mut skip = HEAD_SIZE as u32;
+        one.into_iter().chain(pieces.iter().copied()).filter_map(move |piece| {
+            let here = skip.min(piece.len);
+            skip -= here;
+            let rest = Span { start: piece.start.wrapping_add(here as usize), len: piece.len - here };
+            (rest.len > 0).then_some(rest)
+        })
     }
 
     /// Copies a plain frame of this burst: `head` and `packet` are its own.

@@ -118,6 +118,11 @@ impl Places {
         self.threads.iter().find(|thread| Some(thread.core.cpu) == cpu).or_else(|| self.threads.first())
     }
 
+    /// Seats of a port, by vring.
+    pub(super) fn seats_of(&self, port: PortId) -> impl Iterator<Item = (u16, &Arc<Seat>)> {
+        self.seats.range((port, 0)..=(port, u16::MAX)).map(|((_, vring), seat)| (*vring, seat))
+    }
+
     /// Takes a seat out, and remembers where it was.
     pub(super) fn leave(&mut self, port: PortId, vring: u16) -> Option<Arc<Seat>> {
         let seat = self.seats.remove(&(port, vring))?;

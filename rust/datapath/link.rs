@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::Shared;
 use super::events::Allowance;
 use super::port::PortRecord;
+use super::threads::Passage;
 use crate::frame::ethernet::Mac;
 use crate::pmd::{Message, OutletSlot, PolledQueue};
 use crate::ring::{Receiveq, Ring, Transmitq};
@@ -47,13 +48,16 @@ impl PortLink for Link {
             let slot = Arc::new(OutletSlot::new(Receiveq::new(ring), port, vring, counters, run));
             let mut state = self.shared.state();
             state.receiveqs.insert((port, vring), slot);
-            let passage = self.shared.publish(&state);
+            let passage = self.shared.publish(&mut state);
             drop(state);
             passage.wait(&self.shared.events);
         } else {
             let queue = Box::new(PolledQueue::new(Transmitq::new(ring), port, vring, counters, run));
             if let Some(note) = self.shared.seat(queue, &self.record) {
                 self.event(Level::Warning, "notice", note);
+            }
+            if self.shared.state().wants_zero_copy(port) {
+                self.shared.ask_for_lanes(port);
             }
         }
     }
@@ -64,7 +68,7 @@ impl PortLink for Link {
         let mut state = self.shared.state();
         if vring % 2 == 0 {
             let slot = state.receiveqs.remove(&(port, vring))?;
-            let passage = self.shared.publish(&state);
+            let passage = self.shared.publish(&mut state);
             drop(state);
             passage.wait(&self.shared.events);
             // Nobody delivers to it any more: the lock is free.
@@ -73,15 +77,34 @@ impl PortLink for Link {
         } else {
             let seat = state.places.leave(port, vring)?;
             drop(state);
-            seat.take(&self.shared.events)?.queue.into_ring()
+            let mut queue = seat.take(&self.shared.events)?;
+            self.shared.settle_lanes(&mut queue);
+            queue.queue.into_ring()
         }
     }
 
     fn quiesce(&self) {
-        let state = self.shared.state();
-        let passage = self.shared.publish(&state);
+        let mut state = self.shared.state();
+        let passage = self.shared.publish(&mut state);
         drop(state);
         passage.wait(&self.shared.events);
+    }
+
+    fn pass(&self) {
+        Passage::begin(self.shared.threads.all(), Message::Pass).wait(&self.shared.events);
+    }
+
+    fn look_ahead(&self) {
+        let state = self.shared.state();
+        let ours = state.receiveqs.values().filter(|slot| slot.port == self.record.id).map(Arc::clone);
+        let slots: Vec<_> = ours.collect();
+        drop(state);
+        for slot in slots {
+            // A poll thread that finds it taken comes again.
+            if let Some(queue) = slot.queue.lock().as_mut() {
+                queue.look_ahead(slot.vring);
+            }
+        }
     }
 
     fn set_call(&self, vring: usize, call: Option<File>) {

@@ -10,6 +10,7 @@
 //! held while a session ends, for ending sessions stop their vrings through it.
 
 mod assignment;
+mod bond;
 mod events;
 mod housekeeping;
 mod link;
@@ -17,17 +18,19 @@ mod nic;
 mod port;
 mod state;
 mod threads;
+mod zero_copy;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
+pub use bond::{BondConfig, BondLink, BondMode, BondState};
 pub use events::Event;
-pub use nic::{NicConfig, NicDevice};
+pub use nic::{NicConfig, NicDevice, NicQueue};
 pub use port::{PortChange, PortConfig, PortState};
 pub use threads::SleepMax;
 
@@ -42,12 +45,15 @@ use crate::vhost::{self, Endpoint, Level, features};
 use events::Events;
 use link::Link;
 use nic::Nic;
+use port::Options;
 use state::State;
 use threads::{Passage, Threads};
+use zero_copy::Lanes;
 
 /// What sessions and control share.
 struct Shared {
     state: Lock<State>,
+    lanes: Lanes,
     threads: Threads,
     events: Events,
     recovery: Arc<Recovery>,
@@ -55,8 +61,9 @@ struct Shared {
     offer: Arc<Offer>,
     started: Instant,
     runs: AtomicU64,
-    /// Ports added from now on offer post-copy migration.
-    postcopy: AtomicBool,
+    options: Lock<Options>,
+    /// Tells the thread that keeps bonds' time that they changed; there is none before the first bond.
+    bonds: Lock<Option<Sender<()>>>,
 }
 
 impl Shared {
@@ -70,7 +77,14 @@ impl Shared {
     }
 
     /// Hands the state's topology to every poll thread. Wait for the passage without the state's lock.
-    fn publish(&self, state: &State) -> Passage {
+    fn publish(&self, state: &mut State) -> Passage {
+        for text in state.settle_bonds(Instant::now()) {
+            self.events.push(Level::Info, "notice", None, text);
+        }
+        if let Some(bonds) = self.bonds.lock().as_ref() {
+            // It leaves when this does.
+            let _ = bonds.send(());
+        }
         let topology = Arc::new(state.topology());
         Passage::begin(self.threads.all(), |done| Message::Topology(Arc::clone(&topology), done))
     }
@@ -79,7 +93,7 @@ impl Shared {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.state();
         let result = change(&mut state)?;
-        let passage = self.publish(&state);
+        let passage = self.publish(&mut state);
         drop(state);
         passage.wait(&self.events);
         Ok(result)
@@ -129,10 +143,11 @@ impl Datapath {
         let threads = Threads::new(started, faults);
         let recovery = Arc::new(recovery);
         let runs = AtomicU64::new(0);
-        let postcopy = AtomicBool::new(false);
         let offer = Arc::default();
         let state = Lock::default();
-        let shared = Arc::new(Shared { state, threads, events, recovery, offer, started, runs, postcopy });
+        let (lanes, options, bonds) = (Lanes::default(), Lock::default(), Lock::default());
+        let shared = Shared { state, lanes, threads, events, recovery, offer, started, runs, options, bonds };
+        let shared = Arc::new(shared);
         shared.state().places.sleep = SleepMax { default: sleep, ..SleepMax::default() };
         // It holds no claim on the datapath, and ends when the poll threads that report to it are gone.
         let keeper = Arc::downgrade(&shared);
@@ -152,8 +167,14 @@ impl Datapath {
     /// Nothing is offered then.
     pub fn offer_postcopy(&self) -> Result<()> {
         vhost::check_postcopy()?;
-        self.shared.postcopy.store(true, Ordering::Relaxed);
+        self.shared.options.lock().postcopy = true;
         Ok(())
+    }
+
+    /// Client ports added from now on serve guests that have an IOMMU before the device
+    /// (`other_config:vhost-iommu-support`).
+    pub fn offer_iommu(&self) {
+        self.shared.options.lock().iommu = true;
     }
 
     /// Changes what front-ends are offered at most (`other_config:vhost-features`), live: for those that come from now on.
@@ -193,7 +214,7 @@ impl Datapath {
         state.places.threads = shared.threads.all();
         state.places.threads.retain(|thread| cpus.contains(&thread.core.cpu));
         // The new ones get the topology before any queue.
-        let passage = shared.publish(&state);
+        let passage = shared.publish(&mut state);
         drop(state);
         passage.wait(&shared.events);
         shared.reassign();
@@ -285,15 +306,22 @@ impl Datapath {
         self.shared.change(|state| state.set_bridge(name, aging_s, table_size, forward_bpdu, now_s))
     }
 
-    /// Deletes a bridge and its ports.
+    /// Deletes a bridge, its ports and its bonds.
     ///
     /// # Errors
     /// `Config` if there is none of that name.
     pub fn del_bridge(&self, name: &str) -> Result<()> {
-        let ports = self.shared.state().ports_of(name)?;
+        let (ports, bonds) = {
+            let state = self.shared.state();
+            (state.ports_of(name)?, state.bonds_of(name))
+        };
         for port in ports {
             // Somebody else may have deleted it meanwhile: then it is gone, which is what was asked for.
             let _ = self.del_port(&port);
+        }
+        for bond in bonds {
+            // Likewise.
+            let _ = self.del_bond(&bond);
         }
         self.shared.change(|state| state.del_bridge(name))
     }
@@ -304,8 +332,7 @@ impl Datapath {
     /// `Config` for a value out of range or in use; `Kernel` if a server's socket cannot be made.
     pub fn add_port(&self, bridge: &str, config: PortConfig) -> Result<()> {
         config.check()?;
-        let endpoint_config =
-            config.endpoint(&self.shared.recovery, &self.shared.offer, self.shared.postcopy.load(Ordering::Relaxed));
+        let endpoint_config = config.endpoint(&self.shared.recovery, &self.shared.offer, *self.shared.options.lock());
         let name = config.name.clone();
         let record = self.shared.change(|state| state.add_port(bridge, config))?;
         let link = Arc::new(Link::new(Arc::clone(&self.shared), Arc::clone(&record)));
@@ -365,12 +392,25 @@ impl Datapath {
         Ok(())
     }
 
+    /// The queues of a NIC port: where descriptors are, and how long the device took with them.
+    ///
+    /// # Errors
+    /// `Config` for an unknown port or one that is a guest's.
+    pub fn nic_queues(&self, name: &str) -> Result<Vec<NicQueue>> {
+        let state = self.shared.state();
+        Ok(state.nic(name)?.1.map(Nic::queues).unwrap_or_default())
+    }
+
     /// Changes a port live.
     ///
     /// # Errors
     /// `Config` for an unknown port or a value out of range; nothing changed then.
     pub fn set_port(&self, name: &str, change: &PortChange) -> Result<()> {
         self.shared.change(|state| state.set_port(name, change))?;
+        let port = self.shared.state().id_of(name);
+        if let (Some(port), Some(_)) = (port, change.zero_copy) {
+            self.shared.ask_for_lanes(port);
+        }
         self.shared.events.poke();
         Ok(())
     }
@@ -391,7 +431,9 @@ impl Datapath {
             Ok(state.take_vrings(record.id))
         })?;
         for seat in left {
-            drop(seat.take(&self.shared.events));
+            if let Some(mut queue) = seat.take(&self.shared.events) {
+                self.shared.settle_lanes(&mut queue);
+            }
         }
         Ok(())
     }
@@ -401,12 +443,15 @@ impl Datapath {
     /// # Errors
     /// `Config` if there is none of that name.
     pub fn port(&self, name: &str) -> Result<PortState> {
-        self.shared.state().port_state(name).ok_or_else(|| Error::Config(format!("no port named {name}")))
+        self.shared
+            .state()
+            .port_state(name, &self.shared.lanes)
+            .ok_or_else(|| Error::Config(format!("no port named {name}")))
     }
 
     /// Every port, now.
     pub fn ports(&self) -> Vec<PortState> {
-        self.shared.state().port_states()
+        self.shared.state().port_states(&self.shared.lanes)
     }
 
     /// What a bridge has learned.

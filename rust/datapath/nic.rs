@@ -7,6 +7,8 @@
 //! Nothing here is on the packet path, and no poll thread ever waits for a device.
 
 mod keeper;
+mod offloads;
+mod queues;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,12 +16,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use self::keeper::{Claim, Keeper};
+use self::queues::Ended;
+pub use self::queues::NicQueue;
 use super::Shared;
 use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::Steering;
-use crate::port::afxdp::{self, RING_SIZES, XdpMode};
+use crate::port::afxdp::{self, LanePlan, RING_SIZES, XdpMode};
 use crate::port::{Attachment, Driver, Plan, packet};
 use crate::sys::netdev::{self, Asker};
 
@@ -51,6 +55,8 @@ pub struct NicDevice {
     pub start_queue: u32,
     /// `xdp-busy-budget`, frames; 0 is off.
     pub busy_budget: u32,
+    /// `xdp-zc-queues`: queues above the port's own that guests send on without a copy, 0..128. The device has to have them.
+    pub zc_queues: u32,
 }
 
 impl NicDevice {
@@ -66,6 +72,7 @@ impl NicDevice {
             need_wakeup: true,
             start_queue: 0,
             busy_budget: 0,
+            zc_queues: 0,
         }
     }
 
@@ -91,10 +98,25 @@ impl NicDevice {
         if self.start_queue > u32::from(u16::MAX) {
             return refuse(format!("xdp-start-queue {} is not in 0..65535", self.start_queue));
         }
+        if self.zc_queues > QUEUES_MAX {
+            return refuse(format!("xdp-zc-queues {} is not in 0..{QUEUES_MAX}", self.zc_queues));
+        }
         if self.busy_budget > BUDGET_MAX {
             return refuse(format!("xdp-busy-budget {} is not in 0..{BUDGET_MAX}", self.busy_budget));
         }
         Ok(())
+    }
+
+    /// A lane on the first queue that is reserved for guests.
+    fn lane(&self, ifindex: u32, zero_copy: bool) -> LanePlan {
+        LanePlan {
+            netdev: self.netdev.clone(),
+            ifindex,
+            queue: self.start_queue + self.n_rxq,
+            tx_size: self.n_txq_desc,
+            need_wakeup: self.need_wakeup,
+            zero_copy,
+        }
     }
 
     fn plan(&self, ifindex: u32, mtu: u32) -> Plan {
@@ -130,6 +152,8 @@ pub struct NicConfig {
     pub mtu: Option<u32>,
     /// Further attempts when the transmit ring is full (`tx-retries-max`), 0..32.
     pub retries: u32,
+    /// The bond on the same bridge that it is a link of.
+    pub bond: Option<String>,
 }
 
 impl NicConfig {
@@ -144,7 +168,7 @@ impl NicConfig {
     pub(super) fn settings(&self) -> Settings {
         let (ofport, retries) = (self.ofport, self.retries);
         let mtu = self.mtu.unwrap_or(MTU_UNKNOWN);
-        Settings { ofport, mtu, retries, backpressure_us: 0, steering: Steering::Thread }
+        Settings { ofport, mtu, retries, backpressure_us: 0, steering: Steering::Thread, zero_copy: false }
     }
 }
 
@@ -166,19 +190,8 @@ enum Command {
 struct Report {
     error: Option<String>,
     status: BTreeMap<String, String>,
-    /// Of holds that ended, by queue.
-    before: Vec<Totals>,
+    ended: Ended,
     attachment: Option<Arc<Attachment>>,
-}
-
-/// Of one queue.
-#[derive(Debug, Clone, Copy, Default)]
-struct Totals {
-    completed: u64,
-    inflight_max: u64,
-    /// In flight when the hold ended: sent or not, nobody says.
-    abandoned: u64,
-    rx_missed: u64,
 }
 
 /// A NIC port's thread, as others see it. Dropping it ends the hold on the device, and waits for that.
@@ -241,28 +254,16 @@ impl Nic {
         self.report.lock().status.clone()
     }
 
-    /// Adds what only the device's rings know: where descriptors are, sums and by queue.
-    pub(super) fn add_statistics(&self, all: &mut BTreeMap<String, u64>) {
+    /// Each of its queues.
+    pub(super) fn queues(&self) -> Vec<NicQueue> {
         let report = self.report.lock();
         let now = report.attachment.as_ref().map(|attachment| attachment.gauges()).unwrap_or_default();
-        for queue in 0..report.before.len().max(now.len()) {
-            let before = report.before.get(queue).copied().unwrap_or_default();
-            let now = now.get(queue).copied().unwrap_or_default();
-            for (name, n) in [
-                ("tx_inflight", now.inflight),
-                ("tx_completed", before.completed + now.completed),
-                ("tx_abandoned", before.abandoned),
-                ("rx_missed_errors", before.rx_missed + now.rx_missed),
-            ] {
-                *all.entry(name.to_owned()).or_default() += n;
-                let (side, name) = name.split_at(2);
-                all.insert(format!("{side}_q{queue}{name}"), n);
-            }
-            let most = before.inflight_max.max(now.inflight_max);
-            all.insert(format!("tx_q{queue}_inflight_max"), most);
-            let whole = all.entry("tx_inflight_max".to_owned()).or_default();
-            *whole = (*whole).max(most);
-        }
+        report.ended.with(&now)
+    }
+
+    /// Adds what only the device's rings know: where descriptors are, sums and by queue.
+    pub(super) fn add_statistics(&self, all: &mut BTreeMap<String, u64>) {
+        queues::add_statistics(&self.queues(), all);
     }
 }
 
@@ -295,6 +296,7 @@ mod tests {
             ("p0: n_txq_desc 100 is not a power of two in 64..4096", &|d| d.n_txq_desc = 100),
             ("p0: n_rxq_desc 8192 is not a power of two", &|d| d.n_rxq_desc = 8192),
             ("p0: xdp-start-queue 65536", &|d| d.start_queue = 65_536),
+            ("p0: xdp-zc-queues 129 is not in 0..128", &|d| d.zc_queues = 129),
             ("p0: xdp-busy-budget 65536", &|d| d.busy_budget = 65_536),
         ] {
             assert!(refused(change).starts_with(text), "{}", refused(change));

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::check_socket_path;
+use super::zero_copy::LaneTotals;
 use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::Steering;
+use crate::port::afxdp::LaneGauges;
 use crate::recovery::Recovery;
 use crate::switch::PortId;
 use crate::vhost::offer::Offer;
@@ -52,6 +54,8 @@ pub struct PortConfig {
     pub socket_group: Option<u32>,
     /// Accept guest memory on disk files.
     pub allow_file_memory: bool,
+    /// Send what the guest sends to network devices from its memory (`dq-zero-copy`).
+    pub zero_copy: bool,
 }
 
 impl PortConfig {
@@ -70,6 +74,7 @@ impl PortConfig {
             socket_owner: None,
             socket_group: None,
             allow_file_memory: false,
+            zero_copy: false,
         }
     }
 
@@ -77,6 +82,7 @@ impl PortConfig {
     /// `Config` naming what is out of range.
     pub(super) fn check(&self) -> Result<()> {
         self.settings().check(&self.name)?;
+        check_zero_copy(&self.name, self.kind, self.zero_copy)?;
         if self.socket_mode > 0o777 {
             return Err(Error::Config(format!("{}: socket-mode {:o} is not in 0..777", self.name, self.socket_mode)));
         }
@@ -85,11 +91,11 @@ impl PortConfig {
 
     /// What can change with the guest attached.
     pub(super) fn settings(&self) -> Settings {
-        let Self { ofport, mtu, retries, backpressure_us, steering, .. } = *self;
-        Settings { ofport, mtu, retries, backpressure_us, steering }
+        let Self { ofport, mtu, retries, backpressure_us, steering, zero_copy, .. } = *self;
+        Settings { ofport, mtu, retries, backpressure_us, steering, zero_copy }
     }
 
-    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, postcopy: bool) -> EndpointConfig {
+    pub(super) fn endpoint(&self, recovery: &Arc<Recovery>, offer: &Arc<Offer>, options: Options) -> EndpointConfig {
         EndpointConfig {
             name: self.name.clone(),
             kind: self.kind,
@@ -98,11 +104,21 @@ impl PortConfig {
             socket_owner: self.socket_owner,
             socket_group: self.socket_group,
             allow_file_memory: self.allow_file_memory,
-            postcopy,
+            postcopy: options.postcopy,
+            iommu: options.iommu,
             offer: Arc::clone(offer),
             recovery: Arc::clone(recovery),
         }
     }
+}
+
+/// What client ports that are added from now on serve besides.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Options {
+    /// `other_config:vhost-postcopy-support`.
+    pub(super) postcopy: bool,
+    /// `other_config:vhost-iommu-support`.
+    pub(super) iommu: bool,
 }
 
 /// What every port has, whatever is behind it.
@@ -113,6 +129,17 @@ pub(super) struct Settings {
     pub retries: u32,
     pub backpressure_us: u32,
     pub steering: Steering,
+    pub zero_copy: bool,
+}
+
+/// # Errors
+/// `Config`: zero copy is for guests that make the socket.
+pub(super) fn check_zero_copy(name: &str, kind: EndpointKind, zero_copy: bool) -> Result<()> {
+    if zero_copy && kind == EndpointKind::Server {
+        let text = "dq-zero-copy is for client ports: set type=dpdkvhostuserclient and options:vhost-server-path";
+        return Err(Error::Config(format!("{name}: {text}")));
+    }
+    Ok(())
 }
 
 impl Settings {
@@ -153,6 +180,8 @@ pub struct PortChange {
     pub backpressure_us: Option<u32>,
     /// `tx-steering`.
     pub steering: Option<Steering>,
+    /// `dq-zero-copy`.
+    pub zero_copy: Option<bool>,
 }
 
 impl PortChange {
@@ -164,6 +193,7 @@ impl PortChange {
             retries: self.retries.unwrap_or(settings.retries),
             backpressure_us: self.backpressure_us.unwrap_or(settings.backpressure_us),
             steering: self.steering.unwrap_or(settings.steering),
+            zero_copy: self.zero_copy.unwrap_or(settings.zero_copy),
             ..*settings
         };
         next.check(name)?;
@@ -186,6 +216,8 @@ pub(super) struct PortRecord {
     call: &'static str,
     /// By vring, made when first started; never reset by a reconnect.
     counters: Lock<BTreeMap<u16, Arc<QueueCounters>>>,
+    /// Of a NIC, guests' own ways to it.
+    lanes: Lock<LaneTotals>,
 }
 
 impl PortRecord {
@@ -199,7 +231,18 @@ impl PortRecord {
             numa: AtomicU32::new(0),
             call,
             counters: Lock::default(),
+            lanes: Lock::default(),
         }
+    }
+
+    /// Counts what a lane on queue `queue` does from now on.
+    pub(super) fn watch_lane(&self, queue: u16, lane: LaneGauges) {
+        self.lanes.lock().watch(queue, lane);
+    }
+
+    /// Adds what only the rings of lanes know.
+    pub(super) fn add_lanes(&self, all: &mut BTreeMap<String, u64>) {
+        self.lanes.lock().add_to(all);
     }
 
     /// Counters of a vring.
@@ -246,9 +289,13 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
     ] {
         add(format!("{side}_{name}"), counter.read());
     }
-    for (name, counter) in
-        [("good_packets", &queue.packets), ("good_bytes", &queue.bytes), (call, &queue.notifications)]
-    {
+    for (name, counter) in [
+        ("good_packets", &queue.packets),
+        ("good_bytes", &queue.bytes),
+        (call, &queue.notifications),
+        ("iotlb_hits", &queue.iotlb_hits),
+        ("iotlb_misses", &queue.iotlb_misses),
+    ] {
         add(format!("{side}_q{number}_{name}"), counter.read());
     }
     for (name, counter) in [
@@ -291,7 +338,12 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             DropReason::Runt | DropReason::Oversize | DropReason::BadOffload | DropReason::BadSource => {
                 add("rx_errors".into(), n);
             }
-            DropReason::Reserved | DropReason::SamePort | DropReason::NoReceiver | DropReason::AdminDown => {}
+            DropReason::Reserved
+            | DropReason::InactiveMember
+            | DropReason::Reflected
+            | DropReason::SamePort
+            | DropReason::NoReceiver
+            | DropReason::AdminDown => {}
             DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
             DropReason::ReceiverAdminDown
             | DropReason::LinkDown
@@ -300,7 +352,9 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             | DropReason::Contended
             | DropReason::BufferTooSmall
             | DropReason::RingBroken
-            | DropReason::PostcopyWait => add("ovs_tx_failure_drops".into(), n),
+            | DropReason::PostcopyWait
+            | DropReason::IotlbWait
+            | DropReason::DeviceRefused => add("ovs_tx_failure_drops".into(), n),
         }
     }
 }

@@ -7,21 +7,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::FdbEntry;
 use super::assignment::{Places, PmdView};
+use super::bond::Bond;
 use super::nic::{Nic, NicConfig, NicDevice};
-use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings};
+use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings, check_zero_copy};
 use super::threads::Seat;
+use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
 use crate::frame::flow::FlowKey;
-use crate::pmd::{BridgeView, FaultCause, OutletSlot, PortView, Topology};
+use crate::pmd::{Bonding, BridgeView, FaultCause, LINKS_MAX, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
 use crate::switch::fdb::Fdb;
-use crate::vhost::Endpoint;
+use crate::vhost::{Endpoint, EndpointKind};
 
 /// Most ports in a datapath: `OpenFlow` numbers end there.
 const PORTS_MAX: usize = 65_279;
 
 #[derive(Debug)]
-struct Bridge {
+pub(super) struct Bridge {
     index: usize,
     fdb: Arc<Fdb>,
     forward_bpdu: bool,
@@ -33,12 +35,14 @@ struct Port {
     admin_up: bool,
     record: Arc<PortRecord>,
     backing: Backing,
+    /// The bond it is a link of.
+    bond: Option<String>,
 }
 
 /// What is behind a port; None until its thread runs.
 pub(super) enum Backing {
     /// A guest.
-    Vhost { socket: PathBuf, endpoint: Option<Endpoint> },
+    Vhost { socket: PathBuf, kind: EndpointKind, endpoint: Option<Endpoint> },
     /// A network device of the host.
     Nic { device: NicDevice, nic: Option<Nic> },
 }
@@ -66,6 +70,7 @@ impl Backing {
 pub(super) struct State {
     bridges: BTreeMap<String, Bridge>,
     ports: BTreeMap<String, Port>,
+    pub bonds: BTreeMap<String, Bond>,
     /// Ids in use, those of ports whose session is still ending included.
     ids: BTreeSet<PortId>,
     /// Live receiveqs; outlive their port's entry until its session has ended.
@@ -90,22 +95,31 @@ impl State {
         for port in self.ports.values() {
             let Some(bridge) = self.bridges.get(&port.bridge).map(|b| b.index) else { continue };
             let id = port.record.id;
-            if let Some(Some(view)) = topology.bridges.get_mut(bridge) {
+            if port.bond.is_none()
+                && let Some(Some(view)) = topology.bridges.get_mut(bridge)
+            {
                 view.members.push(id);
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
             let Settings { mtu, retries, backpressure_us, steering, .. } = port.settings;
             let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
-            let view = PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs };
-            grow(&mut topology.ports, usize::from(id));
-            if let Some(place) = topology.ports.get_mut(usize::from(id)) {
-                *place = Some(view);
+            let bonding = Bonding::None;
+            let view =
+                PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs, bonding };
+            put(&mut topology.ports, id, view);
+        }
+        for bond in self.bonds.values() {
+            let Some(bridge) = self.bridges.get(&bond.bridge).map(|b| b.index) else { continue };
+            let view = bond.join(&mut topology, bridge);
+            put(&mut topology.ports, bond.id, view);
+            if let Some(Some(view)) = topology.bridges.get_mut(bridge) {
+                view.members.push(bond.id);
             }
         }
         topology
     }
 
-    fn bridge(&self, name: &str) -> Result<&Bridge> {
+    pub(super) fn bridge(&self, name: &str) -> Result<&Bridge> {
         self.bridges.get(name).ok_or_else(|| Error::Config(format!("no bridge named {name}")))
     }
 
@@ -161,13 +175,26 @@ impl State {
     }
 
     pub(super) fn add_port(&mut self, bridge: &str, config: PortConfig) -> Result<Arc<PortRecord>> {
-        let (settings, backing) = (config.settings(), Backing::Vhost { socket: config.socket, endpoint: None });
-        self.add(bridge, &config.name, settings, backing, "guest_notifications")
+        let (settings, backing) =
+            (config.settings(), Backing::Vhost { socket: config.socket, kind: config.kind, endpoint: None });
+        self.add(bridge, &config.name, settings, backing, "guest_notifications", None)
     }
 
     pub(super) fn add_nic(&mut self, bridge: &str, config: &NicConfig) -> Result<Arc<PortRecord>> {
         let backing = Backing::Nic { device: config.device.clone(), nic: None };
-        self.add(bridge, &config.name, config.settings(), backing, "kicks")
+        if let Some(bond) = &config.bond
+            && self.bonds.get(bond).is_none_or(|bond| bond.bridge != bridge)
+        {
+            return Err(Error::Config(format!("{}: bridge {bridge} has no bond named {bond}", config.name)));
+        }
+        if let Some(bond) = config.bond.as_ref().filter(|bond| self.bonds.get(*bond).is_some_and(Bond::is_full)) {
+            return Err(Error::Config(format!("{}: bond {bond} has {LINKS_MAX} links already", config.name)));
+        }
+        let record = self.add(bridge, &config.name, config.settings(), backing, "kicks", config.bond.clone())?;
+        if let Some(bond) = config.bond.as_ref().and_then(|bond| self.bonds.get_mut(bond)) {
+            bond.add_link(record.id, &config.name);
+        }
+        Ok(record)
     }
 
     fn add(
@@ -177,6 +204,7 @@ impl State {
         settings: Settings,
         backing: Backing,
         call: &'static str,
+        bond: Option<String>,
     ) -> Result<Arc<PortRecord>> {
         self.bridge(bridge)?;
         if self.ports.contains_key(name) {
@@ -187,13 +215,23 @@ impl State {
         if let Some((other, _)) = same {
             return Err(Error::Config(format!("{name}: ofport {} belongs to port {other}", settings.ofport)));
         }
+        let id = self.take_id(name)?;
+        let record = Arc::new(PortRecord::new(id, name, settings.mtu, call));
+        let (bridge, kept) = (bridge.to_owned(), Arc::clone(&record));
+        self.ports.insert(name.to_owned(), Port { bridge, settings, admin_up: true, record: kept, backing, bond });
+        Ok(record)
+    }
+
+    pub(super) fn take_id(&mut self, name: &str) -> Result<PortId> {
         let id = (0..PORTS_MAX).filter_map(|i| PortId::try_from(i).ok()).find(|id| !self.ids.contains(id));
         let id = id.ok_or_else(|| Error::Config(format!("{name}: {PORTS_MAX} ports exist already")))?;
         self.ids.insert(id);
-        let record = Arc::new(PortRecord::new(id, name, settings.mtu, call));
-        let port = Port { bridge: bridge.to_owned(), settings, admin_up: true, record: Arc::clone(&record), backing };
-        self.ports.insert(name.to_owned(), port);
-        Ok(record)
+        Ok(id)
+    }
+
+    /// What is known of who is where on a bridge.
+    pub(super) fn fdb_of(&self, bridge: &str) -> Option<&Fdb> {
+        self.bridges.get(bridge).map(|bridge| &*bridge.fdb)
     }
 
     /// Refuses what another port has.
@@ -262,6 +300,34 @@ impl State {
         }
     }
 
+    /// Transmitqs of guests beside this NIC whose ports want lanes to it.
+    pub(super) fn wishes_for(&self, nic: PortId) -> Vec<Wish> {
+        let Some(bridge) = self.ports.values().find(|port| port.record.id == nic).map(|port| &port.bridge) else {
+            return Vec::new();
+        };
+        let guests = self.ports.values().filter(|port| port.settings.zero_copy && port.bridge == *bridge);
+        let seats =
+            guests.flat_map(|port| self.places.seats_of(port.record.id).map(move |(vring, seat)| (port, vring, seat)));
+        seats
+            .map(|(port, vring, seat)| Wish { guest: Arc::clone(&port.record), vring, seat: Arc::clone(seat) })
+            .collect()
+    }
+
+    /// Has every NIC's thread look that is on the bridge of this port, if the port's lanes may be other ones.
+    pub(super) fn refresh_nics_beside(&self, id: PortId) {
+        let Some(port) = self.ports.values().find(|port| port.record.id == id) else { return };
+        for other in self.ports.values().filter(|other| other.bridge == port.bridge) {
+            if let Backing::Nic { nic: Some(nic), .. } = &other.backing {
+                nic.refresh();
+            }
+        }
+    }
+
+    /// True if this port wants lanes.
+    pub(super) fn wants_zero_copy(&self, id: PortId) -> bool {
+        self.ports.values().any(|port| port.record.id == id && port.settings.zero_copy)
+    }
+
     /// Takes what a session left behind that did not end in time: its receiveqs out of the topology to come, and the
     /// seats of its transmitqs.
     pub(super) fn take_vrings(&mut self, id: PortId) -> Vec<Arc<Seat>> {
@@ -281,6 +347,11 @@ impl State {
         Ok(is_new)
     }
 
+    /// The id of a port of this name.
+    pub(super) fn id_of(&self, name: &str) -> Option<PortId> {
+        self.ports.get(name).map(|port| port.record.id)
+    }
+
     /// A port's name, while it is there.
     pub(super) fn name_of(&self, id: PortId) -> Option<String> {
         self.ports.iter().find(|(_, port)| port.record.id == id).map(|(name, _)| name.clone())
@@ -288,6 +359,13 @@ impl State {
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {
         let port = self.ports.get_mut(name).ok_or_else(|| Error::Config(format!("no port named {name}")))?;
+        match (change.zero_copy, &port.backing) {
+            (Some(zero_copy), Backing::Vhost { kind, .. }) => check_zero_copy(name, *kind, zero_copy)?,
+            (Some(true), Backing::Nic { .. }) => {
+                return Err(Error::Config(format!("{name}: dq-zero-copy belongs to the guest's port")));
+            }
+            _ => {}
+        }
         change.apply(name, &mut port.settings)?;
         port.record.mtu.store(port.settings.mtu, Ordering::Relaxed);
         if let (Some(mtu), Backing::Nic { nic: Some(nic), .. }) = (change.mtu, &port.backing) {
@@ -300,6 +378,7 @@ impl State {
     /// Takes a port out; its id stays taken until [`Self::free`].
     pub(super) fn remove_port(&mut self, name: &str) -> Option<(Arc<PortRecord>, Backing)> {
         let port = self.ports.remove(name)?;
+        self.leave_bond(port.record.id);
         if let Some(bridge) = self.bridges.get(&port.bridge) {
             bridge.fdb.flush_port(port.record.id);
         }
@@ -319,25 +398,31 @@ impl State {
         self.ids.remove(&id);
     }
 
-    pub(super) fn port_state(&self, name: &str) -> Option<PortState> {
-        self.ports.get(name).map(|port| Self::snapshot(name, port))
+    pub(super) fn port_state(&self, name: &str, lanes: &Lanes) -> Option<PortState> {
+        self.ports.get(name).map(|port| self.snapshot(name, port, lanes))
     }
 
-    pub(super) fn port_states(&self) -> Vec<PortState> {
-        self.ports.iter().map(|(name, port)| Self::snapshot(name, port)).collect()
+    pub(super) fn port_states(&self, lanes: &Lanes) -> Vec<PortState> {
+        self.ports.iter().map(|(name, port)| self.snapshot(name, port, lanes)).collect()
     }
 
-    fn snapshot(name: &str, port: &Port) -> PortState {
+    fn snapshot(&self, name: &str, port: &Port, lanes: &Lanes) -> PortState {
         let record = &port.record;
         let mut statistics = record.statistics();
-        let (error, status) = match &port.backing {
+        let (error, mut status) = match &port.backing {
             Backing::Vhost { endpoint: Some(endpoint), .. } => (endpoint.error(), endpoint.status()),
             Backing::Nic { nic: Some(nic), .. } => {
                 nic.add_statistics(&mut statistics);
+                record.add_lanes(&mut statistics);
                 (nic.error(), nic.status())
             }
             _ => (None, BTreeMap::new()),
         };
+        if port.settings.zero_copy {
+            let obstacles: Vec<_> =
+                self.places.seats_of(record.id).map(|(_, seat)| seat.memory().err().flatten()).collect();
+            status.insert("zero-copy".to_owned(), lanes.state_of(record.id, &obstacles));
+        }
         PortState {
             name: name.to_owned(),
             bridge: port.bridge.clone(),
@@ -353,7 +438,14 @@ impl State {
     }
 
     pub(super) fn fdb(&self, bridge: &str, now_s: u32) -> Result<Vec<FdbEntry>> {
-        let ofports: BTreeMap<PortId, u16> = self.ports.values().map(|p| (p.record.id, p.settings.ofport)).collect();
+        let mut ofports: BTreeMap<PortId, u16> =
+            self.ports.values().map(|p| (p.record.id, p.settings.ofport)).collect();
+        // As in Open vSwitch, a bond is shown as the first of its links.
+        for bond in self.bonds.values() {
+            if let Some(ofport) = bond.first_link().and_then(|id| ofports.get(&id).copied()) {
+                ofports.insert(bond.id, ofport);
+            }
+        }
         let learned = self.bridge(bridge)?.fdb.list(now_s);
         Ok(learned
             .into_iter()
@@ -413,6 +505,13 @@ fn describe(cause: &FaultCause, until: &str) -> String {
     match cause {
         FaultCause::Ring(ring) => format!("{ring}; {until}"),
         FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
+    }
+}
+
+fn put(ports: &mut Vec<Option<PortView>>, id: PortId, view: PortView) {
+    grow(ports, usize::from(id));
+    if let Some(place) = ports.get_mut(usize::from(id)) {
+        *place = Some(view);
     }
 }
 

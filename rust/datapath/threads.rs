@@ -20,9 +20,11 @@ use super::events::Events;
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
 use crate::lock::Lock;
+use crate::memory::GuestMap;
 use crate::pmd::assign::{Core, Rxq};
 use crate::pmd::load::{History, INTERVALS};
-use crate::pmd::{Fault, Message, Pmd, PolledQueue, Readings, Sleep};
+use crate::pmd::{Fault, Lane, Message, Pmd, PolledQueue, Readings, Sleep};
+use crate::ring::Obstacle;
 use crate::switch::PortId;
 use crate::sys::eventfd::Notifier;
 use crate::sys::{cpu, numa, tsc};
@@ -118,6 +120,8 @@ pub(super) struct Seat {
     pub run: u64,
     /// Its guest's node.
     numa: Option<u32>,
+    /// A guest's memory, for lanes of its transmitq; or why there can be none.
+    memory: std::result::Result<Arc<GuestMap>, Option<Obstacle>>,
     counters: Arc<QueueCounters>,
     load: Lock<History>,
     /// The core it is on, for those who only want to know.
@@ -132,8 +136,43 @@ impl Seat {
         let counters = Arc::clone(&queue.counters);
         let (load, cpu) = (Lock::new(History::new(counters.cycles.read())), AtomicUsize::new(thread.core.cpu));
         let (port, vring, run, place) = (queue.port, queue.vring, queue.run, Lock::new(Some(Arc::clone(thread))));
+        let memory = queue.memory_to_show().map_or(Err(None), |memory| memory.map_err(Some));
         thread.pmd.post(Message::Assign(queue));
-        Self { port, vring, run, numa, counters, load, cpu, place }
+        Self { port, vring, run, numa, memory, counters, load, cpu, place }
+    }
+
+    /// The memory that lanes of this queue are shown.
+    ///
+    /// # Errors
+    /// What is in the way of lanes; None for a queue that is no guest's.
+    pub(super) fn memory(&self) -> std::result::Result<&Arc<GuestMap>, Option<Obstacle>> {
+        self.memory.as_ref().map_err(|obstacle| *obstacle)
+    }
+
+    /// Gives the queue a lane, wherever it is. Gives the lane back if the queue was stopped.
+    pub(super) fn add_lane(&self, lane: Box<Lane>, memory: &Arc<GuestMap>, events: &Events) -> Option<Box<Lane>> {
+        let place = self.place.lock();
+        let Some(thread) = place.as_ref() else { return Some(lane) };
+        let ((reply, answer), memory) = (channel(), Arc::clone(memory));
+        let (port, vring) = (self.port, self.vring);
+        thread.pmd.post(Message::AddLane { port, vring, lane, memory, reply });
+        thread.pmd.wait(&answer, |late| say_late(events, late)).flatten()
+    }
+
+    /// Takes a lane away; None if the queue was stopped, with its lanes.
+    pub(super) fn remove_lane(&self, keeper: u16, events: &Events) -> Option<Box<Lane>> {
+        let place = self.place.lock();
+        let (reply, answer) = channel();
+        let thread = place.as_ref()?;
+        thread.pmd.post(Message::RemoveLane { port: self.port, vring: self.vring, keeper, reply });
+        thread.pmd.wait(&answer, |late| say_late(events, late)).flatten()
+    }
+
+    /// Says that a lane taken away is closed.
+    pub(super) fn lane_closed(&self, keeper: u16) {
+        if let Some(thread) = self.place.lock().as_ref() {
+            thread.pmd.post(Message::LaneClosed { port: self.port, vring: self.vring, keeper });
+        }
     }
 
     /// As the assignment wants it; `pinned` is the core that its port's affinity names.

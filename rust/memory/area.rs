@@ -3,7 +3,9 @@
 //! What guest memory is to a guest's frames, an area is to those that a NIC brought: a [`Span`] cut from it is valid as
 //! long as the area lives.
 
-use vm_memory::MmapRegion;
+use std::fs::File;
+
+use vm_memory::{FileOffset, MmapRegion};
 
 use super::Span;
 use crate::error::{Error, Result};
@@ -26,6 +28,24 @@ impl Area {
         file::keep_private(mapping.as_ptr(), size);
         file::prefer_huge_pages(mapping.as_ptr(), size);
         Ok(Self { mapping })
+    }
+
+    /// As [`Self::new`], of a file of its own: so that it can be mapped once more, in a [`Window`](super::Window).
+    ///
+    /// # Errors
+    /// `Kernel` without memory.
+    pub fn shared(size: usize) -> Result<Self> {
+        let failed = |e| Error::kernel(format!("cannot map {size} bytes for frames"), e);
+        let file = file::anonymous("frames", size).map_err(failed)?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file, 0), size);
+        let mapping = mapping.map_err(|e| failed(std::io::Error::other(e)))?;
+        file::keep_private(mapping.as_ptr(), size);
+        Ok(Self { mapping })
+    }
+
+    /// Its file, if it has one.
+    pub(super) fn file(&self) -> Option<&File> {
+        self.mapping.file_offset().map(FileOffset::file)
     }
 
     /// Its first byte.

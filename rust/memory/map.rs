@@ -1,15 +1,25 @@
 //! The table of one guest's regions, and translation through it.
+//!
+//! What is translated are addresses as the device sees them: guest-physical ones, or, of a map that is guarded by the
+//! guest's IOMMU, those that its IOTLB has a mapping for (`guarded`).
 #![allow(unsafe_code, reason = "a Span crosses threads with the map that keeps it alive")]
+
+mod guarded;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use guarded::Located;
+
 use super::incoming::Incoming;
+use super::iotlb::{Access, Iotlb};
 use super::region::Region;
 use super::sigbus;
-use super::{Gpa, Uva};
+use super::tlb::Tlb;
+use super::window::Exhibit;
+use super::{Gpa, Iova, Uva};
 use crate::error::{Error, Result};
 use crate::sys::numa;
 
@@ -43,14 +53,20 @@ unsafe impl Send for Span {}
 impl Span {
     /// No bytes at all.
     pub const EMPTY: Self = Self { start: std::ptr::null_mut(), len: 0 };
+
+    /// What is left of it after `cut` bytes, which it has.
+    #[must_use]
+    pub fn after(self, cut: u32) -> Self {
+        Self { start: self.start.wrapping_add(cut as usize), len: self.len.saturating_sub(cut) }
+    }
 }
 
-/// The region that held the last address, by value: a loop over many keeps it in registers.
+/// The stretch of addresses that held the last one, a region or a mapping, by value: a loop over many keeps it in registers.
 ///
 /// Belongs to the [`GuestMap`] that filled it in, as the spans it makes do.
 #[derive(Debug, Clone, Copy)]
 pub struct Hint {
-    gpa: u64,
+    from: u64,
     size: u64,
     host: *mut u8,
 }
@@ -78,11 +94,16 @@ unsafe impl Send for Hint {}
 
 impl Hint {
     /// No region: the first address is looked up.
-    pub const NONE: Self = Self { gpa: 0, size: 0, host: std::ptr::null_mut() };
+    pub const NONE: Self = Self { from: 0, size: 0, host: std::ptr::null_mut() };
+
+    /// True if any of `size` addresses from `from` on is among its own.
+    pub(super) fn overlaps(&self, from: u64, size: u64) -> bool {
+        from.wrapping_sub(self.from) < self.size || self.from.wrapping_sub(from) < size
+    }
 
     #[inline]
-    fn span(&self, gpa: u64, len: u32) -> Option<Span> {
-        let into = gpa.wrapping_sub(self.gpa);
+    pub(super) fn span(&self, at: u64, len: u32) -> Option<Span> {
+        let into = at.wrapping_sub(self.from);
         // Two compares decide: `into` below the size, and what is left covers `len`. Neither can wrap.
         if into < self.size && self.size - into >= u64::from(len) {
             #[allow(clippy::cast_possible_truncation, reason = "x86-64: usize holds every u64")]
@@ -128,6 +149,8 @@ pub struct GuestMap {
     losses: AtomicUsize,
     /// The migration that brings its pages.
     incoming: Option<Arc<Incoming>>,
+    /// What the guest's IOMMU lets the device reach; None: all of it.
+    iotlb: Option<Arc<Iotlb>>,
 }
 
 /// Why a translation gives no bytes.
@@ -137,6 +160,8 @@ pub enum Unreachable {
     Outside,
     /// A migration has not brought them yet. They were asked for: try again when [`GuestMap::arrived`] has moved.
     Absent,
+    /// The guest's IOMMU has not told what the address means. It was asked: likewise.
+    Unmapped,
 }
 
 // SAFETY: the raw pointers are into mappings owned by the `Arc<Region>` beside them; mappings may be used by any thread.
@@ -174,7 +199,7 @@ impl GuestMap {
     pub fn arrived_whole(&self) -> Self {
         let whole = |e: &Entry| Entry { reach: e.size, ..e.clone() };
         let losses = AtomicUsize::new(self.losses.load(Ordering::Relaxed));
-        Self { entries: self.entries.iter().map(whole).collect(), losses, incoming: None }
+        Self { entries: self.entries.iter().map(whole).collect(), losses, incoming: None, iotlb: self.iotlb.clone() }
     }
 
     /// This map and one region more (`vhost-user: ADD_MEM_REG`).
@@ -213,7 +238,8 @@ impl GuestMap {
                 return Err(Error::Peer(format!("guest memory: regions at {:#x} and {:#x} overlap", a.gpa, b.gpa)));
             }
         }
-        Ok(Self { entries: entries.into(), losses: AtomicUsize::new(0), incoming })
+        // What an IOTLB says is said of the regions as they were: a new table begins without one.
+        Ok(Self { entries: entries.into(), losses: AtomicUsize::new(0), incoming, iotlb: None })
     }
 
     /// True if `specs` describes exactly what is mapped, same files included: then nothing needs remapping.
@@ -253,48 +279,63 @@ impl GuestMap {
         broken
     }
 
-    /// `len` bytes at `gpa`, if one region holds them all. `hint` is the region that held the last answer of this map.
+    /// `len` bytes at an address that the device was given, if they lie in one piece and are at hand. `hint` is where the
+    /// last answer of this map was, `tlb` what the queue that asks knows of a guarded one.
     #[inline]
-    pub fn translate(&self, gpa: Gpa, len: u32, hint: &mut Hint) -> Option<Span> {
-        if let Some(span) = hint.span(gpa.0, len) {
+    pub fn translate(&self, at: Iova, len: u32, hint: &mut Hint, tlb: &mut Tlb) -> Option<Span> {
+        if let Some(span) = hint.span(at.0, len) {
             return Some(span);
         }
         // By value: the address of a hint that is handed out keeps it from the registers.
-        let (span, found) = self.look_up(gpa, len)?;
+        let (span, found) = self.look_up(at, len, tlb)?;
         *hint = found;
         Some(span)
     }
 
     #[cold]
-    fn look_up(&self, gpa: Gpa, len: u32) -> Option<(Span, Hint)> {
-        let at = self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?;
-        let e = self.entries.get(at)?;
-        let span = e.span(gpa.0, len, e.size)?;
+    #[inline(never)]
+    fn look_up(&self, at: Iova, len: u32, tlb: &mut Tlb) -> Option<(Span, Hint)> {
+        if let Some(iotlb) = &self.iotlb {
+            return self.look_up_guarded(iotlb, at, len, tlb);
+        }
+        let e = self.region_at(Gpa(at.0))?;
+        let span = e.span(at.0, len, e.size)?;
         e.is_here(span).then(|| (span, e.hint()))
     }
 
-    /// `len` bytes at `gpa`, or why they cannot be had.
+    /// `len` bytes at an address that the device was given, for this access, or why they cannot be had.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn translate_whole(&self, gpa: Gpa, len: u32) -> std::result::Result<Span, Unreachable> {
-        let span = self.translate_prefix(gpa, len)?;
+    pub fn translate_whole(&self, at: Iova, len: u32, access: Access) -> std::result::Result<Span, Unreachable> {
+        if let Some(iotlb) = &self.iotlb {
+            return self.guarded_whole(iotlb, at, len, access);
+        }
+        let span = self.translate_prefix(at, len, access)?;
         if span.len == len { Ok(span) } else { Err(Unreachable::Outside) }
     }
 
-    /// As many of `len` bytes at `gpa` as the region that holds the first one has: for buffers across regions.
+    /// As many of `len` bytes as lie in one piece from the first on: for buffers across regions or mappings.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn translate_prefix(&self, gpa: Gpa, len: u32) -> std::result::Result<Span, Unreachable> {
-        let (e, span) = self.prefix(gpa, len).ok_or(Unreachable::Outside)?;
+    pub fn translate_prefix(&self, at: Iova, len: u32, access: Access) -> std::result::Result<Span, Unreachable> {
+        if let Some(iotlb) = &self.iotlb {
+            return self.guarded_prefix(iotlb, at, len, access);
+        }
+        let (e, span) = self.prefix(Gpa(at.0), len).ok_or(Unreachable::Outside)?;
         if e.is_here(span) { Ok(span) } else { Err(Unreachable::Absent) }
     }
 
     fn prefix(&self, gpa: Gpa, len: u32) -> Option<(&Entry, Span)> {
-        let e = self.entries.get(self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?)?;
+        let e = self.region_at(gpa)?;
         let left = e.size.checked_sub(gpa.0.checked_sub(e.gpa)?).filter(|&left| left > 0)?;
         Some((e, e.span(gpa.0, u32::try_from(left).map_or(len, |left| left.min(len)), e.size)?))
+    }
+
+    /// The last region that begins at `gpa` or before.
+    fn region_at(&self, gpa: Gpa) -> Option<&Entry> {
+        self.entries.get(self.entries.partition_point(|e| e.gpa <= gpa.0).checked_sub(1)?)
     }
 
     /// Device and inode of every file.
@@ -312,9 +353,10 @@ impl GuestMap {
         self.incoming.is_some()
     }
 
-    /// Pages that a migration has brought so far.
+    /// How often something came that was not at hand: a page of a migration, a mapping of the guest's IOMMU.
     pub fn arrived(&self) -> u64 {
-        self.incoming.as_ref().map_or(0, |incoming| incoming.arrived())
+        let pages = self.incoming.as_ref().map_or(0, |incoming| incoming.arrived());
+        pages.wrapping_add(self.iotlb.as_ref().map_or(0, |iotlb| iotlb.updates()))
     }
 
     /// False if `len` bytes at the front-end's address `uva` are mapped and not all here; they are asked for then.
@@ -357,6 +399,15 @@ impl GuestMap {
         let (at, gpa) = self.entries.iter().enumerate().find_map(|(at, e)| Some((at, e.gpa_of(host)?)))?;
         *hint = at;
         Some(gpa)
+    }
+
+    /// Every region, as a network device is to be shown it.
+    pub(super) fn exhibits(&self) -> Vec<Exhibit<'_>> {
+        let all = self.entries.iter().filter_map(|e| {
+            let (file, page) = e.region.file()?;
+            Some(Exhibit { file, offset: e.mmap_offset, size: e.size, page: page as u64, host: e.host.addr() })
+        });
+        all.collect()
     }
 
     /// The region that is mapped at `host`.
@@ -418,7 +469,7 @@ impl Entry {
 
     /// What is translated without a look at which pages are here.
     fn hint(&self) -> Hint {
-        Hint { gpa: self.gpa, size: self.reach, host: self.host }
+        Hint { from: self.gpa, size: self.reach, host: self.host }
     }
 
     /// `len` bytes at `gpa`, if they lie in the first `size` of the region.

@@ -17,6 +17,8 @@ use crate::sys::file::{self, Backing};
 pub(super) struct Region {
     mapping: Mapping,
     offset: usize,
+    /// Bytes of a page of the file.
+    page: usize,
     /// Device and inode: two descriptors of one file are one memory.
     pub(super) identity: (u64, u64),
     /// Where its pages land, if a migration brings them.
@@ -67,7 +69,7 @@ impl Region {
         let mapping = Mapping::new(subject, file, length)?;
         let place = [offset, size, page];
         let landing = incoming.map(|incoming| Landing::new(subject, incoming, &mapping, place)).transpose()?;
-        Ok(Self { mapping, offset, identity: (meta.dev(), meta.ino()), landing })
+        Ok(Self { mapping, offset, page, identity: (meta.dev(), meta.ino()), landing })
     }
 
     /// Where its pages land; None if all are here, as in memory that no migration brings.
@@ -78,6 +80,11 @@ impl Region {
     /// Where the region's first byte is mapped here.
     pub(super) fn host(&self) -> *mut u8 {
         self.mapping.start().wrapping_add(self.offset)
+    }
+
+    /// The file that it is of, and the bytes of a page of that.
+    pub(super) fn file(&self) -> Option<(&File, usize)> {
+        Some((self.mapping.file()?, self.page))
     }
 
     /// True once a page of it was lost.

@@ -8,21 +8,25 @@
 //! ```
 //!
 //! A frame that gets here is counted at this port: as delivered, or as dropped for one reason. Delivered counts what the
-//! guest gets: one segmented for it is as many frames as it became.
+//! guest gets: one segmented for it is as many frames as it became. One that a device takes in parts waits like the rest, and
+//! counts as they go.
 
+use std::ops::Range;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
+use super::patience::{GIVEN_UP_US, Patience, reason_of};
 use super::poll::Stuck;
-use super::wait::{Group, Waiting, mask};
-use super::{Fault, FaultCause, Outlet, OutletSlot, PortView, Steering, Topology};
+use super::wait::{Group, Left, Waiting};
+use super::zero_copy::ZeroCopy;
+use super::{Bonding, Fault, FaultCause, LINKS_MAX, Outlet, OutletSlot, PortView, Shares, Steering, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::{Share, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
-use crate::ring::{Delivery, RingFault};
+use crate::ring::Delivery;
 use crate::switch::PortId;
 use crate::sys::tsc;
 
@@ -31,9 +35,6 @@ const MAX_QUEUES: usize = 128;
 /// How long a group that finds no room to wait asks for a ring that another thread has, µs. A thread has one for as long
 /// as a group takes to copy.
 const ASK_US: u64 = 100;
-/// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
-const HOLD_US: u32 = 5000;
-
 /// Room to sort the frames for one port by receiveq; empty between two ports.
 #[derive(Debug)]
 pub(super) struct Spread {
@@ -75,25 +76,15 @@ impl Spread {
     }
 }
 
-/// How long frames wait for a guest, and what becomes of them.
-#[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// 0 = not at all.
-    us: u32,
-    at_once: DropReason,
-    in_the_end: DropReason,
-}
-
-impl Patience {
-    /// With a guest that posted too few buffers (`backpressure-us`).
-    fn for_buffers(port: &PortView) -> Self {
-        Self { us: port.backpressure_us, at_once: DropReason::NoBuffer, in_the_end: DropReason::Backpressure }
+/// What nothing can be delivered for now: the ring may not be touched, or what the group waits for has not come since it
+/// was asked for.
+#[inline]
+fn lacking(queue: &Outlet, slot: &OutletSlot, group: Option<&Group>, arrived: u64) -> Option<DropReason> {
+    if queue.is_shut(slot.vring) {
+        slot.counters.iotlb_misses.add(u64::from(group.is_none()));
+        return Some(DropReason::IotlbWait);
     }
-
-    /// With a guest whose buffers a migration has not brought yet.
-    fn for_pages() -> Self {
-        Self { us: HOLD_US, at_once: DropReason::PostcopyWait, in_the_end: DropReason::PostcopyWait }
-    }
+    group.and_then(|group| group.lacks).filter(|&(_, seen)| seen == arrived).map(|(reason, _)| reason)
 }
 
 /// Where a burst comes from, and what its delivery needs to know.
@@ -109,6 +100,8 @@ pub(super) struct Source<'a> {
     pub stuck: &'a mut Stuck,
     /// Where a group goes that cannot be delivered now.
     pub waiting: &'a mut Waiting,
+    /// The sender's own ways to network devices.
+    pub zero_copy: Option<&'a mut ZeroCopy>,
     /// The burst must be settled by then (TSC cycles): nothing waits for buffers, and a lock is asked for until then.
     pub settle_by: Option<u64>,
 }
@@ -124,7 +117,7 @@ impl Source<'_> {
         if self.burst.longest() > limit && list.iter().any(|&i| self.len_of(i) > limit) {
             return self.deliver_within(port, list, limit);
         }
-        self.steer(port, list, share);
+        self.steer(port, list, share, None);
     }
 
     /// Some frames may be longer than the receiver's MTU, by themselves or in the segments they become: drops those.
@@ -139,7 +132,7 @@ impl Source<'_> {
         }
         let fitting = fitting.as_slice();
         port.counters.lost(DropReason::MtuExceeded, (list.len() - fitting.len()) as u64);
-        self.steer(port, fitting, None);
+        self.steer(port, fitting, None, None);
     }
 
     #[inline]
@@ -147,19 +140,82 @@ impl Source<'_> {
         self.burst.packets().get(usize::from(index)).map_or(0, |p| p.len)
     }
 
-    /// Chooses the receiveq.
+    /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
-    fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>) {
+    fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
+        if self.zero_copy.is_some() && self.deliver_by_lane(port, list, share, group) {
+            return;
+        }
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
-            ([only], _) => self.deliver_to(port, only, list, share, 0),
+            ([only], _) => self.deliver_to(port, only, list, share, group),
             (several, Steering::Thread) => {
                 if let Some(slot) = self.thread.checked_rem(several.len()).and_then(|queue| several.get(queue)) {
-                    self.deliver_to(port, slot, list, share, 0);
+                    self.deliver_to(port, slot, list, share, group);
                 }
             }
-            (several, Steering::Hash) => self.deliver_by_flow(port, several, list),
+            (several, Steering::Hash) => match &port.bonding {
+                Bonding::Shares(shares) => self.share(shares, list),
+                _ => self.deliver_by_flow(port, several, list),
+            },
         }
+    }
+
+    /// Every bucket has its link.
+    fn share(&mut self, shares: &Shares, list: &[u8]) {
+        let mut frames = [0_u64; LINKS_MAX];
+        for &index in list {
+            if let Some((packet, head)) = self.burst.frame(index)
+                && let Some(frames) = frames.get_mut(shares.take(self.topology.flow_key, head, packet.len))
+            {
+                *frames |= 1_u64.wrapping_shl(u32::from(index));
+            }
+        }
+        let mut room = [0; MAX_BURST];
+        for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
+            if let Some(port) = self.topology.port(link) {
+                self.steer(port, super::wait::indices(frames, &mut room), None, None);
+            }
+        }
+    }
+
+    /// By the sender's own way to this port, if it has one. Frames that go to nobody else need not be copied.
+    #[cold]
+    fn deliver_by_lane(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) -> bool {
+        let Some(zero_copy) = self.zero_copy.take() else { return false };
+        let found = zero_copy.lane_to(port);
+        let is_found = found.is_some();
+        if let Some((lane, held)) = found {
+            let mut held = held.filter(|_| share.is_some());
+            let (mut rest, mut retries, mut tally) = (list, 0, Tally::default());
+            let mut begun = group.map_or(0, |group| group.begun);
+            while !rest.is_empty() {
+                lane.queue.go_on(begun);
+                let delivery = lane.queue.deliver(self.burst, rest, held.as_deref_mut(), lane.keeper);
+                let (settled, left) = rest.split_at(delivery.settled);
+                self.count(&mut tally, settled, &delivery, &mut begun);
+                lane.counters.lost(DropReason::DeviceRefused, delivery.too_small.count_ones().into());
+                rest = left;
+                let sent = if rest.is_empty() { 0 } else { lane.queue.take_begun() };
+                if sent > begun {
+                    // The rest of a frame in more pieces than the ring holds: the device has taken some for it.
+                    self.count_begun(&mut tally, rest, begun..sent);
+                    begun = sent;
+                } else if settled.is_empty() || retries >= port.retries {
+                    break;
+                } else {
+                    retries += u32::from(!rest.is_empty());
+                }
+            }
+            if !tally.is_empty() {
+                lane.counters.called(lane.queue.flush());
+                lane.counters.add(&tally);
+            }
+            lane.counters.retries.add(retries.into());
+            lane.counters.lost(DropReason::NoBuffer, rest.len() as u64);
+        }
+        self.zero_copy = Some(zero_copy);
+        is_found
     }
 
     /// Every flow has its receiveq; its frames stay in order.
@@ -180,36 +236,57 @@ impl Source<'_> {
             touched &= touched - 1;
             if let (Some(frames), Some(slot)) = (self.spread.frames.get_mut(queue), slots.get(queue)) {
                 let list = super::wait::indices(std::mem::take(frames), &mut room);
-                self.deliver_to(port, slot, list, None, 0);
+                self.deliver_to(port, slot, list, None, None);
             }
         }
     }
 
     /// Tries a group again that waited. Where its receiveq was taken from the guest meanwhile, its frames go to those
-    /// that are left.
+    /// that are left; where it was a bond's link that went, they go to the bond.
     pub(super) fn resume(&mut self, group: &Group, list: &[u8]) {
         let port = self.topology.port(group.slot.port).filter(|view| Arc::ptr_eq(&view.counters, &group.port));
         match port {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
             Some(port) if port.receiveqs.iter().any(|slot| Arc::ptr_eq(slot, &group.slot)) => {
-                self.deliver_to(port, &group.slot, list, None, group.since);
+                self.deliver_to(port, &group.slot, list, None, Some(group));
             }
-            Some(port) => self.steer(port, list, None),
+            Some(port) => {
+                let port = self.topology.bond_of(port).unwrap_or(port);
+                self.steer(port, list, None, (group.begun > 0).then_some(group));
+            }
         }
     }
 
-    /// One group into one receiveq. `since` is when the guest first had no buffer for it, 0 if it was never asked.
-    fn deliver_to(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], share: Option<&Share>, since: u64) {
+    /// One list into one receiveq; `group` is what it waited in, if it did.
+    fn deliver_to(
+        &mut self,
+        port: &PortView,
+        slot: &Arc<OutletSlot>,
+        list: &[u8],
+        share: Option<&Share>,
+        group: Option<&Group>,
+    ) {
         if slot.is_broken() {
             return slot.counters.lost(DropReason::RingBroken, list.len() as u64);
         }
-        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, list, since));
+        let taken = slot.queue.try_lock().or_else(|| self.contend(port, slot, Left::all(list, group)));
         let Some(mut guard) = taken else { return };
         let Some(queue) = guard.as_mut() else {
             return slot.counters.lost(DropReason::LinkDown, list.len() as u64);
         };
-        let (mut rest, mut retries, mut tally, mut is_absent) = (list, 0, Tally::default(), false);
+        // Before the look: what comes after it is looked for again.
+        let arrived = queue.arrived();
+        if let Some(reason) = lacking(queue, slot, group, arrived) {
+            drop(guard);
+            let left = Left { lacks: Some((reason, arrived)), ..Left::all(list, group) };
+            return self.hold_back(Patience::until_there(reason), port, slot, left);
+        }
+        let mut begun = group.map_or(0, |group| group.begun);
+        if begun > 0 {
+            queue.go_on(begun);
+        }
+        let (mut rest, mut retries, mut tally, mut absent) = (list, 0, Tally::default(), None);
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
@@ -217,15 +294,15 @@ impl Source<'_> {
                 Some(share) if settled.len() == list.len() && (delivery.too_small | delivery.in_pieces) == 0 => {
                     tally.add(share);
                 }
-                _ => self.count(&mut tally, settled, &delivery),
+                _ => self.count(&mut tally, settled, &delivery, &mut begun),
             }
             if delivery.too_small != 0 {
-                slot.counters.lost(DropReason::BufferTooSmall, u64::from(delivery.too_small.count_ones()));
+                slot.counters.lost(queue.refusal(), u64::from(delivery.too_small.count_ones()));
             }
             rest = left;
             if let Some(fault) = delivery.fault {
-                if fault == RingFault::Absent {
-                    is_absent = true;
+                if fault.is_wait() {
+                    absent = Some(reason_of(fault));
                     break;
                 }
                 slot.counters.lost(DropReason::RingBroken, rest.len() as u64);
@@ -245,6 +322,10 @@ impl Source<'_> {
                 retries += 1;
             }
         }
+        let sent = if rest.is_empty() { 0 } else { queue.take_begun() };
+        if sent > begun {
+            self.count_begun(&mut tally, rest, begun..sent);
+        }
         if !tally.is_empty() {
             slot.counters.called(queue.flush());
             slot.counters.add(&tally);
@@ -252,16 +333,27 @@ impl Source<'_> {
                 self.stuck.add(slot);
             }
         }
+        if queue.is_guarded() {
+            slot.counters.iotlb_hits.add((list.len() - rest.len()) as u64);
+            slot.counters.iotlb_misses.add(u64::from(absent.is_some() && group.is_none()));
+        }
         if retries > 0 {
             slot.counters.retries.add(u64::from(retries));
         }
-        if rest.len() < list.len() && slot.is_silent() {
+        if (rest.len() < list.len() || sent > begun) && slot.is_silent() {
             slot.set_silent(false);
         }
         drop(guard);
         if !rest.is_empty() {
-            let patience = if is_absent { Patience::for_pages() } else { Patience::for_buffers(port) };
-            self.hold_back(patience, port, slot, rest, since);
+            let lacks = absent.map(|reason| (reason, arrived));
+            let patience = match (absent, sent) {
+                (Some(reason), _) => Patience::until_there(reason),
+                (None, 1..) => Patience::for_the_rest(),
+                (None, 0) => Patience::for_buffers(port),
+            };
+            // Whoever moves on is waited for anew.
+            let since = group.map_or(0, |group| if sent > begun { tsc::now() } else { group.since });
+            self.hold_back(patience, port, slot, Left { list: rest, since, begun: sent, lacks });
         }
     }
 
@@ -272,13 +364,12 @@ impl Source<'_> {
         &mut self,
         port: &PortView,
         slot: &'s Arc<OutletSlot>,
-        list: &[u8],
-        since: u64,
+        left: Left<'_>,
     ) -> Option<MutexGuard<'s, Option<Outlet>>> {
         slot.counters.contentions.add_shared(1);
         let until = match self.settle_by {
             None if !self.waiting.is_full() => {
-                self.wait(port, slot, list, since);
+                self.wait(port, slot, left);
                 return None;
             }
             None => tsc::now() + ASK_US * tsc::cycles_per_us(),
@@ -290,44 +381,49 @@ impl Source<'_> {
                 return Some(guard);
             }
         }
-        slot.counters.lost(DropReason::Contended, list.len() as u64);
+        slot.counters.lost(DropReason::Contended, left.list.len() as u64);
         None
     }
 
     /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from
-    /// the first refusal on, unless it took nothing since others waited that long in vain: nobody waits twice for a guest
-    /// that does not move.
+    /// the first refusal on, unless nothing moved since others waited that long in vain: nobody waits twice for a guest that
+    /// took no frame, or whose IOMMU told nothing.
     #[cold]
-    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, rest: &[u8], since: u64) {
-        let count = rest.len() as u64;
+    fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, left: Left<'_>) {
+        let (count, since) = (left.list.len() as u64, left.since);
+        let mappings = left.lacks.filter(|&(reason, _)| reason == DropReason::IotlbWait).map(|(_, arrived)| arrived);
         let may_wait = patience.us > 0 && self.settle_by.is_none() && !self.waiting.is_full();
         if !may_wait {
             return slot.counters.lost(patience.at_once, count);
         }
         let now = tsc::now();
         if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
-            slot.set_silent(true);
+            match mappings {
+                Some(arrived) => slot.give_up(now + GIVEN_UP_US * tsc::cycles_per_us(), arrived),
+                None => slot.set_silent(true),
+            }
         }
-        if slot.is_silent() {
+        if mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_given_up(now, arrived)) {
             return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {
             slot.counters.waits.add_shared(1);
         }
-        self.wait(port, slot, rest, if since == 0 { now } else { since });
+        self.wait(port, slot, Left { since: if since == 0 { now } else { since }, ..left });
     }
 
     /// Leaves a group with the transmitq.
-    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, list: &[u8], since: u64) {
-        let (slot, port) = (Arc::clone(slot), Arc::clone(&port.counters));
-        self.waiting.push(Group { slot, port, frames: mask(list), since });
+    fn wait(&mut self, port: &PortView, slot: &Arc<OutletSlot>, left: Left<'_>) {
+        self.waiting.push(left.of(Arc::clone(slot), Arc::clone(&port.counters)));
     }
 
-    /// Counts the frames of a list that were settled, but for those that were lost.
-    fn count(&self, tally: &mut Tally, settled: &[u8], delivery: &Delivery) {
+    /// Counts the frames of a list that were settled, but for those that were lost. Of the first, the pieces that had `begun`
+    /// were counted before.
+    fn count(&self, tally: &mut Tally, settled: &[u8], delivery: &Delivery, begun: &mut u32) {
         for (position, &index) in settled.iter().enumerate() {
+            let begun = std::mem::take(begun);
             if delivery.in_pieces >> position & 1 != 0 {
-                self.count_pieces(tally, index);
+                self.count_pieces(tally, index, begun, None);
             } else if delivery.too_small >> position & 1 == 0
                 && let Some((packet, head)) = self.burst.frame(index)
             {
@@ -337,16 +433,27 @@ impl Source<'_> {
         }
     }
 
-    /// Counts what the guest got of a frame that was segmented for it.
+    /// Counts pieces of the first of a list, whose rest is still to be sent.
     #[cold]
-    fn count_pieces(&self, tally: &mut Tally, index: u8) {
+    fn count_begun(&self, tally: &mut Tally, list: &[u8], pieces: Range<u32>) {
+        if let Some(&index) = list.first() {
+            self.count_pieces(tally, index, pieces.start, Some(pieces.end));
+        }
+    }
+
+    /// Counts what the receiver got of a frame that was segmented for it: the pieces from `begun` to `end`, or to the last.
+    #[cold]
+    fn count_pieces(&self, tally: &mut Tally, index: u8, begun: u32, end: Option<u32>) {
         if let Some((_, head)) = self.burst.frame(index)
             && let Some((plan, _)) = self.burst.large(usize::from(index))
         {
             let dst = Mac::destination(&head.0);
             let (group, broadcast) = (dst.is_group(), dst == Mac::BROADCAST);
-            tally.count_many(u64::from(plan.count() - 1), plan.longest(), group, broadcast);
-            tally.count(plan.last(), group, broadcast);
+            let longest = end.unwrap_or(plan.count() - 1).saturating_sub(begun);
+            tally.count_many(u64::from(longest), plan.longest(), group, broadcast);
+            if end.is_none() {
+                tally.count(plan.last(), group, broadcast);
+            }
         }
     }
 }

@@ -6,8 +6,9 @@
 use std::os::fd::AsRawFd;
 
 use crate::burst::Burst;
+use crate::drops::DropReason;
 use crate::port::{self, afxdp, packet};
-use crate::ring::{Delivery, Receiveq, Ring, RingFault, Transmitq};
+use crate::ring::{Delivery, Receiveq, Ring, RingFault, TakenBack, Transmitq};
 use crate::sys::eventfd::Notifier;
 
 /// What a poll thread gathers bursts from.
@@ -54,6 +55,16 @@ impl Inlet {
             Self::Guest(queue) => queue.burst(),
             Self::Nic(queue) => queue.burst(),
             Self::Packet(queue) => queue.burst(),
+        }
+    }
+
+    /// The same, to refuse frames of it.
+    #[inline]
+    pub(super) fn burst_mut(&mut self) -> &mut Burst {
+        match self {
+            Self::Guest(queue) => queue.burst_mut(),
+            Self::Nic(queue) => queue.burst_mut(),
+            Self::Packet(queue) => queue.burst_mut(),
         }
     }
 
@@ -106,6 +117,40 @@ impl Inlet {
         match self {
             Self::Guest(queue) => queue.is_parked(),
             Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// True if the IOMMU of a guest guards the memory that frames come from.
+    #[inline]
+    pub(super) fn is_guarded(&self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_guarded(),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// True if nobody may touch the ring, vring `vring` of its port ([`Transmitq::is_shut`]).
+    #[inline]
+    pub(super) fn is_shut(&self, vring: u16) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_shut(vring),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// [`Transmitq::take_misses`].
+    pub(super) fn take_misses(&mut self) -> u64 {
+        match self {
+            Self::Guest(queue) => queue.take_misses(),
+            Self::Nic(_) | Self::Packet(_) => 0,
+        }
+    }
+
+    /// [`Transmitq::taken_back`].
+    pub(super) fn taken_back(&mut self, frames: u64) -> TakenBack {
+        match self {
+            Self::Guest(queue) => queue.taken_back(frames),
+            Self::Nic(_) | Self::Packet(_) => TakenBack::default(),
         }
     }
 
@@ -169,6 +214,32 @@ impl Outlet {
         }
     }
 
+    /// The next delivery begins with a frame of which a device got so many pieces already.
+    #[cold]
+    pub(super) fn go_on(&mut self, begun: u32) {
+        if let Self::Nic(queue) = self {
+            queue.go_on(begun);
+        }
+    }
+
+    /// How many pieces a device got of the frame that the last delivery stopped at. A guest gets all of a frame or none.
+    #[cold]
+    pub(super) fn take_begun(&mut self) -> u32 {
+        match self {
+            Self::Guest(_) | Self::Packet(_) => 0,
+            Self::Nic(queue) => queue.take_begun(),
+        }
+    }
+
+    /// Why it refused a frame for good.
+    #[cold]
+    pub(super) fn refusal(&self) -> DropReason {
+        match self {
+            Self::Guest(_) => DropReason::BufferTooSmall,
+            Self::Nic(_) | Self::Packet(_) => DropReason::DeviceRefused,
+        }
+    }
+
     /// Tells the receiver of everything delivered since the last flush, if it wants to be told; true if it was.
     #[inline]
     pub(super) fn flush(&mut self) -> bool {
@@ -177,6 +248,39 @@ impl Outlet {
             Self::Nic(queue) => queue.flush(),
             // Delivered is sent.
             Self::Packet(_) => false,
+        }
+    }
+
+    /// True if the IOMMU of a guest guards the memory that frames go to.
+    #[inline]
+    pub(super) fn is_guarded(&self) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_guarded(),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// True if nobody may touch the ring, vring `vring` of its port ([`Receiveq::is_shut`]).
+    #[inline]
+    pub(super) fn is_shut(&self, vring: u16) -> bool {
+        match self {
+            Self::Guest(queue) => queue.is_shut(vring),
+            Self::Nic(_) | Self::Packet(_) => false,
+        }
+    }
+
+    /// [`Receiveq::arrived`].
+    pub(super) fn arrived(&self) -> u64 {
+        match self {
+            Self::Guest(queue) => queue.arrived(),
+            Self::Nic(_) | Self::Packet(_) => 0,
+        }
+    }
+
+    /// [`Receiveq::look_ahead`].
+    pub(crate) fn look_ahead(&mut self, vring: u16) {
+        if let Self::Guest(queue) = self {
+            queue.look_ahead(vring);
         }
     }
 

@@ -6,10 +6,13 @@ use std::sync::mpsc::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::doze::Doze;
+use super::zero_copy::Lane;
 use super::{OutletSlot, PolledQueue, Sleep, Topology};
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
+use crate::memory::GuestMap;
 use crate::switch::PortId;
+use crate::switch::fdb::Key;
 use crate::sys::eventfd::Notifier;
 
 /// What a poll thread can be told.
@@ -17,6 +20,8 @@ use crate::sys::eventfd::Notifier;
 pub enum Message {
     /// Use this from now on; answer when the one before is no longer used.
     Topology(Arc<Topology>, Sender<()>),
+    /// Answer: no burst that was begun before this is still under way.
+    Pass(Sender<()>),
     /// Poll this queue.
     Assign(Box<PolledQueue>),
     /// Stop polling a queue and give it back; None if it is not here.
@@ -40,6 +45,40 @@ pub enum Message {
         /// The new one.
         call: Option<Notifier>,
     },
+    /// Send a queue's frames to a device by this lane from now on; it comes back if the queue is not here, or is another by
+    /// now.
+    AddLane {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// The lane, boxed: messages are small.
+        lane: Box<Lane>,
+        /// The memory that it was shown.
+        memory: Arc<GuestMap>,
+        /// Where to.
+        reply: Sender<Option<Box<Lane>>>,
+    },
+    /// Use a queue's lane no more and give it back; None if it is not here.
+    RemoveLane {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// Which.
+        keeper: u16,
+        /// Where to.
+        reply: Sender<Option<Box<Lane>>>,
+    },
+    /// A lane that was taken out is closed: its guest gets back what was on it.
+    LaneClosed {
+        /// Whose.
+        port: PortId,
+        /// Vring index.
+        vring: u16,
+        /// Which.
+        keeper: u16,
+    },
     /// Make the first call of a receiveq, with its new call descriptor if it has one: such calls may hang, so they are
     /// made where somebody watches.
     Greet(Arc<OutletSlot>),
@@ -51,6 +90,14 @@ pub enum Message {
         port: PortId,
         /// The address.
         mac: Mac,
+    },
+    /// Tell whoever is behind `port` that these are to be found here, with a RARP each: they were learned elsewhere. At
+    /// most [`super::LESSON_LEN`].
+    Teach {
+        /// A bond whose links changed.
+        port: PortId,
+        /// Who.
+        addresses: Vec<Key>,
     },
     /// Poll nothing from now on; the queues stay here, settled, until they are released. Answer when that is so.
     Rest(Sender<()>),

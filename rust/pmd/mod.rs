@@ -17,29 +17,37 @@ pub mod assign;
 pub mod balance;
 pub mod load;
 
+mod bond;
 mod deliver;
 mod doze;
 mod ends;
 mod mailbox;
 mod output;
+mod patience;
 mod poll;
 mod sleep;
 mod stats;
 mod thread;
 mod topology;
 mod wait;
+mod zero_copy;
 
+pub use bond::{Admission, Bonding, LINKS_MAX, Loads, Membership, SHARES, Shares};
 pub use ends::{Inlet, Outlet};
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};
 pub use thread::{Pmd, Sleep};
 pub use topology::{BridgeView, OutletSlot, PortView, Steering, Topology};
+pub use zero_copy::{Lane, ZeroCopy};
 
 use std::sync::atomic;
 
 use crate::ring::RingFault;
 use crate::switch::PortId;
+
+/// Most addresses of one [`Message::Teach`].
+pub const LESSON_LEN: usize = crate::burst::MAX_BURST;
 
 /// A queue that a poll thread had to stop.
 #[derive(Debug, Clone)]

@@ -7,14 +7,17 @@ use super::deliver::{Source, Spread};
 use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
-use super::{Fault, Inlet, OutletSlot, Topology};
+use super::zero_copy::{Lane, ZeroCopy};
+use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
-use crate::ring::RingFault;
+use crate::memory::GuestMap;
+use crate::ring::{Obstacle, RingFault};
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
+use crate::switch::fdb::Key;
 use crate::sys::tsc;
 
 /// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
@@ -41,6 +44,10 @@ pub struct PolledQueue {
     cache: Cache,
     /// What is left of the burst that it gathered last.
     waiting: Waiting,
+    /// Some of that nobody may read until the guest's IOMMU has told where it is.
+    is_away: bool,
+    /// Its lanes to network devices, once it had one.
+    zero_copy: Option<Box<ZeroCopy>>,
 }
 
 impl PolledQueue {
@@ -48,8 +55,105 @@ impl PolledQueue {
     pub fn new(queue: impl Into<Inlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let queue = queue.into();
         let (cache, waiting) = (Cache::default(), Waiting::new());
-        let (is_stopped, is_greeted, empty_looks, gathered_at) = (false, false, 0, 0);
-        Self { port, vring, queue, counters, run, is_stopped, is_greeted, empty_looks, gathered_at, cache, waiting }
+        let (is_stopped, is_greeted, empty_looks, gathered_at, is_away) = (false, false, 0, 0, false);
+        Self {
+            port,
+            vring,
+            queue,
+            counters,
+            run,
+            is_stopped,
+            is_greeted,
+            empty_looks,
+            gathered_at,
+            cache,
+            waiting,
+            is_away,
+            zero_copy: None,
+        }
+    }
+
+    /// Sends frames to a device by this lane from now on. Gives the lane back if the queue is not of this memory, or cannot
+    /// leave chains out.
+    ///
+    /// # Errors
+    /// The lane.
+    pub(super) fn add_lane(&mut self, lane: Box<Lane>, memory: &Arc<GuestMap>) -> Result<(), Box<Lane>> {
+        match &self.queue {
+            Inlet::Guest(queue) if queue.memory_to_hold().is_ok_and(|own| Arc::ptr_eq(own, memory)) => {
+                let size = queue.size();
+                self.zero_copy.get_or_insert_with(|| Box::new(ZeroCopy::new(size))).add(lane);
+                Ok(())
+            }
+            _ => Err(lane),
+        }
+    }
+
+    /// The memory that its lanes are to be shown; None if it is no guest's.
+    ///
+    /// # Errors
+    /// What is in the way of lanes.
+    pub fn memory_to_show(&self) -> Option<Result<Arc<GuestMap>, Obstacle>> {
+        match &self.queue {
+            Inlet::Guest(queue) => Some(queue.memory_to_hold().cloned()),
+            _ => None,
+        }
+    }
+
+    /// Its lanes, to end them.
+    pub fn zero_copy(&mut self) -> Option<&mut ZeroCopy> {
+        self.zero_copy.as_deref_mut()
+    }
+
+    /// A lane that was taken out is closed: the guest gets back what was on it.
+    pub(super) fn close_lane(&mut self, keeper: u16) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            zero_copy.all_came_back(keeper);
+            self.give_back(true);
+        }
+    }
+
+    /// Gives the guest every buffer that was out, for who stopped the queue and closed its lanes. Its next start calls.
+    pub fn settle_lanes(&mut self) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            zero_copy.everything_came_back();
+            self.give_back(false);
+        }
+    }
+
+    /// Gives the guest the buffers that came back.
+    #[cold]
+    fn give_back(&mut self, calls: bool) {
+        if let (Inlet::Guest(queue), Some(zero_copy)) = (&mut self.queue, self.zero_copy.as_deref_mut()) {
+            self.counters.called(queue.give_back(&mut zero_copy.held, calls));
+        }
+    }
+
+    /// True while a device has something of it.
+    pub(super) fn is_out(&self) -> bool {
+        self.zero_copy.as_ref().is_some_and(|zero_copy| zero_copy.is_busy())
+    }
+
+    /// Gives the burst's buffers back, but for those that are out.
+    #[inline]
+    fn commit(&mut self) {
+        let called = match (&mut self.zero_copy, &mut self.queue) {
+            (Some(zero_copy), Inlet::Guest(queue)) => queue.commit_all_but(&mut zero_copy.held),
+            (_, queue) => queue.commit(),
+        };
+        self.counters.called(called);
+    }
+
+    /// Takes back what devices have read.
+    #[inline]
+    fn tend(&mut self) {
+        if let Some(zero_copy) = &mut self.zero_copy {
+            let is_due = zero_copy.tend();
+            zero_copy.may_hold = matches!(&self.queue, Inlet::Guest(queue) if queue.may_hold());
+            if is_due {
+                self.give_back(true);
+            }
+        }
     }
 
     /// True if the queue may be passed over in a round that leaves quiet ones alone.
@@ -81,10 +185,43 @@ impl PolledQueue {
         !self.waiting.is_empty()
     }
 
-    /// True while its next frame waits for a page: nothing is to be done before that comes.
+    /// True while a burst waits, and not for memory alone: its receiver moves at any moment.
+    pub(super) fn is_restless(&self) -> bool {
+        self.is_waiting() && !self.is_away && !self.is_shut() && !self.waiting.is_for_memory()
+    }
+
+    /// True while its next frame waits for a page or a mapping: nothing is to be done before that comes.
     pub(super) fn is_parked(&self) -> bool {
         self.queue.is_parked()
     }
+
+    /// True while nobody may touch its ring, which the guest's IOMMU has no mapping for.
+    #[inline]
+    pub(super) fn is_shut(&self) -> bool {
+        self.queue.is_shut(self.vring)
+    }
+
+    /// Drops a burst that waits and gives nothing back: its ring may not be touched. The guest sends it again.
+    #[cold]
+    fn give_up(&mut self) {
+        while let Some(group) = self.waiting.pop() {
+            group.slot.counters.lost(DropReason::IotlbWait, u64::from(group.frames.count_ones()));
+        }
+    }
+
+    /// Counts what the guest's IOMMU had to do with the `count` frames gathered.
+    #[cold]
+    fn count_translations(&mut self, count: usize) {
+        self.counters.iotlb_hits.add(count as u64);
+        self.counters.iotlb_misses.add(self.queue.take_misses());
+    }
+}
+
+/// What a burst has beside its frames.
+struct Aside<'a> {
+    waiting: &'a mut Waiting,
+    zero_copy: Option<&'a mut ZeroCopy>,
+    settle_by: Option<u64>,
 }
 
 /// Empty looks in a row after which a queue is quiet.
@@ -132,6 +269,11 @@ impl Forwarder {
     /// The queue's ring is broken: stop polling it.
     #[inline]
     pub fn poll(&mut self, q: &mut PolledQueue) -> Result<usize, RingFault> {
+        if q.is_shut() {
+            q.waiting.begin_anew();
+            return Ok(0);
+        }
+        q.tend();
         if q.is_waiting() {
             self.resume(q, None);
             if q.is_waiting() {
@@ -139,10 +281,14 @@ impl Forwarder {
             }
         }
         let count = q.queue.gather()?;
+        if q.queue.is_guarded() {
+            q.count_translations(count);
+        }
         if count > 0 {
-            self.forward(q.queue.burst(), q.port, &q.counters, &mut q.cache, &mut q.waiting, None);
+            let aside = Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by: None };
+            self.forward(q.queue.burst_mut(), q.port, &q.counters, &mut q.cache, aside);
             if q.waiting.is_empty() {
-                q.counters.called(q.queue.commit());
+                q.commit();
             }
         }
         Ok(count)
@@ -150,6 +296,9 @@ impl Forwarder {
 
     /// Ends a burst that waits: what cannot be delivered now is dropped, and the guest has its buffers back.
     pub(super) fn settle(&mut self, q: &mut PolledQueue) {
+        if q.is_shut() {
+            return q.give_up();
+        }
         if q.is_waiting() {
             self.resume(q, Some(settle_by()));
         }
@@ -158,6 +307,8 @@ impl Forwarder {
     /// Tries the groups again that wait; when none is left the burst is done.
     #[cold]
     fn resume(&mut self, q: &mut PolledQueue, settle_by: Option<u64>) {
+        let back = q.queue.taken_back(q.waiting.frames());
+        q.is_away = back.away != 0;
         self.spread.begin();
         let mut source = Source {
             burst: q.queue.burst(),
@@ -168,28 +319,43 @@ impl Forwarder {
             spread: &mut self.spread,
             stuck: &mut self.stuck,
             waiting: &mut q.waiting,
+            zero_copy: q.zero_copy.as_deref_mut(),
             settle_by,
         };
         let mut room = [0; MAX_BURST];
         for _ in 0..source.waiting.len() {
-            if let Some(group) = source.waiting.pop() {
+            let Some(mut group) = source.waiting.pop() else { break };
+            // Who has to settle does not wait for them.
+            let lost = group.frames & if settle_by.is_some() { back.gone | back.away } else { back.gone };
+            if lost != 0 {
+                group.slot.counters.lost(DropReason::IotlbWait, u64::from(lost.count_ones()));
+                if lost.trailing_zeros() == group.frames.trailing_zeros() {
+                    // What the device has of it goes out; there is no rest.
+                    group.begun = 0;
+                }
+                group.frames &= !lost;
+            }
+            if group.frames & back.away != 0 {
+                // They wait for their own guest, which keeps nobody else: no longer for the receiver.
+                group.since = 0;
+                source.waiting.push(group);
+            } else if group.frames != 0 {
                 source.resume(&group, indices(group.frames, &mut room));
             }
         }
         if q.waiting.is_empty() {
-            q.counters.called(q.queue.commit());
+            q.commit();
             self.stats.cycles_per_burst.count(tsc::now().wrapping_sub(q.gathered_at));
         }
     }
 
     fn forward(
         &mut self,
-        burst: &Burst,
+        burst: &mut Burst,
         port: PortId,
         counters: &QueueCounters,
         cache: &mut Cache,
-        waiting: &mut Waiting,
-        settle_by: Option<u64>,
+        aside: Aside<'_>,
     ) {
         let view = self.topology.port(port);
         let bridge = view.and_then(|v| self.topology.bridges.get(v.bridge)).and_then(Option::as_ref);
@@ -199,6 +365,14 @@ impl Forwarder {
         if !view.admin_up {
             return counters.dropped(DropReason::AdminDown, burst.len() as u64);
         }
+        let port = match &view.bonding {
+            Bonding::None | Bonding::Shares(_) => port,
+            Bonding::Member(membership) => {
+                membership.admit(burst, &bridge.fdb, &self.topology, self.now_s);
+                membership.bond
+            }
+        };
+        let burst = &*burst;
         cache.refresh(&bridge.fdb, self.now_s);
         let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
         while let Some((index, (packet, _))) = frames.next() {
@@ -218,9 +392,10 @@ impl Forwarder {
                     let last = cache.last();
                     if last.output == output {
                         // The next ones mostly go the same way.
-                        while let Some((index, (packet, _))) =
-                            frames.next_if(|(_, (packet, head))| packet.drop.is_none() && last.is_like(&head.0))
-                        {
+                        while let Some((index, (packet, _))) = frames.next_if(|(index, (packet, head))| {
+                            packet.drop.is_none()
+                                && (last.is_like(&head.0) || cache.goes_with(&last, &head.0, usize::from(*index)))
+                        }) {
                             list.push_counted(index, packet.len);
                         }
                     }
@@ -239,8 +414,9 @@ impl Forwarder {
             faults: &self.faults,
             spread: &mut self.spread,
             stuck: &mut self.stuck,
-            waiting,
-            settle_by,
+            waiting: aside.waiting,
+            zero_copy: aside.zero_copy,
+            settle_by: aside.settle_by,
         };
         let receivers = self.groups.deliver(&mut source, &bridge.members);
         let (flooded, mut tally) = (self.groups.flooded(), self.groups.tally());
@@ -273,7 +449,35 @@ impl Forwarder {
         let mut burst = Burst::new(Arc::default());
         burst.push_own(&crate::burst::rarp(mac));
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
-        self.forward(&burst, port, &counters, &mut cache, &mut waiting, Some(settle_by()));
+        let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
+        self.forward(&mut burst, port, &counters, &mut cache, aside);
+    }
+
+    /// Sends a RARP for each of `addresses` out on `port`: who is behind it learns where to find them.
+    pub(super) fn teach(&mut self, port: PortId, addresses: &[Key]) {
+        let Some(view) = self.topology.port(port) else { return };
+        let (mut burst, mut waiting) = (Burst::new(Arc::default()), Waiting::new());
+        for address in addresses.iter().take(MAX_BURST) {
+            burst.push_rarp(address.mac(), address.vlan());
+        }
+        let (mut list, mut room) = (0, [0; MAX_BURST]);
+        for index in 0..burst.len() {
+            list |= 1 << index;
+        }
+        self.spread.begin();
+        let mut source = Source {
+            burst: &burst,
+            port,
+            thread: self.thread,
+            topology: &self.topology,
+            faults: &self.faults,
+            spread: &mut self.spread,
+            stuck: &mut self.stuck,
+            waiting: &mut waiting,
+            zero_copy: None,
+            settle_by: Some(settle_by()),
+        };
+        source.deliver(view, indices(list, &mut room), None);
     }
 }
 

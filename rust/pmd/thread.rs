@@ -310,6 +310,9 @@ impl Body {
                     let _ = done.send(());
                     self.ungreeted = topology.ports.iter().flatten().flat_map(|port| port.receiveqs.clone()).collect();
                 }
+                Message::Pass(done) => {
+                    let _ = done.send(());
+                }
                 Message::Assign(queue) if self.resting || queue.is_stopped => self.stopped.push(*queue),
                 Message::Assign(mut queue) => {
                     if !std::mem::replace(&mut queue.is_greeted, true) {
@@ -322,9 +325,26 @@ impl Body {
                     let _ = reply.send(self.release(port, vring, to_move));
                 }
                 Message::SetCall { port, vring, call } => self.set_call(port, vring, call),
+                Message::AddLane { port, vring, lane, memory, reply } => {
+                    let refused = match self.find(port, vring) {
+                        Some(queue) => queue.add_lane(lane, &memory).err(),
+                        None => Some(lane),
+                    };
+                    let _ = reply.send(refused);
+                }
+                Message::RemoveLane { port, vring, keeper, reply } => {
+                    let lane = self.find(port, vring).and_then(PolledQueue::zero_copy).and_then(|z| z.remove(keeper));
+                    let _ = reply.send(lane);
+                }
+                Message::LaneClosed { port, vring, keeper } => {
+                    if let Some(queue) = self.find(port, vring) {
+                        queue.close_lane(keeper);
+                    }
+                }
                 Message::Greet(slot) => self.ungreeted.push(slot),
                 Message::Sleep(max) => self.sleeper.set_max(max),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
+                Message::Teach { port, addresses } => self.forwarder.teach(port, &addresses),
                 Message::Rest(done) => {
                     self.resting = true;
                     for mut queue in self.queues.drain(..) {
@@ -344,9 +364,12 @@ impl Body {
         goes_on
     }
 
+    fn find(&mut self, port: PortId, vring: u16) -> Option<&mut PolledQueue> {
+        self.queues.iter_mut().chain(&mut self.stopped).find(|q| (q.port, q.vring) == (port, vring))
+    }
+
     fn set_call(&mut self, port: PortId, vring: u16, call: Option<Notifier>) {
-        let mut queues = self.queues.iter_mut().chain(&mut self.stopped);
-        if let Some(queue) = queues.find(|q| (q.port, q.vring) == (port, vring)) {
+        if let Some(queue) = self.find(port, vring) {
             queue.queue.set_call(call);
         }
     }
@@ -368,16 +391,17 @@ impl Body {
     /// Asks every guest for kicks, looks once more, sleeps, and goes back to polling.
     #[cold]
     fn sleep(&mut self) {
-        if self.queues.iter().any(PolledQueue::is_waiting) {
+        if self.queues.iter().any(PolledQueue::is_restless) {
             // Its receiver does not wake us: look again.
             return self.sleeper.busy(tsc::now());
         }
         // Nor does a device that was full.
         let (mut work, mut parked) = (false, self.forwarder.push_stuck());
         for queue in &mut self.queues {
-            let is_parked = queue.is_parked();
-            parked |= is_parked;
-            work |= queue.queue.enable_kicks() && !is_parked;
+            let (is_parked, is_shut) = (queue.is_parked(), queue.is_shut());
+            // Nor does one that reads a guest's memory say when it has done so.
+            parked |= is_parked || is_shut || queue.is_waiting() || queue.is_out();
+            work |= !is_shut && queue.queue.enable_kicks() && !is_parked;
         }
         // After the last look at the rings: what that found gone is said now, not when the guest kicks again.
         self.check_queues();
@@ -386,7 +410,7 @@ impl Body {
             self.stats.sleep_cycles.add(self.sleeper.sleep(parked));
         }
         self.mailbox.awake();
-        for queue in &mut self.queues {
+        for queue in self.queues.iter_mut().filter(|queue| !queue.is_shut()) {
             queue.queue.disable_kicks();
         }
     }

@@ -1,9 +1,9 @@
 //! What a poll thread knows of the world: made by control, never changed, replaced whole.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::Outlet;
+use super::{Bonding, Outlet};
 use crate::counters::QueueCounters;
 use crate::frame::flow::FlowKey;
 use crate::lock::Lock;
@@ -27,6 +27,14 @@ impl Topology {
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&PortView> {
         self.ports.get(usize::from(id)).and_then(Option::as_ref)
+    }
+
+    /// The bond that a port is a link of.
+    pub(super) fn bond_of(&self, port: &PortView) -> Option<&PortView> {
+        match &port.bonding {
+            Bonding::Member(membership) => self.port(membership.bond),
+            Bonding::None | Bonding::Shares(_) => None,
+        }
     }
 }
 
@@ -59,6 +67,8 @@ pub struct PortView {
     pub counters: Arc<QueueCounters>,
     /// The enabled receiveqs, in order; empty while the guest is away.
     pub receiveqs: Vec<Arc<OutletSlot>>,
+    /// Whether it is a link of a bond. A bond is a port itself, with the queues of its links.
+    pub bonding: Bonding,
 }
 
 /// A bridge as the packet path sees it.
@@ -66,7 +76,7 @@ pub struct PortView {
 pub struct BridgeView {
     /// Who is where.
     pub fdb: Arc<Fdb>,
-    /// Ports on it.
+    /// Ports on it; of a bond itself and not its links.
     pub members: Vec<PortId>,
     /// Whether link-local protocol frames pass.
     pub forward_bpdu: bool,
@@ -90,6 +100,10 @@ pub struct OutletSlot {
     broken: AtomicBool,
     /// Frames waited for its buffers as long as they may, and it took nothing since.
     silent: AtomicBool,
+    /// Frames waited in vain for its guest's IOMMU: until when nobody does again (TSC cycles), and one more than the
+    /// mappings that had come by then.
+    rests_until: AtomicU64,
+    vain: AtomicU64,
     greeted: AtomicBool,
     /// A call descriptor that the next greeting puts in place.
     next_call: Lock<Option<NewCall>>,
@@ -103,8 +117,9 @@ impl OutletSlot {
     /// Makes a queue reachable.
     pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
+        let [rests_until, vain] = [const { AtomicU64::new(0) }; 2];
         let (queue, next_call) = (Lock::new(Some(queue.into())), Lock::default());
-        Self { queue, port, vring, counters, run, broken, silent, greeted, next_call }
+        Self { queue, port, vring, counters, run, broken, silent, rests_until, vain, greeted, next_call }
     }
 
     /// Makes the first call, once; a poll thread does, at its desk. False if another thread has the queue: ask again.
@@ -148,6 +163,18 @@ impl OutletSlot {
     #[inline]
     pub(super) fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Relaxed);
+    }
+
+    /// True while nobody waits for its guest's IOMMU, of which `arrived` mappings have come.
+    pub(super) fn is_given_up(&self, now: u64, arrived: u64) -> bool {
+        let vain = self.vain.load(Ordering::Relaxed);
+        vain != 0 && (vain == arrived.wrapping_add(1) || now < self.rests_until.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a frame waited for that in vain: nobody does again before `until`, nor before another mapping has come.
+    pub(super) fn give_up(&self, until: u64, arrived: u64) {
+        self.rests_until.store(until, Ordering::Relaxed);
+        self.vain.store(arrived.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Marks it; true for the first who does.

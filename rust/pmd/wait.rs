@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::OutletSlot;
 use crate::burst::MAX_BURST;
 use crate::counters::QueueCounters;
+use crate::drops::DropReason;
 
 /// Groups a burst can leave behind: as many as it has frames. Only a flood to more receivers that are all busy finds no
 /// room here.
@@ -33,6 +34,33 @@ pub(super) struct Group {
     pub frames: u64,
     /// When the guest first had no buffer for them, in TSC cycles; 0 if it was never asked.
     pub since: u64,
+    /// How many pieces of the first one are with its receiver, a device, already.
+    pub begun: u32,
+    /// What the guest's buffers lack, and how much of that kind had come when they were last asked for in vain.
+    pub lacks: Option<(DropReason, u64)>,
+}
+
+/// What is left of a list, for one receiver.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left<'l> {
+    pub list: &'l [u8],
+    /// As in [`Group`], like the next.
+    pub since: u64,
+    pub begun: u32,
+    pub lacks: Option<(DropReason, u64)>,
+}
+
+impl<'l> Left<'l> {
+    /// All of a list that is new, or that waited in a group.
+    pub(super) fn all(list: &'l [u8], group: Option<&Group>) -> Self {
+        let (since, begun, lacks) = group.map_or((0, 0, None), |group| (group.since, group.begun, group.lacks));
+        Self { list, since, begun, lacks }
+    }
+
+    /// The group that waits for this receiver.
+    pub(super) fn of(self, slot: Arc<OutletSlot>, port: Arc<QueueCounters>) -> Group {
+        Group { slot, port, frames: mask(self.list), since: self.since, begun: self.begun, lacks: self.lacks }
+    }
 }
 
 /// The groups of one burst that wait.
@@ -62,6 +90,23 @@ impl Waiting {
         self.0.push_back(group);
     }
 
+    /// All their frames.
+    #[cold]
+    pub(super) fn frames(&self) -> u64 {
+        self.0.iter().fold(0, |frames, group| frames | group.frames)
+    }
+
+    /// True if all wait for memory: a thread that has nothing else to do may sleep for a moment.
+    pub(super) fn is_for_memory(&self) -> bool {
+        self.0.iter().all(|group| group.lacks.is_some())
+    }
+
+    /// From now on they wait as if they had begun now: nobody could look at them.
+    #[cold]
+    pub(super) fn begin_anew(&mut self) {
+        self.0.iter_mut().for_each(|group| group.since = 0);
+    }
+
     /// The one that waits longest.
     pub(super) fn pop(&mut self) -> Option<Group> {
         self.0.pop_front()
@@ -83,7 +128,7 @@ pub(super) fn indices(frames: u64, into: &mut [u8; MAX_BURST]) -> &[u8] {
 }
 
 /// The other way round.
-pub(super) fn mask(list: &[u8]) -> u64 {
+fn mask(list: &[u8]) -> u64 {
     list.iter().fold(0, |mask, &index| mask | 1_u64.wrapping_shl(u32::from(index)))
 }
 

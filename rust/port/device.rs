@@ -94,6 +94,14 @@ impl Attachment {
         }
     }
 
+    /// Whether the kernel polls the device in our calls.
+    pub fn is_busy_polled(&self) -> bool {
+        match self {
+            Self::Afxdp(attachment, _) => attachment.is_busy_polled(),
+            Self::Packet(_) => false,
+        }
+    }
+
     /// Which way frames take between driver and us, where there are several.
     pub fn mode(&self) -> Option<&'static str> {
         match self {

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 mod errors;
+mod nic;
 mod state;
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::datapath::{self, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
+use crate::datapath::{self, BondConfig, BondMode, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
 use crate::pmd::assign::Policy;
@@ -24,7 +25,8 @@ use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use crate::vhost::offer::Limit;
 use errors::raise;
-use state::{Event, FdbEntry, PmdState, PortState, RxqState};
+use nic::NicQueue;
+use state::{BondLink, BondState, Event, FdbEntry, PmdState, PortState, RxqState};
 
 /// The switch itself.
 #[pyclass(frozen, module = "ovsvhost._core")]
@@ -77,6 +79,13 @@ impl Datapath {
         })
     }
 
+    fn offer_iommu(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |d| {
+            d.offer_iommu();
+            Ok(())
+        })
+    }
+
     fn event_fd(&self, py: Python<'_>) -> PyResult<i32> {
         self.with(py, |d| Ok(d.event_fd()))
     }
@@ -110,7 +119,8 @@ impl Datapath {
     }
 
     #[pyo3(signature = (bridge, name, *, r#type, ofport, socket, mtu = 1500, tx_retries_max = 8, backpressure_us = 0,
-        tx_steering = "hash", socket_mode = 0o600, socket_owner = -1, socket_group = -1, allow_file_memory = false))]
+        tx_steering = "hash", socket_mode = 0o600, socket_owner = -1, socket_group = -1, allow_file_memory = false,
+        dq_zero_copy = false))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_port(
         &self,
@@ -128,6 +138,7 @@ impl Datapath {
         socket_owner: i64,
         socket_group: i64,
         allow_file_memory: bool,
+        dq_zero_copy: bool,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let kind = match r#type.as_str() {
@@ -151,6 +162,7 @@ impl Datapath {
                 socket_owner: u32::try_from(socket_owner).ok(),
                 socket_group: u32::try_from(socket_group).ok(),
                 allow_file_memory,
+                zero_copy: dq_zero_copy,
                 name,
             };
             d.add_port(&bridge, config)
@@ -159,7 +171,7 @@ impl Datapath {
 
     #[pyo3(signature = (bridge, name, *, ofport, netdev, driver = "afxdp", mtu = None, tx_retries_max = 8, n_rxq = 1,
         n_rxq_desc = 2048, n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0,
-        busy_budget = 0))]
+        busy_budget = 0, zc_queues = 0, bond = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_nic(
         &self,
@@ -178,6 +190,8 @@ impl Datapath {
         use_need_wakeup: bool,
         start_queue: i64,
         busy_budget: i64,
+        zc_queues: i64,
+        bond: Option<String>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let device = NicDevice {
@@ -190,14 +204,15 @@ impl Datapath {
                 need_wakeup: use_need_wakeup,
                 start_queue: to_u32(start_queue),
                 busy_budget: to_u32(busy_budget),
+                zc_queues: to_u32(zc_queues),
             };
             let (ofport, retries) = (u16::try_from(ofport).unwrap_or(0), to_u32(tx_retries_max));
-            d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries })
+            d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries, bond })
         })
     }
 
     #[pyo3(signature = (name, *, netdev = None, n_rxq = None, n_rxq_desc = None, n_txq_desc = None, xdp_mode = None,
-        use_need_wakeup = None, start_queue = None, busy_budget = None))]
+        use_need_wakeup = None, start_queue = None, busy_budget = None, zc_queues = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_nic(
         &self,
@@ -211,6 +226,7 @@ impl Datapath {
         use_need_wakeup: Option<bool>,
         start_queue: Option<i64>,
         busy_budget: Option<i64>,
+        zc_queues: Option<i64>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let mode = xdp_mode.map(|text| to_xdp_mode(&name, text)).transpose()?;
@@ -225,6 +241,7 @@ impl Datapath {
                     need_wakeup: use_need_wakeup.unwrap_or(device.need_wakeup),
                     start_queue: start_queue.map_or(device.start_queue, to_u32),
                     busy_budget: busy_budget.map_or(device.busy_budget, to_u32),
+                    zc_queues: zc_queues.map_or(device.zc_queues, to_u32),
                 };
             })
         })
@@ -234,8 +251,12 @@ impl Datapath {
         self.with(py, |d| d.refresh_nic(&name))
     }
 
+    fn nic_queues(&self, py: Python<'_>, name: String) -> PyResult<Vec<NicQueue>> {
+        Ok(self.with(py, |d| d.nic_queues(&name))?.into_iter().map(NicQueue::from).collect())
+    }
+
     #[pyo3(signature = (name, *, mtu = None, admin_up = None, tx_retries_max = None, backpressure_us = None,
-        tx_steering = None))]
+        tx_steering = None, dq_zero_copy = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_port(
         &self,
@@ -246,6 +267,7 @@ impl Datapath {
         tx_retries_max: Option<i64>,
         backpressure_us: Option<i64>,
         tx_steering: Option<&str>,
+        dq_zero_copy: Option<bool>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let change = PortChange {
@@ -254,6 +276,7 @@ impl Datapath {
                 retries: tx_retries_max.map(to_u32),
                 backpressure_us: backpressure_us.map(to_u32),
                 steering: tx_steering.map(|text| to_steering(&name, text)).transpose()?,
+                zero_copy: dq_zero_copy,
             };
             d.set_port(&name, &change)
         })
@@ -261,6 +284,63 @@ impl Datapath {
 
     fn del_port(&self, py: Python<'_>, name: String) -> PyResult<()> {
         self.with(py, |d| d.del_port(&name))
+    }
+
+    #[pyo3(signature = (bridge, name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
+        rebalance_ms = 10_000, last_active = None))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
+    fn add_bond(
+        &self,
+        py: Python<'_>,
+        bridge: String,
+        name: String,
+        mode: &str,
+        updelay_ms: u64,
+        downdelay_ms: u64,
+        primary: Option<String>,
+        rebalance_ms: u64,
+        last_active: Option<String>,
+    ) -> PyResult<()> {
+        self.with(py, |d| {
+            let config = to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary)?;
+            d.add_bond(&bridge, BondConfig { last_active, ..config })
+        })
+    }
+
+    #[pyo3(signature = (name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
+        rebalance_ms = 10_000))]
+    #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
+    fn set_bond(
+        &self,
+        py: Python<'_>,
+        name: String,
+        mode: &str,
+        updelay_ms: u64,
+        downdelay_ms: u64,
+        primary: Option<String>,
+        rebalance_ms: u64,
+    ) -> PyResult<()> {
+        self.with(py, |d| d.set_bond(to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary)?))
+    }
+
+    fn give_share(&self, py: Python<'_>, bond: String, share: usize, link: String) -> PyResult<()> {
+        self.with(py, |d| d.give_share(&bond, share, &link))
+    }
+
+    fn del_bond(&self, py: Python<'_>, name: String) -> PyResult<()> {
+        self.with(py, |d| d.del_bond(&name))
+    }
+
+    fn bonds(&self, py: Python<'_>) -> PyResult<Vec<BondState>> {
+        self.with(py, |d| Ok(d.bonds().into_iter().map(BondState::from).collect()))
+    }
+
+    fn activate_link(&self, py: Python<'_>, bond: String, link: String) -> PyResult<bool> {
+        self.with(py, |d| d.activate_link(&bond, &link))
+    }
+
+    fn hold_link(&self, py: Python<'_>, bond: String, link: String, enabled: bool) -> PyResult<()> {
+        self.with(py, |d| d.hold_link(&bond, &link, enabled))
     }
 
     fn port(&self, py: Python<'_>, name: String) -> PyResult<PortState> {
@@ -367,6 +447,15 @@ fn to_u32(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+/// Times are `bond_updelay`, `bond_downdelay` and `bond-rebalance-interval`, ms.
+fn to_bond(name: String, mode: &str, times: [u64; 3], primary: Option<String>) -> Result<BondConfig> {
+    let mode = BondMode::named(mode).ok_or_else(|| {
+        Error::Config(format!("{name}: unknown bond_mode '{mode}'; active-backup and balance-slb are possible"))
+    })?;
+    let [updelay, downdelay, rebalance] = times.map(Duration::from_millis);
+    Ok(BondConfig { name, mode, updelay, downdelay, primary, rebalance, last_active: None })
+}
+
 fn to_steering(port: &str, text: &str) -> Result<Steering> {
     match text {
         "hash" => Ok(Steering::Hash),
@@ -398,7 +487,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Datapath>()?;
     module.add_class::<Event>()?;
     module.add_class::<PortState>()?;
+    module.add_class::<BondState>()?;
+    module.add_class::<BondLink>()?;
     module.add_class::<FdbEntry>()?;
+    module.add_class::<NicQueue>()?;
     module.add_class::<PmdState>()?;
     module.add_class::<RxqState>()?;
     Ok(())

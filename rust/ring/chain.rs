@@ -2,7 +2,7 @@
 
 use super::RingFault;
 use crate::memory::access;
-use crate::memory::{Gpa, GuestMap, Span};
+use crate::memory::{Access, GuestMap, Iova, Span};
 
 /// The buffer goes on in another descriptor.
 pub(super) const NEXT: u16 = 1;
@@ -50,6 +50,16 @@ pub(super) enum Direction {
     Readable,
     /// A receiveq: we only write.
     Writable,
+}
+
+impl Direction {
+    /// What we do with the buffers.
+    pub(super) fn access(self) -> Access {
+        match self {
+            Self::Readable => Access::READ,
+            Self::Writable => Access::WRITE,
+        }
+    }
 }
 
 /// The two words of entry `index` of an indirect table; None past its end.
@@ -110,7 +120,7 @@ impl Scratch {
         {
             return Err(RingFault::BadIndirect);
         }
-        let entries = memory.translate_whole(Gpa(desc.addr), desc.len)?;
+        let entries = memory.translate_whole(Iova(desc.addr), desc.len, Access::READ)?;
         Ok((entries, count))
     }
 
@@ -135,7 +145,7 @@ impl Scratch {
             if self.spans.len() >= self.spans.capacity() {
                 return Err(RingFault::LongChain);
             }
-            let span = memory.translate_prefix(Gpa(at), left)?;
+            let span = memory.translate_prefix(Iova(at), left, direction.access())?;
             self.spans.push(span);
             left -= span.len;
             at = at.checked_add(u64::from(span.len)).ok_or(RingFault::Address)?;

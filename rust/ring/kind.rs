@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::RingFault;
 use super::doorbell::Doorbell;
+use super::held::Orphan;
 use super::journal::Past;
 use super::layout::Layout;
 use super::packed::PackedRing;
@@ -66,6 +67,14 @@ impl Ring {
 
     pub(super) fn take_up(&mut self, past: Past) -> Result<Option<String>> {
         with_layout!(&mut self.0, ring => ring.take_up(past))
+    }
+
+    /// Chains that a process before this one had taken when it died.
+    pub(super) fn take_orphans(&mut self) -> Vec<Orphan> {
+        match &mut self.0 {
+            Kind::Split(ring) => ring.take_orphans(),
+            Kind::Packed(_) => Vec::new(),
+        }
     }
 
     pub(super) fn memory(&self) -> &Arc<GuestMap> {

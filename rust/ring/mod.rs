@@ -9,11 +9,12 @@
 //!
 //! Invariants: a ring's addresses were translated by the map whose `Arc` it holds. Everything the driver wrote is read
 //! once into locals, then judged; a lie is a [`RingFault`] that stops this queue only. Buffers complete in order, so one
-//! cursor says it all: between bursts the next available index equals the used index. Knows no socket, no thread, no
-//! switch.
+//! cursor says it all: between bursts the next available index equals the used index. Only those of a transmitq that a
+//! device reads from are given back later and in any order ([`Held`]). Knows no socket, no thread, no switch.
 
 mod chain;
 mod doorbell;
+mod held;
 mod journal;
 mod kind;
 mod layout;
@@ -28,9 +29,11 @@ mod transmitq;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use held::{HELD_MAX, Held, Obstacle};
 pub use journal::{Cursor, Element, Intent, Journal, Past};
 pub use kind::Ring;
 pub use receiveq::{Delivery, Receiveq};
+pub(crate) use transmitq::TakenBack;
 pub use transmitq::Transmitq;
 
 use crate::error::{Error, Result};
@@ -72,6 +75,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// `VIRTIO_F_VERSION_1`.
     pub const VERSION_1: u64 = 1 << 32;
+    /// `VIRTIO_F_ACCESS_PLATFORM`: addresses are those of the guest's IOMMU.
+    pub const ACCESS_PLATFORM: u64 = 1 << 33;
     /// `VIRTIO_F_RING_PACKED`.
     pub const RING_PACKED: u64 = 1 << 34;
     /// `VIRTIO_F_IN_ORDER`: buffers come back in the order in which they were made available.
@@ -105,8 +110,7 @@ pub struct RingConfig {
 impl RingConfig {
     /// False while a migration still has to bring pages of the ring; they are asked for then.
     pub fn is_here(&self, memory: &GuestMap) -> bool {
-        let is_packed = self.features & feature::RING_PACKED != 0;
-        let areas = if is_packed { packed::sizes(self.size) } else { split::sizes(self.size) };
+        let areas = area_sizes(self.size, self.features);
         let uvas = [self.desc_uva, self.avail_uva, self.used_uva];
         // Every area is asked for, not only the first that is missing.
         !memory.is_incoming()
@@ -153,6 +157,12 @@ impl RingConfig {
         let note = past.map(|past| ring.take_up(past)).transpose()?.flatten();
         Ok((ring, note))
     }
+}
+
+/// Bytes of a ring's three areas under these features, as `SET_VRING_ADDR` names them: descriptors, available ring or driver
+/// area, used ring or device area.
+pub fn area_sizes(size: u32, features: u64) -> [u32; 3] {
+    if features & feature::RING_PACKED != 0 { packed::sizes(size) } else { split::sizes(size) }
 }
 
 /// What a vring may have for a size under these features (virtio 1.2 §2.7, §2.8).
@@ -212,6 +222,15 @@ pub enum RingFault {
     CallJammed,
     /// Nobody's mistake: a page is still on its way here and was asked for. Try again when it came; nothing stops.
     Absent,
+    /// Likewise: the guest's IOMMU was asked what an address means.
+    Unmapped,
+}
+
+impl RingFault {
+    /// True if nothing is wrong, and it has to be tried again.
+    pub fn is_wait(self) -> bool {
+        matches!(self, Self::Absent | Self::Unmapped)
+    }
 }
 
 impl From<Unreachable> for RingFault {
@@ -219,6 +238,7 @@ impl From<Unreachable> for RingFault {
         match why {
             Unreachable::Outside => Self::Address,
             Unreachable::Absent => Self::Absent,
+            Unreachable::Unmapped => Self::Unmapped,
         }
     }
 }
@@ -236,6 +256,7 @@ impl std::fmt::Display for RingFault {
             Self::LongChain => "a descriptor chain is longer than any frame",
             Self::Changed => "a descriptor was changed after it was made available",
             Self::Absent => "a page of guest memory is still on its way",
+            Self::Unmapped => "an address that the guest's IOMMU has not translated yet",
             Self::CallJammed => "its call eventfd was made to block by whoever shares it",
             Self::LogLost => {
                 "a page of its dirty log was taken away (its file was truncated or punched): a migration would lose \

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::chain::{Chain, Direction, Scratch, WRITE};
+use super::chain::{Chain, Direction, INDIRECT, Scratch, WRITE};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
 use super::transmitq::header_size;
@@ -12,7 +12,7 @@ use crate::burst::written::finish_checksum;
 use crate::burst::{Burst, Head, MAX_BURST, Packet};
 use crate::frame::gso::Idents;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, GuestMap, Hint, Marks, Span, access, copy};
+use crate::memory::{GuestMap, Hint, Iova, Marks, Span, Tlb, access, copy};
 
 mod large;
 mod segment;
@@ -28,7 +28,8 @@ pub struct Delivery {
     pub too_small: u64,
     /// Bit i set: the i-th of the list was delivered in the pieces of its [`Plan`](crate::frame::gso::Plan).
     pub in_pieces: u64,
-    /// The ring broke at the first one not settled; or, if `Absent`, its buffer is on its way.
+    /// The ring broke at the first one not settled; or, if it [is one to wait for](RingFault::is_wait), its buffer is on
+    /// its way.
     pub fault: Option<RingFault>,
 }
 
@@ -38,6 +39,9 @@ const LINE: u32 = 64;
 
 /// Posted buffers that are asked for when one turns out to be on its way still.
 const ASKED_AHEAD: u16 = 64;
+/// Posted buffers whose mappings are kept at hand before frames need them. A guest with lazy invalidation takes all back some
+/// hundred times a second, and its front-end, which is its emulator, spends 0.1 ms on each.
+const MAPPED_AHEAD: u16 = 8;
 
 /// A posted buffer, looked at ahead of need.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +77,11 @@ impl Receiveq {
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
         let slots = Box::new([Slot::other(Chain::UNKNOWN); MAX_BURST]);
-        Self { writer: Writer::new(&ring), slots, pending: 0, ring }
+        let mut writer = Writer::new(&ring);
+        if writer.tlb.is_on() {
+            with_layout!(&mut ring.0, ring => writer.ask_on(ring, 0));
+        }
+        Self { writer, slots, pending: 0, ring }
     }
 
     /// Gives the ring back.
@@ -89,11 +97,58 @@ impl Receiveq {
     /// Copies the packets `list` of `burst` into posted buffers, in order, and publishes them together. Stops at the
     /// first that finds no room. `list` has at most 64 indices.
     pub fn deliver(&mut self, burst: &Burst, list: &[u8]) -> Delivery {
+        if self.is_guarded() {
+            self.catch_up();
+        }
         let (delivery, taken) = with_layout!(&mut self.ring.0, ring => {
             self.writer.deliver(ring, &mut self.slots, burst, list)
         });
         self.pending = self.pending.saturating_add(taken);
+        if self.is_guarded() {
+            self.ask_on(taken);
+        }
         delivery
+    }
+
+    /// Forgets what the guest's IOMMU took back.
+    #[cold]
+    #[inline(never)]
+    fn catch_up(&mut self) {
+        with_layout!(&mut self.ring.0, ring => self.writer.catch_up(ring));
+    }
+
+    /// Asks for the mappings of buffers that come after the `taken` delivered last.
+    #[cold]
+    #[inline(never)]
+    fn ask_on(&mut self, taken: u16) {
+        with_layout!(&mut self.ring.0, ring => self.writer.ask_on(ring, taken));
+    }
+
+    /// True if the guest's IOMMU guards its memory.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.writer.tlb.is_on()
+    }
+
+    /// True if nobody may touch the ring, which is vring `vring` of its port: where it is has no mapping now.
+    #[inline]
+    pub fn is_shut(&self, vring: u16) -> bool {
+        self.is_guarded() && self.ring.memory().iotlb().is_some_and(|iotlb| iotlb.is_shut(vring))
+    }
+
+    /// How often something came that its buffers may wait for ([`GuestMap::arrived`]).
+    pub fn arrived(&self) -> u64 {
+        self.ring.memory().arrived()
+    }
+
+    /// Asks for the mappings that the next buffers lack, after some were taken back: they are there when frames come.
+    pub fn look_ahead(&mut self, vring: u16) {
+        if self.is_guarded() && !self.is_shut(vring) {
+            with_layout!(&mut self.ring.0, ring => {
+                self.writer.catch_up(ring);
+                self.writer.ask_on(ring, 0);
+            });
+        }
     }
 
     /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
@@ -111,6 +166,9 @@ struct Writer {
     /// What the guest takes as it is.
     takes: OffloadSet,
     hint: Hint,
+    tlb: Tlb,
+    /// Places from the cursor on whose buffers were asked for, or found, ahead of need.
+    asked: u16,
     scratch: Scratch,
     /// The most buffers there can be.
     ring_size: u32,
@@ -131,6 +189,8 @@ impl Writer {
             mergeable: features & feature::MRG_RXBUF != 0,
             takes: offload::taken_by(features),
             hint: Hint::NONE,
+            tlb: Tlb::new(ring.memory(), Direction::Writable.access()),
+            asked: 0,
             scratch: Scratch::new(),
             ring_size: ring.size(),
             idents: Idents::new(),
@@ -169,7 +229,7 @@ impl Writer {
             let need = self.header_size + packet.len;
             match slots.get(usize::from(taken)) {
                 Some(slot) if slot.len >= need && self.is_simple(packet) => {
-                    if packet.is_plain && need <= LINES_AHEAD {
+                    if need <= LINES_AHEAD && packet.is_plain {
                         self.write_plain(burst, packet, head, slot.start);
                     } else {
                         let next = slots.get(usize::from(taken) + 1).zip(list.get(position + 1));
@@ -189,8 +249,8 @@ impl Writer {
                     Ok(None) => delivery.too_small |= 1 << position,
                     Err(stop) => {
                         delivery.fault = match stop {
-                            Some(RingFault::Absent) => {
-                                ask_ahead(ring, ready);
+                            Some(fault) if fault.is_wait() => {
+                                ask_ahead(ring, 0, ready);
                                 stop
                             }
                             _ => delivery.fault.or(stop),
@@ -220,11 +280,28 @@ impl Writer {
         (delivery, taken)
     }
 
+    /// Forgets what the guest's IOMMU took back.
+    #[inline]
+    fn catch_up<L: Layout>(&mut self, ring: &L) {
+        if self.tlb.is_on() && self.tlb.catch_up(ring.memory()) {
+            (self.hint, self.asked) = (Hint::NONE, 0);
+        }
+    }
+
+    /// Asks for the mappings of buffers that come after those taken, each once: they are there when their frames are.
+    #[cold]
+    fn ask_on<L: Layout>(&mut self, ring: &mut L, taken: u16) {
+        let from = self.asked.saturating_sub(taken);
+        let to = ring.ready(usize::from(MAPPED_AHEAD)).map_or(0, |ready| ready.min(MAPPED_AHEAD));
+        self.asked = from.max(to);
+        ask_ahead(ring, from, to);
+    }
+
     /// Reads as many posted buffers as there are slots and asks for their lines. Gives how many are good, each in a chain
     /// of one place.
     #[inline]
     fn look_ahead<L: Layout>(&mut self, ring: &L, slots: &mut [Slot], fault: &mut Option<RingFault>) -> usize {
-        let (memory, mut hint, mut looked) = (ring.memory(), self.hint, 0);
+        let (memory, tlb, mut hint, mut looked) = (ring.memory(), &mut self.tlb, self.hint, 0);
         for (place, slot) in (0_u16..).zip(slots) {
             let (chain, desc) = match ring.head(place) {
                 Ok(Some((chain, desc))) if L::ends_at(desc) => (chain, desc),
@@ -236,7 +313,7 @@ impl Writer {
             };
             let mut ahead = Slot::other(chain);
             if desc.flags == WRITE
-                && let Some(Span { start, len }) = memory.translate(Gpa(desc.addr), desc.len, &mut hint)
+                && let Some(Span { start, len }) = memory.translate(Iova(desc.addr), desc.len, &mut hint, tlb)
             {
                 access::prefetch_write(start);
                 access::prefetch_write(start.wrapping_add(LINE as usize));
@@ -252,7 +329,13 @@ impl Writer {
     /// True if a frame goes out as it came, but for its checksum.
     #[inline]
     fn is_simple(&self, packet: &Packet) -> bool {
-        packet.is_plain || !packet.needs.without(self.takes).has_segmentation()
+        packet.is_plain || self.takes_whole(packet)
+    }
+
+    /// Of a frame that asks for something.
+    #[cold]
+    fn takes_whole(&self, packet: &Packet) -> bool {
+        !packet.needs.without(self.takes).has_segmentation()
     }
 
     /// The fast shape: one buffer that holds the header and a plain frame.
@@ -431,13 +514,14 @@ impl Writer {
     }
 }
 
-/// A posted buffer is still on its way here: asks for those after it too, so that they come together.
+/// A posted buffer is still on its way here: asks for those at these places too, so that they come together.
 #[cold]
-fn ask_ahead<L: Layout>(ring: &L, ready: u16) {
-    for place in 0..ready.min(ASKED_AHEAD) {
+fn ask_ahead<L: Layout>(ring: &L, from: u16, to: u16) {
+    for place in from..to.min(ASKED_AHEAD) {
         if let Ok(Some((_, desc))) = ring.head(place) {
             // A buffer or an indirect table; either is touched next.
-            let _ = ring.memory().translate_prefix(Gpa(desc.addr), desc.len);
+            let direction = if desc.flags & INDIRECT == 0 { Direction::Writable } else { Direction::Readable };
+            ring.memory().ask_for(Iova(desc.addr), desc.len, direction.access());
         }
     }
 }

@@ -12,11 +12,13 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, DESC_SIZE, Desc, Direction, INDIRECT, NEXT, Scratch, words_in_table};
 use super::doorbell::Doorbell;
+use super::held::{self, HELD_MAX, Orphan};
 use super::journal::{Intent, Journal, Past};
 use super::layout::Layout;
 use super::log::RingLog;
 use super::notify;
 use super::{RingConfig, RingFault, area, feature};
+use crate::burst::MAX_BURST;
 use crate::error::{Error, Result};
 use crate::memory::{GuestMap, Logging, Span, access};
 
@@ -36,6 +38,11 @@ fn desc_of((addr, rest): (u64, u64)) -> Desc {
     Desc { addr, len: rest as u32, flags: (rest >> 32) as u16, link: (rest >> 48) as u16 }
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "no more than a journal has words for")]
+fn places_of(orphans: &[Orphan]) -> u16 {
+    orphans.len() as u16
+}
+
 /// A split ring that was checked and translated. Owned by one thread at a time.
 #[derive(Debug)]
 pub(super) struct SplitRing {
@@ -43,13 +50,17 @@ pub(super) struct SplitRing {
     avail: *const u8,
     used: *mut u8,
     mask: u16,
-    /// Both the next available entry to take and, between bursts, the used index.
+    /// The next available entry to take; between bursts the used index, less the chains that are held.
     next: u16,
+    /// The next used element to write.
+    used_next: u16,
     /// The last available index read: re-read only when it is used up.
     seen: u16,
     event_idx: bool,
     features: u64,
     journal: Journal,
+    /// Chains that were held when the process before this one died, oldest first.
+    orphans: Vec<Orphan>,
     log: RingLog,
     memory: Arc<GuestMap>,
     doorbell: Doorbell,
@@ -83,32 +94,143 @@ impl SplitRing {
             used: used.start,
             mask,
             next: used_idx,
+            used_next: used_idx,
             seen: used_idx,
             event_idx: config.features & feature::EVENT_IDX != 0,
             features: config.features,
             journal: Journal::private(0)?,
+            orphans: Vec::new(),
             log: RingLog::default(),
             memory: Arc::clone(memory),
             doorbell,
         })
     }
 
-    /// The index to answer when the ring stops: available = used.
+    /// The index to answer when the ring stops: available = used, for nothing is held then.
     pub(super) fn next_index(&self) -> u16 {
         self.next
     }
 
     /// Writes down from now on, in another's memory, where the ring stands, and says what that held against it. The used
-    /// index is the guest's memory's own word for where it stood, and the commit itself: the journal only confirms it.
+    /// index is the guest's memory's own word for where it stood, and the commit itself: the journal only confirms it, and
+    /// knows which chains were held.
     #[allow(clippy::unnecessary_wraps, reason = "a packed ring may have to refuse")]
     pub(super) fn take_up(&mut self, past: Past) -> Result<Option<String>> {
         let Intent { old, new, .. } = past.journal.intent();
-        let at = self.next;
+        let at = self.used_next;
         let is_new = past.is_known && at != old && at != new;
+        let orphans = if past.is_known && !is_new {
+            held::left_behind(&past.journal, at == new && old != new)
+        } else {
+            Vec::new()
+        };
+        let is_sound = self.can_have_taken(&orphans);
+        held::forget(&past.journal, if is_sound { &orphans } else { &[] });
         past.journal.settle(at);
         self.journal = past.journal;
+        if is_sound {
+            self.next = at.wrapping_add(places_of(&orphans));
+            self.seen = self.next;
+            self.orphans = orphans;
+        }
         let note = || format!("its used index is {at}, not {new} as written down: the guest set it up anew");
-        Ok(is_new.then(note))
+        let strange =
+            || format!("buffers written down as taken are not those that its driver offers: it goes on at {at}");
+        Ok(is_new.then(note).or_else(|| (!is_sound).then(strange)))
+    }
+
+    /// True if the driver's available ring may be one of which these were taken and the rest was not.
+    fn can_have_taken(&self, orphans: &[Orphan]) -> bool {
+        if orphans.is_empty() {
+            return true;
+        }
+        // SAFETY: the index is two bytes into the available ring, mapped by `memory`.
+        let available = unsafe { access::load_acquire(self.avail.wrapping_add(2)) }.wrapping_sub(self.used_next);
+        let taken = places_of(orphans);
+        let mut heads: Vec<u16> = orphans.iter().map(|orphan| orphan.head).collect();
+        heads
+            .extend((taken..available.min(self.mask.wrapping_add(1))).map(|place| self.offered(self.used_next, place)));
+        let count = heads.len();
+        heads.sort_unstable();
+        heads.dedup();
+        available >= taken
+            && available <= self.mask.wrapping_add(1)
+            && heads.len() == count
+            && heads.iter().all(|head| *head <= self.mask)
+    }
+
+    /// The head in entry `from` + `place` of the available ring.
+    #[inline]
+    fn offered(&self, from: u16, place: u16) -> u16 {
+        let slot = usize::from(from.wrapping_add(place) & self.mask);
+        // SAFETY: the slot is masked to the ring, which `memory` keeps mapped.
+        unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * slot)) }
+    }
+
+    /// Chains that were taken by the process before this one, and not given back: they come before all others.
+    pub(super) fn take_orphans(&mut self) -> Vec<Orphan> {
+        std::mem::take(&mut self.orphans)
+    }
+
+    /// The chain that begins at `head`, for one whose entry in the available ring is gone.
+    pub(super) fn chain_of(&self, head: u16) -> std::result::Result<(Chain, Desc), RingFault> {
+        Ok((Chain { id: head, count: 1 }, self.desc(head)?))
+    }
+
+    /// Moves past the chains of a burst, of which those with a slot stay out and the others are used. Gives how many are.
+    ///
+    /// Each is written down as out before any is used, in the order in which they were taken: wherever that ends, what is
+    /// written down are the first that were available after the used index.
+    pub(super) fn hold(&mut self, chains: &[(u16, Option<u16>)]) -> u16 {
+        let (mut used, mut count) = ([(0, 0); MAX_BURST], 0);
+        for (i, &(head, slot)) in chains.iter().enumerate() {
+            let word = slot.map_or(HELD_MAX + i, usize::from);
+            held::note_out(&self.journal, word, head, self.next);
+            self.next = self.next.wrapping_add(1);
+            if slot.is_none()
+                && let Some(place) = used.get_mut(count)
+            {
+                *place = (word, head);
+                count += 1;
+            }
+        }
+        self.give_back(used.get(..count).unwrap_or_default())
+    }
+
+    /// Gives chains back that were out: the word of the journal where that is written down, and the head of each. Gives how
+    /// many there are.
+    ///
+    /// The store of the used index is the commit: before it they are out, after it they are back, whatever the journal still
+    /// says of them.
+    pub(super) fn give_back(&mut self, chains: &[(usize, u16)]) -> u16 {
+        let mut places = 0;
+        for &(word, head) in chains {
+            held::note_coming_back(&self.journal, word);
+            self.put_used(places, Chain { id: head, count: 1 }, 0);
+            places += 1;
+        }
+        if places > 0 {
+            let old = self.used_next;
+            self.publish_used(places);
+            for &(word, _) in chains {
+                held::note_back(&self.journal, word);
+            }
+            self.journal.settle(self.used_next);
+            if self.log.is_on() {
+                self.mark_published(old, places);
+            }
+        }
+        places
+    }
+
+    /// The store of the used index, announced in the journal.
+    #[inline]
+    fn publish_used(&mut self, places: u16) {
+        let old = self.used_next;
+        self.used_next = old.wrapping_add(places);
+        self.journal.intend(old, self.used_next, 0);
+        // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
+        unsafe { access::store_release(self.used.wrapping_add(2), self.used_next) };
     }
 
     /// Elements.
@@ -263,9 +385,7 @@ impl Layout for SplitRing {
 
     #[inline]
     fn head(&self, place: u16) -> std::result::Result<Option<(Chain, Desc)>, RingFault> {
-        let slot = usize::from(self.next.wrapping_add(place) & self.mask);
-        // SAFETY: the slot is masked to the ring, which `memory` keeps mapped.
-        let id = unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * slot)) };
+        let id = self.offered(self.next, place);
         Ok(Some((Chain { id, count: 1 }, self.desc(id)?)))
     }
 
@@ -322,7 +442,7 @@ impl Layout for SplitRing {
 
     #[inline]
     fn put_used(&mut self, place: u16, chain: Chain, written: u32) {
-        let slot = usize::from(self.next.wrapping_add(place) & self.mask);
+        let slot = usize::from(self.used_next.wrapping_add(place) & self.mask);
         // SAFETY: the slot is masked to the ring, which `memory` keeps mapped. A driver that keeps its ring nearly empty
         // reads the same lines; leaving equal ones untouched saves it the miss.
         unsafe {
@@ -347,12 +467,10 @@ impl Layout for SplitRing {
 
     #[inline]
     fn publish(&mut self, places: u16) {
-        let old = self.next;
-        self.next = old.wrapping_add(places);
-        self.journal.intend(old, self.next, 0);
-        // SAFETY: the index is two bytes into the used ring, mapped by `memory`.
-        unsafe { access::store_release(self.used.wrapping_add(2), self.next) };
-        self.journal.settle(self.next);
+        let old = self.used_next;
+        self.next = self.next.wrapping_add(places);
+        self.publish_used(places);
+        self.journal.settle(self.used_next);
         if self.log.is_on() {
             self.mark_published(old, places);
         }
@@ -364,7 +482,7 @@ impl Layout for SplitRing {
         let wanted = if self.event_idx {
             // SAFETY: used_event follows the available ring's entries; its two bytes were translated with it.
             let event = unsafe { access::load::<u16>(self.avail.wrapping_add(4 + 2 * (usize::from(self.mask) + 1))) };
-            notify::passes(event, self.next, self.next.wrapping_sub(places))
+            notify::passes(event, self.used_next, self.used_next.wrapping_sub(places))
         } else {
             // SAFETY: the flags are the available ring's first two bytes.
             let flags = unsafe { access::load::<u16>(self.avail) };

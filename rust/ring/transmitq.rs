@@ -6,16 +6,23 @@
 #![allow(unsafe_code, reason = "reads the virtio header out of guest memory")]
 
 use std::fs::File;
+use std::sync::Arc;
 
 use super::chain::{Chain, Desc, Direction, INDIRECT, NEXT, Scratch};
+use super::held::{Held, Obstacle, Orphan};
 use super::kind::{Kind, with_layout};
 use super::layout::Layout;
+use super::split::SplitRing;
 use super::{Ring, RingFault, feature, offload};
 use crate::burst::{Burst, MAX_BURST, MAX_FRAME};
 use crate::drops::DropReason;
 use crate::frame::ethernet;
 use crate::frame::vnet_hdr::{self, Offload, OffloadSet};
-use crate::memory::{Gpa, GuestMap, Hint, Span, access};
+use crate::memory::{GuestMap, Hint, Iova, Span, Tlb, access};
+
+mod guarded;
+
+pub(crate) use guarded::TakenBack;
 
 /// What the first passes found out about one chain.
 #[derive(Debug, Clone, Copy)]
@@ -43,25 +50,61 @@ impl Ahead {
 pub struct Transmitq {
     ring: Ring,
     gatherer: Gatherer,
-    /// The next frame waits for a page: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
+    /// The next frame waits for a page or a mapping: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
     parked: Option<u64>,
+    /// How often it had to wait for a mapping since somebody asked.
+    misses: u64,
+    /// Chains that a process before this one had taken when it died: they are gathered first.
+    orphans: Vec<Orphan>,
 }
 
 impl Transmitq {
     /// Takes a ring over.
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
-        Self { gatherer: Gatherer::new(&ring), ring, parked: None }
+        let orphans = ring.take_orphans();
+        Self { gatherer: Gatherer::new(&ring), ring, parked: None, misses: 0, orphans }
     }
 
-    /// Gives the ring back, every burst settled.
-    pub fn into_ring(self) -> Ring {
+    /// Gives the ring back, every burst settled and nothing held. Chains of a process before this one that were not
+    /// gathered yet go back to the guest unsent.
+    pub fn into_ring(mut self) -> Ring {
+        self.give_back_orphans(self.orphans.len());
+        // Its next start calls.
         self.ring
+    }
+
+    /// The memory of a ring that lets chains stay out ([`Held`]).
+    ///
+    /// # Errors
+    /// What is in the way of that.
+    pub fn memory_to_hold(&self) -> Result<&Arc<GuestMap>, Obstacle> {
+        if matches!(self.ring.0, Kind::Packed(_)) {
+            return Err(Obstacle::Packed);
+        }
+        if self.gatherer.in_order {
+            return Err(Obstacle::InOrder);
+        }
+        let memory = self.ring.memory();
+        if memory.is_guarded() {
+            return Err(Obstacle::Guarded);
+        }
+        if memory.is_incoming() { Err(Obstacle::Postcopy) } else { Ok(memory) }
+    }
+
+    /// True if chains of the burst gathered last may stay out.
+    pub fn may_hold(&self) -> bool {
+        self.orphans.is_empty() && !with_layout!(&self.ring.0, ring => ring.logging().is_on())
     }
 
     /// The eventfd that the guest's kicks arrive on.
     pub fn kick(&self) -> Option<&File> {
         self.ring.kick()
+    }
+
+    /// Elements of its ring.
+    pub fn size(&self) -> u32 {
+        self.ring.size()
     }
 
     /// The ring, to replace its call descriptor or read its counters.
@@ -73,6 +116,12 @@ impl Transmitq {
     #[inline]
     pub fn burst(&self) -> &Burst {
         &self.gatherer.burst
+    }
+
+    /// The same, to refuse frames of it.
+    #[inline]
+    pub fn burst_mut(&mut self) -> &mut Burst {
+        &mut self.gatherer.burst
     }
 
     /// Kicks on, before its thread sleeps; true if work came in meanwhile.
@@ -103,35 +152,74 @@ impl Transmitq {
         if self.is_parked() {
             return Ok(0);
         }
+        if !self.orphans.is_empty() {
+            return self.gather_orphans();
+        }
         match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
-            Err(RingFault::Absent) => self.park(),
+            Err(fault) if fault.is_wait() => self.park(fault),
             gathered => gathered,
         }
     }
 
-    /// True while the next frame waits for a page that is on its way.
+    /// True while the next frame waits for a page or a mapping that is on its way.
     #[inline]
     pub fn is_parked(&self) -> bool {
         self.parked.is_some_and(|seen| seen == self.gatherer.burst.memory().arrived())
     }
 
-    /// Nothing more is gathered before a page comes.
-    #[cold]
-    fn park(&mut self) -> Result<usize, RingFault> {
-        // One that came between the look and this word would be missed for ever: look again after it.
-        self.parked = Some(self.gatherer.burst.memory().arrived());
-        match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
-            Err(RingFault::Absent) => Ok(0),
-            gathered => {
-                self.parked = None;
-                gathered
-            }
+    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
+    pub fn commit(&mut self) -> bool {
+        if !self.orphans.is_empty() {
+            return self.commit_orphans();
+        }
+        with_layout!(&mut self.ring.0, ring => self.gatherer.commit(ring))
+    }
+
+    /// As [`Self::commit`], but for the frames that `held` has taken: their buffers stay out, and are given back by
+    /// [`Self::give_back`].
+    pub fn commit_all_but(&mut self, held: &mut Held) -> bool {
+        match &mut self.ring.0 {
+            Kind::Split(ring) if held.has_fresh() => self.gatherer.commit_all_but(ring, held),
+            _ => self.commit(),
         }
     }
 
-    /// Gives the burst's buffers back to the guest, in order, and calls it if it wants to be called; true if it was.
-    pub fn commit(&mut self) -> bool {
-        with_layout!(&mut self.ring.0, ring => self.gatherer.commit(ring))
+    /// Gives the guest the buffers that came back; `calls` it if it wants to be called. True if it was. Whoever may not call
+    /// leaves that to the greeting of the ring's next start.
+    pub fn give_back(&mut self, held: &mut Held, calls: bool) -> bool {
+        let Kind::Split(ring) = &mut self.ring.0 else { return false };
+        let (mut batch, mut called) = ([(0, 0); MAX_BURST], false);
+        for chains in held.take_done().chunks(MAX_BURST) {
+            for (place, &(slot, head)) in batch.iter_mut().zip(chains) {
+                *place = (usize::from(slot), head);
+            }
+            let places = ring.give_back(batch.get(..chains.len()).unwrap_or_default());
+            called |= calls && ring.notify(places);
+        }
+        called
+    }
+
+    /// [`Self::gather`] of what a process before this one had taken: heads that are in the available ring no longer.
+    #[cold]
+    fn gather_orphans(&mut self) -> Result<usize, RingFault> {
+        let Kind::Split(ring) = &self.ring.0 else { return Ok(0) };
+        self.gatherer.gather_heads(ring, self.orphans.iter().map(|orphan| orphan.head))
+    }
+
+    #[cold]
+    fn commit_orphans(&mut self) -> bool {
+        let count = self.gatherer.burst.len();
+        self.gatherer.burst.clear();
+        let places = self.give_back_orphans(count);
+        places > 0 && self.ring.notify(places)
+    }
+
+    /// Gives the guest the first `count` chains of a process before this one; gives how many there were.
+    fn give_back_orphans(&mut self, count: usize) -> u16 {
+        let Kind::Split(ring) = &mut self.ring.0 else { return 0 };
+        let count = count.min(self.orphans.len());
+        let chains: Vec<(usize, u16)> = self.orphans.drain(..count).map(|orphan| (orphan.word, orphan.head)).collect();
+        ring.give_back(&chains)
     }
 }
 
@@ -159,19 +247,27 @@ struct Gatherer {
     /// Beside the burst's packets: which chain each came in.
     ahead: Box<[Ahead; MAX_BURST]>,
     scratch: Scratch,
+    tlb: Tlb,
+    /// [`GuestMap::generation`] when the burst was looked at last.
+    generation: u64,
+    /// Frames of the burst whose mappings were taken back: bit i for frame i.
+    suspects: u64,
 }
 
 impl Gatherer {
     fn new(ring: &Ring) -> Self {
         let features = ring.features();
         Self {
-            burst: Burst::new(std::sync::Arc::clone(ring.memory())),
+            burst: Burst::new(Arc::clone(ring.memory())),
             header_size: header_size(features),
             sender: offload::sent_by(features),
             indirect: features & feature::INDIRECT_DESC != 0,
             in_order: features & feature::IN_ORDER != 0,
             ahead: Box::new([Ahead::other(Chain::UNKNOWN); MAX_BURST]),
             scratch: Scratch::new(),
+            tlb: Tlb::new(ring.memory(), Direction::Readable.access()),
+            generation: 0,
+            suspects: 0,
         }
     }
 
@@ -185,6 +281,9 @@ impl Gatherer {
         }
         self.burst.clear();
         ring.check()?;
+        if self.tlb.is_on() {
+            self.catch_up();
+        }
         let most = usize::from(ready).min(MAX_BURST);
         let mut end = self.gather_known(ring, 0, most);
         while end == End::Unknown {
@@ -248,7 +347,7 @@ impl Gatherer {
         most: usize,
         hint: &mut Hint,
     ) -> (usize, u64, End) {
-        let (memory, mut tables) = (self.burst.memory(), 0_u64);
+        let (memory, tlb, mut tables) = (self.burst.memory(), &mut self.tlb, 0_u64);
         let slots = self.ahead.get_mut(from..most).unwrap_or_default();
         for (i, slot) in slots.iter_mut().enumerate() {
             let (chain, desc) = match ring.head(place) {
@@ -257,17 +356,19 @@ impl Gatherer {
                 Err(fault) => return (from + i, tables, End::Fault(fault)),
             };
             let known = match desc.flags {
-                0 if desc.len >= self.header_size => memory.translate(Gpa(desc.addr), desc.len, hint).map(|span| {
-                    access::prefetch(span.start);
-                    access::prefetch(span.start.wrapping_add(64));
-                    let start = span.start.wrapping_add(self.header_size as usize);
-                    Ahead { header: span.start, data: Span { start, len: span.len - self.header_size }, chain }
-                }),
+                0 if desc.len >= self.header_size => {
+                    memory.translate(Iova(desc.addr), desc.len, hint, tlb).map(|span| {
+                        access::prefetch(span.start);
+                        access::prefetch(span.start.wrapping_add(64));
+                        let start = span.start.wrapping_add(self.header_size as usize);
+                        Ahead { header: span.start, data: Span { start, len: span.len - self.header_size }, chain }
+                    })
+                }
                 NEXT if desc.len == self.header_size => ring
                     .second(place, chain, desc)
-                    .and_then(|(chain, second)| Self::header_and_data(memory, desc, second, chain, hint)),
+                    .and_then(|(chain, second)| Self::header_and_data(memory, [desc, second], chain, hint, tlb)),
                 INDIRECT if desc.len == 32 && self.indirect => {
-                    memory.translate(Gpa(desc.addr), 32, hint).map(|table| {
+                    memory.translate(Iova(desc.addr), 32, hint, tlb).map(|table| {
                         access::prefetch(table.start);
                         tables |= 1 << ((from + i) % MAX_BURST);
                         Ahead { header: table.start, data: Span::EMPTY, chain }
@@ -287,9 +388,15 @@ impl Gatherer {
 
     /// A chain whose header and frame are each in one place.
     #[inline]
-    fn header_and_data(memory: &GuestMap, first: Desc, second: Desc, chain: Chain, hint: &mut Hint) -> Option<Ahead> {
-        let header = memory.translate(Gpa(first.addr), first.len, hint)?.start;
-        let data = memory.translate(Gpa(second.addr), second.len, hint)?;
+    fn header_and_data(
+        memory: &GuestMap,
+        [first, second]: [Desc; 2],
+        chain: Chain,
+        hint: &mut Hint,
+        tlb: &mut Tlb,
+    ) -> Option<Ahead> {
+        let header = memory.translate(Iova(first.addr), first.len, hint, tlb)?.start;
+        let data = memory.translate(Iova(second.addr), second.len, hint, tlb)?;
         access::prefetch(header);
         access::prefetch(data.start);
         Some(Ahead { header, data, chain })
@@ -297,7 +404,7 @@ impl Gatherer {
 
     /// Second pass: indirect tables of header and data become the same two buffers.
     fn open_tables<L: Layout>(&mut self, mut tables: u64, hint: &mut Hint) {
-        let memory = self.burst.memory();
+        let (memory, tlb) = (self.burst.memory(), &mut self.tlb);
         while tables != 0 {
             let place = tables.trailing_zeros() as usize;
             tables &= tables - 1;
@@ -306,7 +413,7 @@ impl Gatherer {
             let pair = L::in_table(table, 0).zip(L::in_table(table, 1));
             let known = pair
                 .filter(|&(first, second)| L::is_pair(first, second) && first.len == self.header_size)
-                .and_then(|(first, second)| Self::header_and_data(memory, first, second, ahead.chain, hint));
+                .and_then(|(first, second)| Self::header_and_data(memory, [first, second], ahead.chain, hint, tlb));
             *ahead = known.unwrap_or(Ahead::other(ahead.chain));
         }
     }
@@ -344,11 +451,43 @@ impl Gatherer {
         u128::from(low) | u128::from(high) << 64
     }
 
+    /// The chains that begin at `heads`, as many as the burst holds.
+    fn gather_heads(&mut self, ring: &SplitRing, heads: impl Iterator<Item = u16>) -> Result<usize, RingFault> {
+        self.burst.clear();
+        ring.check()?;
+        for (i, head) in heads.take(MAX_BURST).enumerate() {
+            let found = ring.chain_of(head).map_err(Some);
+            match found.and_then(|(chain, first)| {
+                if let Some(ahead) = self.ahead.get_mut(i) {
+                    *ahead = Ahead::other(chain);
+                }
+                self.take_known(ring, i, 0, chain, first)
+            }) {
+                Ok(()) => {}
+                Err(Some(fault)) if self.burst.is_empty() => return Err(fault),
+                Err(_) => break,
+            }
+        }
+        Ok(self.burst.len())
+    }
+
     /// A chain of any shape, which begins at `place`, into slot `i` of the burst.
     #[cold]
     fn take_chain<L: Layout>(&mut self, ring: &L, i: usize, place: u16) -> Result<(), Option<RingFault>> {
-        let Some(ahead) = self.ahead.get_mut(i) else { return Err(None) };
         let Some((chain, first)) = ring.head(place).map_err(Some)? else { return Err(Some(RingFault::Changed)) };
+        self.take_known(ring, i, place, chain, first)
+    }
+
+    /// A chain whose first descriptor is known.
+    fn take_known<L: Layout>(
+        &mut self,
+        ring: &L,
+        i: usize,
+        place: u16,
+        chain: Chain,
+        first: Desc,
+    ) -> Result<(), Option<RingFault>> {
+        let Some(ahead) = self.ahead.get_mut(i) else { return Err(None) };
         self.scratch.clear();
         let walked = ring.walk(place, chain, first, Direction::Readable, &mut self.scratch);
         let (chain, bytes) = walked.map_err(Some)?;
@@ -401,6 +540,22 @@ impl Gatherer {
         self.burst.clear();
         ring.publish(places);
         ring.notify(places)
+    }
+}
+
+impl Gatherer {
+    /// [`Transmitq::commit_all_but`].
+    #[cold]
+    fn commit_all_but(&mut self, ring: &mut SplitRing, held: &mut Held) -> bool {
+        let chains = self.ahead.get(..self.burst.len()).unwrap_or_default();
+        let stays = held.commit(|frame| chains.get(usize::from(frame)).map(|ahead| ahead.chain.id));
+        let mut list = [(0, None); MAX_BURST];
+        for (place, (ahead, stay)) in list.iter_mut().zip(chains.iter().zip(stays)) {
+            *place = (ahead.chain.id, stay);
+        }
+        let places = ring.hold(list.get(..chains.len()).unwrap_or_default());
+        self.burst.clear();
+        places > 0 && ring.notify(places)
     }
 }
 

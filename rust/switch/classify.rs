@@ -1,7 +1,7 @@
 //! Where a frame goes: learning, forwarding, flooding (IEEE 802.1D §7.7).
 
 use super::PortId;
-use super::fdb::{Fdb, Key, Place};
+use super::fdb::{Fdb, Key, Learning, Place};
 use crate::burst::{HEAD_SIZE, Head, MAX_BURST};
 use crate::drops::DropReason;
 use crate::frame::ethernet;
@@ -35,16 +35,24 @@ impl Last {
     const NONE: Self = Self { head: u128::MAX, mask: u128::MAX, output: Output::Drop(DropReason::BadSource) };
     /// The addresses and the type.
     const UNTAGGED: u128 = (1 << 112) - 1;
+    /// The destination.
+    const DESTINATION: u128 = (1 << 48) - 1;
 
     #[inline]
     fn head(head: &[u8; HEAD_SIZE]) -> u128 {
         head.first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes))
     }
 
+    /// The bits that differ, of those that count.
+    #[inline]
+    fn differs(&self, head: u128) -> u128 {
+        (head ^ self.head) & self.mask
+    }
+
     /// True for a frame that goes the same way.
     #[inline]
     pub fn is_like(&self, head: &[u8; HEAD_SIZE]) -> bool {
-        (Self::head(head) ^ self.head) & self.mask == 0
+        self.differs(Self::head(head)) == 0
     }
 }
 
@@ -57,10 +65,14 @@ pub struct Cache {
     second: u32,
     /// The last source, and the second in which it was learned.
     source: (Key, u32),
-    /// By frame of the burst, its destination and where to look for it.
-    ahead: [(Key, Place); MAX_BURST],
-    /// Frames of the burst that this is known of.
+    /// By frame of the burst, the port that its destination is known behind.
+    ports: [Option<PortId>; MAX_BURST],
+    /// Frames of the burst that this was looked up for.
     looked: usize,
+    /// The burst taught the table something: what was looked up before may be no more.
+    is_stale: bool,
+    /// Of the frames being looked up, destinations and where they are in the table.
+    asked: [(Key, Place); AHEAD],
 }
 
 impl Default for Cache {
@@ -70,8 +82,10 @@ impl Default for Cache {
             generation: 0,
             second: u32::MAX,
             source: (Key::NONE, 0),
-            ahead: [(Key::NONE, Place::default()); MAX_BURST],
+            ports: [None; MAX_BURST],
             looked: 0,
+            is_stale: false,
+            asked: [(Key::NONE, Place::default()); AHEAD],
         }
     }
 }
@@ -80,7 +94,7 @@ impl Cache {
     /// Call once a burst: forgets the one before, and drops what may be stale.
     #[inline]
     pub fn refresh(&mut self, fdb: &Fdb, now_s: u32) {
-        self.looked = 0;
+        (self.looked, self.is_stale) = (0, false);
         let generation = fdb.generation();
         if generation != self.generation || now_s != self.second {
             (self.generation, self.second) = (generation, now_s);
@@ -109,45 +123,88 @@ impl Cache {
         if self.last.is_like(&head.0) {
             return self.last.output;
         }
-        let header = ethernet::parse(&head.0);
+        self.judge(fdb, port, (heads, index), forward_bpdu, now_s)
+    }
+
+    /// True if frame `index` of the burst, looked up already, is from where `last` is from and goes where it went.
+    #[inline]
+    pub fn goes_with(&self, last: &Last, head: &[u8; HEAD_SIZE], index: usize) -> bool {
+        let is_from_there = last.differs(Last::head(head)) & !Last::DESTINATION == 0;
+        // What is beyond was looked up for another burst.
+        let port = if index < self.looked && !self.is_stale { self.ports.get(index).copied().flatten() } else { None };
+        is_from_there && port.is_some_and(|port| last.output == Output::Port(port))
+    }
+
+    /// [`Self::classify`] of a frame of which nothing is known yet.
+    fn judge(
+        &mut self,
+        fdb: &Fdb,
+        port: PortId,
+        (heads, index): (&[Head], usize),
+        forward_bpdu: bool,
+        now_s: u32,
+    ) -> Output {
+        let Some(Head(head)) = heads.get(index) else { return Output::Drop(DropReason::BadSource) };
+        let header = ethernet::parse(head);
         let source = Key::new(header.vlan, header.src);
         if self.source != (source, now_s) {
             if header.src.is_group() || header.src.0 == 0 {
                 return Output::Drop(DropReason::BadSource);
             }
-            if fdb.learn(source, port, now_s) {
+            let learning = fdb.learn(source, port, now_s);
+            if learning != Learning::Later {
                 self.source = (source, now_s);
             }
+            self.is_stale |= learning == Learning::News;
         }
-        if index >= self.looked {
-            self.look_ahead(fdb, heads, index);
-        }
-        let (key, place) = self.ahead.get(index).copied().unwrap_or((Key::NONE, Place::default()));
         if header.dst.is_group() {
             let stays = header.dst.is_reserved() && !forward_bpdu;
             return if stays { Output::Drop(DropReason::Reserved) } else { Output::Flood };
         }
-        let Some(to) = fdb.lookup_at(place, key, now_s) else { return Output::Flood };
+        let Some(to) = self.port_of(fdb, heads, index) else { return Output::Flood };
         if to == port {
             return Output::Drop(DropReason::SamePort);
         }
         // What the table may learn, or has to be taught, is asked for again.
         if self.source == (source, now_s) {
             let mask = if header.tagged { u128::MAX } else { Last::UNTAGGED };
-            self.last = Last { head: Last::head(&head.0), mask, output: Output::Port(to) };
+            self.last = Last { head: Last::head(head), mask, output: Output::Port(to) };
         }
         Output::Port(to)
     }
 
-    /// Asks for the table's lines of this frame and those after it, so that their misses overlap.
+    /// The port that the destination of a frame is known behind: never one of a group address.
+    #[inline]
+    fn port_of(&mut self, fdb: &Fdb, heads: &[Head], index: usize) -> Option<PortId> {
+        if self.is_stale {
+            return fdb.lookup(destination(heads.get(index)?), self.second);
+        }
+        if index >= self.looked {
+            self.look_ahead(fdb, heads, index);
+        }
+        self.ports.get(index).copied().flatten()
+    }
+
+    /// Looks up the destinations of a frame and of those after it. All are asked for first, so that their misses overlap.
     fn look_ahead(&mut self, fdb: &Fdb, heads: &[Head], from: usize) {
-        for (ahead, head) in self.ahead.iter_mut().zip(heads).skip(from).take(AHEAD) {
-            let header = ethernet::parse(&head.0);
-            let key = Key::new(header.vlan, header.dst);
-            *ahead = (key, fdb.ask_for(key));
+        let ahead = heads.get(from..).unwrap_or_default();
+        for (asked, head) in self.asked.iter_mut().zip(ahead) {
+            let key = destination(head);
+            *asked = (key, fdb.ask_for(key));
+        }
+        let ports = self.ports.get_mut(from..heads.len()).unwrap_or_default();
+        for (port, (key, place)) in ports.iter_mut().zip(&self.asked) {
+            *port = fdb.lookup_at(*place, *key, self.second);
         }
         self.looked = from + AHEAD;
     }
+}
+
+/// Whom a frame is for.
+#[inline]
+fn destination(Head(head): &Head) -> Key {
+    let header = ethernet::parse(head);
+    Key::new(header.vlan, header.dst)
 }
 
 #[cfg(test)]
@@ -168,7 +225,7 @@ mod tests {
     }
 
     fn classify(cache: &mut Cache, fdb: &Fdb, port: PortId, head: [u8; HEAD_SIZE]) -> Output {
-        cache.looked = 0;
+        cache.refresh(fdb, 1);
         cache.classify(fdb, port, (&[Head(head)], 0), false, 1)
     }
 
@@ -235,18 +292,30 @@ mod tests {
     fn a_burst_gets_the_answers_its_frames_would_have_got_alone() {
         let fdb = Fdb::new(1024, 300);
         for n in 0..32 {
-            fdb.learn(Key::new(0, Mac(0x0002_0000 + n)), 2, 1);
+            fdb.learn(Key::new(0, Mac(0x0002_0000 + n)), if n % 8 == 0 { 3 } else { 2 }, 1);
         }
         let mut cache = Cache::default();
+        let mut followers = 0;
         // Runs of one, of several and of all; known addresses and unknown ones; the burst before had others in their places.
-        for stride in [1, 3, 7, 64] {
-            let heads: Vec<Head> = (0..64).map(|n| Head(head(0x0002_0000 + n / stride * 5 % 64, 0x0201))).collect();
+        for (stride, sources) in [(1, 1), (3, 1), (7, 1), (64, 1), (1, 5), (3, 64)] {
+            let head = |n: u64| head(0x0002_0000 + n / stride * 5 % 64, 0x0201 + n % sources);
+            let heads: Vec<Head> = (0..64).map(|n| Head(head(n))).collect();
             cache.refresh(&fdb, 1);
-            for (n, alone) in heads.iter().enumerate() {
-                let expected = classify(&mut Cache::default(), &fdb, 1, alone.0);
-                assert_eq!(cache.classify(&fdb, 1, (&heads, n), false, 1), expected, "{n} of runs of {stride}");
+            for (n, frame) in heads.iter().enumerate() {
+                let alone = classify(&mut Cache::default(), &fdb, 1, frame.0);
+                let last = cache.last();
+                if cache.goes_with(&last, &frame.0, n) {
+                    assert_eq!(last.output, alone, "{n} of runs of {stride} from {sources}");
+                    followers += 1;
+                }
+                assert_eq!(
+                    cache.classify(&fdb, 1, (&heads, n), false, 1),
+                    alone,
+                    "{n} of runs of {stride} from {sources}"
+                );
             }
         }
+        assert!(followers > 64);
     }
 
     #[test]

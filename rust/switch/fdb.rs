@@ -83,6 +83,17 @@ pub struct Learned {
     pub age_s: u32,
 }
 
+/// What became of an address that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learning {
+    /// It was there.
+    Known,
+    /// It was not, or behind another port: who asked before may have got another answer.
+    News,
+    /// Somebody else writes: the next frame will teach.
+    Later,
+}
+
 /// Counts for `fdb/stats-show`.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -275,27 +286,33 @@ impl Fdb {
         (age(now_s, seen) <= self.aging_s.load(Ordering::Relaxed)).then_some(port)
     }
 
-    /// Notes that `key` was seen behind `port`. Never waits: false if somebody else writes, then the next frame will
-    /// teach.
-    pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> bool {
+    /// The port behind which `key` was last seen, and how many seconds ago.
+    pub fn last_seen(&self, key: Key, now_s: u32) -> Option<(PortId, u32)> {
+        let (port, seen) = unpack(self.find(key)?.1);
+        Some((port, age(now_s, seen))).filter(|(_, age_s)| *age_s <= self.aging_s.load(Ordering::Relaxed))
+    }
+
+    /// Notes that `key` was seen behind `port`. Never waits.
+    pub fn learn(&self, key: Key, port: PortId, now_s: u32) -> Learning {
         if let Some((_, value)) = self.find(key) {
             let (known, seen) = unpack(value);
             // Not back in time, or two threads on both sides of a second's end would write it to and fro.
             if known == port && seen >= now_s {
-                return true;
+                return Learning::Known;
             }
         }
-        let Some(mut writer) = self.writer.try_lock() else { return false };
+        let Some(mut writer) = self.writer.try_lock() else { return Learning::Later };
         if let Some((entry, value)) = self.find(key) {
             let (old, _) = unpack(value);
             Self::write(entry, key.0, port, now_s);
-            if old != port {
-                writer.count(old, false);
-                writer.count(port, true);
-                self.stats.moved.fetch_add(1, Ordering::Relaxed);
-                self.changed();
+            if old == port {
+                return Learning::Known;
             }
-            return true;
+            writer.count(old, false);
+            writer.count(port, true);
+            self.stats.moved.fetch_add(1, Ordering::Relaxed);
+            self.changed();
+            return Learning::News;
         }
         if self.len() >= self.max {
             self.evict(&mut writer, now_s);
@@ -319,7 +336,7 @@ impl Fdb {
             self.len.fetch_add(1, Ordering::Relaxed);
             self.stats.learned.fetch_add(1, Ordering::Relaxed);
         }
-        true
+        Learning::News
     }
 
     fn free_entry(&self, places: [usize; 2], now_s: u32, writer: &mut Writer) -> Option<&Entry> {

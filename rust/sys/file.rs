@@ -1,5 +1,5 @@
 //! What kind of file a descriptor that a stranger sent us really is.
-#![allow(unsafe_code, reason = "fstatfs(2) and madvise(2) are not in std")]
+#![allow(unsafe_code, reason = "fstatfs(2), madvise(2) and their like are not in std")]
 
 use std::fs::{self, File};
 use std::io;
@@ -71,6 +71,20 @@ pub fn reserve(file: &File, size: usize) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// A file of `size` zero bytes that has no name anywhere; `name` is for who looks at this process (`memfd_create(2)`).
+pub fn anonymous(name: &str, size: usize) -> io::Result<File> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: a NUL-terminated name.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made `fd` and nobody else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size as u64)?;
+    Ok(file)
 }
 
 /// The calling process's effective user.

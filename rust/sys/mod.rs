@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod cpu;
 pub mod eventfd;
+pub mod features;
 pub mod file;
 pub mod inotify;
 pub mod netdev;

@@ -125,6 +125,15 @@ impl Asker {
         Ok(bytes)
     }
 
+    /// A command of `SIOCETHTOOL` over words of the caller's, the command first: they are as many as the command says that
+    /// there are.
+    pub(super) fn ethtool_words(&self, name: &str, words: &mut [u32]) -> io::Result<()> {
+        let c_name = CString::new(name).map_err(io::Error::other)?;
+        let mut request = request(&c_name);
+        request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+        self.ioctl(libc::SIOCETHTOOL, &mut request)
+    }
+
     fn ioctl(&self, command: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
         // SAFETY: a live ifreq, as all these commands take; where it points at more, `ethtool` keeps that live.
         match unsafe { libc::ioctl(self.0.as_raw_fd(), command, std::ptr::from_mut(request)) } {

@@ -115,6 +115,23 @@ impl Socket {
         self.set(libc::SOL_XDP, libc::XDP_UMEM_REG, &region)
     }
 
+    /// As [`Self::register`], of bytes in which a frame's parts may lie anywhere, up to `chunk` bytes each. The kernel reads
+    /// them where they are, whether or not anything is mapped there later: they are pinned, and only read.
+    ///
+    /// # Safety
+    /// They are mapped now.
+    pub unsafe fn register_unaligned(&self, start: *mut u8, size: usize, chunk: u32) -> io::Result<()> {
+        let region = libc::xdp_umem_reg {
+            addr: start.addr() as u64,
+            len: size as u64,
+            chunk_size: chunk,
+            headroom: 0,
+            flags: libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
+            tx_metadata_len: 0,
+        };
+        self.set(libc::SOL_XDP, libc::XDP_UMEM_REG, &region)
+    }
+
     /// Makes a ring of `entries`, a power of two, and maps it.
     pub fn ring(&self, kind: RingKind, entries: u32) -> io::Result<Ring> {
         self.set(libc::SOL_XDP, kind.option(), &entries)?;
@@ -166,6 +183,14 @@ impl Socket {
         self.set(libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, &(1 as libc::c_int))?;
         self.set(libc::SOL_SOCKET, libc::SO_BUSY_POLL, &us)?;
         self.set(libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, &budget)
+    }
+
+    /// Whether that is in force. The budget itself the kernel tells nobody.
+    pub fn prefers_busy_poll(&self) -> io::Result<bool> {
+        let (mut prefers, mut us): (libc::c_int, libc::c_int) = (0, 0);
+        self.get(libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, &mut prefers)?;
+        self.get(libc::SOL_SOCKET, libc::SO_BUSY_POLL, &mut us)?;
+        Ok(prefers != 0 && us > 0)
     }
 
     /// Lets one kick send `descriptors`, where the kernel knows how; a kernel that does not sends 32.

@@ -1,11 +1,12 @@
 //! Sessions of messages that nobody means: whatever comes, the port lives, forgets nothing, and serves who comes next.
 //!
 //! ```text
-//!   seed ─▶ a session: messages with the right shape ─▶ bytes, sizes, numbers and descriptors changed at random
+//!   seed ─▶ a session: an honest beginning, or part of one, or none
+//!                      messages with the right shape ─▶ bytes, sizes, numbers and descriptors changed at random
 //! ```
 //!
-//! The front-end's and the guest's words that reach the parser and the handler, among them dirty logs, IOTLB messages and
-//! memory tables, with the descriptors they may come with. No instrumentation guides it: shapes do, as most of what a
+//! The front-end's and the guest's words that reach the parser and the handler, among them dirty logs, the steps of a
+//! post-copy migration, IOTLB messages and memory tables, with the descriptors they may come with. No instrumentation guides it: shapes do, as most of what a
 //! random message could break lies behind the check of its size. A session is its seed, so one that fails can be run
 //! again: `OVSVHOST_FUZZ_SEED=<seed> OVSVHOST_FUZZ_S=0`. `make fuzz` runs for a minute from a seed of the day.
 //! Rows: C13.
@@ -15,17 +16,20 @@ mod rig;
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ovsvhost::vhost::EndpointKind;
-use rig::{GPA, MEMORY, Memory, NEED_REPLY, PLAIN, Port, Raw, Vm, eventfd, eventually, memfd};
+use ovsvhost::vhost::{EndpointConfig, EndpointKind, features};
+use rig::{GPA, MEMORY, Memory, NEED_REPLY, PLAIN, Port, Raw, SIZE, Told, Vm, eventfd, eventually, memfd};
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use vmm_sys_util::tempdir::TempDir;
 
-/// Sessions of a short run.
+/// Sessions of a short run, and of one on a port that guests may move to.
 const SESSIONS: u64 = 1500;
+const ARRIVING_SESSIONS: u64 = 300;
 /// Messages of a session at most.
 const MESSAGES: u64 = 40;
 /// Request numbers tried; past the last known one.
@@ -205,17 +209,145 @@ fn message(dice: &mut Dice, files: &Files) -> (Vec<u8>, Vec<RawFd>) {
     (bytes, fds)
 }
 
+/// A request, its payload and its descriptors.
+type Said = (FrontendReq, Vec<u8>, Vec<RawFd>);
+
+/// How most sessions begin: what was not agreed on would be refused at the door. On a port that guests may move to, half
+/// of them have a guest come whose memory nobody brings.
+fn opening(dice: &mut Dice, files: &Files, may_arrive: bool) -> Vec<Said> {
+    if dice.once_in(4) {
+        return Vec::new();
+    }
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    let pair = |at: u32, number: u32| [at.to_ne_bytes(), number.to_ne_bytes()].concat();
+    let memory = &files.memory;
+    let arrives = may_arrive && dice.once_in(2);
+    let log_all = if dice.once_in(2) { features::LOG_ALL } else { 0 };
+    let mut said = vec![
+        (FrontendReq::SET_PROTOCOL_FEATURES, words(&[features::protocol(may_arrive, false).bits()]), vec![]),
+        (FrontendReq::SET_FEATURES, words(&[rig::VERSION_1 | rig::PROTOCOL_FEATURES | log_all]), vec![]),
+    ];
+    if dice.once_in(2) {
+        // Each byte of it is 32 KiB of the guest's.
+        said.push((FrontendReq::SET_LOG_BASE, words(&[(GPA + MEMORY) >> 15, 0]), vec![files.memfds[3].as_raw_fd()]));
+    }
+    if arrives {
+        said.push((FrontendReq::POSTCOPY_ADVISE, vec![], vec![]));
+        said.push((FrontendReq::POSTCOPY_LISTEN, vec![], vec![]));
+    }
+    let table = words(&[1, GPA, MEMORY, memory.uva, 0]);
+    said.push((FrontendReq::SET_MEM_TABLE, table, vec![memory.file.as_raw_fd()]));
+    if arrives {
+        // It knows the addresses.
+        said.push((FrontendReq::SET_MEM_TABLE, words(&[0]), vec![]));
+    }
+    for at in 0..2_u32 {
+        let vring = memory.vring(usize::try_from(at).unwrap());
+        let places = [vring.desc_table_addr, vring.used_ring_addr, vring.avail_ring_addr, GPA];
+        let flags = u32::from(log_all != 0);
+        said.extend([
+            (FrontendReq::SET_VRING_NUM, pair(at, u32::from(SIZE)), vec![]),
+            (FrontendReq::SET_VRING_ADDR, [pair(at, flags), words(&places)].concat(), vec![]),
+            (FrontendReq::SET_VRING_KICK, words(&[at.into()]), vec![files.eventfd.as_raw_fd()]),
+            (FrontendReq::SET_VRING_ENABLE, pair(at, 1), vec![]),
+        ]);
+    }
+    if dice.once_in(4) {
+        said.truncate(usize::try_from(dice.below(said.len() as u64)).unwrap());
+    }
+    said
+}
+
 /// One front-end that comes, talks and leaves.
-fn session(seed: u64, port: &Port) {
+fn session(seed: u64, door: &Door, may_arrive: bool) {
     let mut dice = Dice(seed);
     let files = Files::new();
-    let stream = UnixStream::connect(&port.socket).unwrap();
+    let stream = door.meet();
     // A back-end that hung up, or waits for the rest of a message, has answered in its way.
     stream.set_nonblocking(true).unwrap();
-    for _ in 0..=dice.below(MESSAGES) {
-        let (bytes, fds) = message(&mut dice, &files);
+    let honest = opening(&mut dice, &files, may_arrive);
+    let honest = honest.iter().map(|(request, body, fds)| (rig::message(*request, PLAIN, body), fds.clone()));
+    let messages = dice.below(MESSAGES) + 1;
+    let wild = std::iter::repeat_with(|| message(&mut dice, &files)).take(usize::try_from(messages).unwrap());
+    for (bytes, fds) in honest.chain(wild) {
         if stream.send_with_fds(&[bytes.as_slice()], &fds).is_err() {
             break;
+        }
+    }
+}
+
+/// Sessions of guests with an IOMMU: each has to be waited for, as the port is the one that connects.
+const GUARDED_SESSIONS: u64 = 300;
+
+/// A session that begins as a guest with an IOMMU whose rings run, and goes on as the dice have it.
+fn guarded_session(seed: u64, stream: &UnixStream) {
+    let mut dice = Dice(seed);
+    let files = Files::new();
+    let memory = &files.memory;
+    let word = |value: u64| value.to_ne_bytes().to_vec();
+    let pair = |index: u32, value: u32| [index.to_ne_bytes(), value.to_ne_bytes()].concat();
+    let iotlb = |iova: u64, size: u64, uva: u64, last: u64| [iova, size, uva, last].map(u64::to_ne_bytes).concat();
+    let (kick, channel) = (files.eventfd.as_raw_fd(), files.pipe.as_raw_fd());
+    let region = [1_u64, GPA, MEMORY, memory.uva, 0].map(u64::to_ne_bytes).concat();
+    let mut all = vec![
+        (FrontendReq::SET_PROTOCOL_FEATURES, word(PROTOCOL), None),
+        (FrontendReq::SET_FEATURES, word(FEATURES), None),
+        (FrontendReq::SET_BACKEND_REQ_FD, Vec::new(), Some(channel)),
+        (FrontendReq::SET_MEM_TABLE, region, Some(memory.file.as_raw_fd())),
+    ];
+    for index in 0..2 {
+        let vring = memory.vring(usize::try_from(index).unwrap());
+        let addresses = [vring.desc_table_addr, vring.used_ring_addr, vring.avail_ring_addr, 0].map(u64::to_ne_bytes);
+        all.extend([
+            (FrontendReq::SET_VRING_NUM, pair(index, u32::from(vring.queue_size)), None),
+            (FrontendReq::SET_VRING_BASE, pair(index, 0), None),
+            (FrontendReq::SET_VRING_ADDR, [pair(index, 0), addresses.concat()].concat(), None),
+            (FrontendReq::SET_VRING_KICK, word(index.into()), Some(kick)),
+            (FrontendReq::SET_VRING_ENABLE, pair(index, 1), None),
+        ]);
+    }
+    // Every address is its own.
+    all.push((FrontendReq::IOTLB_MSG, iotlb(memory.uva, MEMORY, memory.uva, 0x203), None));
+    for (code, body, fd) in all {
+        stream.send_with_fds(&[rig::message(code, PLAIN, &body).as_slice()], fd.as_slice()).unwrap();
+    }
+    stream.set_nonblocking(true).unwrap();
+    for _ in 0..=dice.below(MESSAGES) {
+        let (bytes, fds) = if dice.once_in(2) {
+            let (body, _) = shape(FrontendReq::IOTLB_MSG.into(), &mut dice, memory);
+            (rig::message(FrontendReq::IOTLB_MSG, NEED_REPLY, &body), Vec::new())
+        } else {
+            message(&mut dice, &files)
+        };
+        if stream.send_with_fds(&[bytes.as_slice()], &fds).is_err() {
+            break;
+        }
+    }
+}
+
+/// `MQ`, `REPLY_ACK` and `BACKEND_REQ`.
+const PROTOCOL: u64 = 1 << 0 | 1 << 3 | 1 << 5;
+/// `VERSION_1`, `PROTOCOL_FEATURES` and `IOMMU_PLATFORM`.
+const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 33;
+
+/// How front-ends and the port under test meet.
+enum Door<'a> {
+    /// The port made the socket.
+    Theirs(&'a Path),
+    /// Each front-end makes it anew, which the port sees at once.
+    Ours(&'a Path),
+}
+
+impl Door<'_> {
+    fn meet(&self) -> UnixStream {
+        match self {
+            Self::Theirs(socket) => UnixStream::connect(socket).unwrap(),
+            Self::Ours(socket) => {
+                if socket.exists() {
+                    fs::remove_file(socket).unwrap();
+                }
+                rig::accept(&UnixListener::bind(socket).unwrap())
+            }
         }
     }
 }
@@ -224,39 +356,94 @@ fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// True once the port watches the directory where its front-end's socket has to appear.
+fn is_watching() -> bool {
+    let files = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.ends_with("anon_inode:inotify"))
+}
+
 #[test]
 fn a_port_outlives_whatever_it_is_told_and_keeps_nothing_of_it() {
+    let port = Port::new(EndpointKind::Server);
+    let door = Door::Theirs(&port.socket);
+    outlive(&port, &door, SESSIONS, false);
+    // Nothing of them is left, and a guest comes up.
+    port.wait_status("status", "disconnected");
+    let mut vm = Vm::new(door.meet());
+    vm.start(1);
+    assert!(port.endpoint.link_up());
+}
+
+/// Rows: A15.
+#[test]
+fn a_port_that_guests_move_to_outlives_whatever_it_is_told_and_keeps_nothing_of_it() {
+    if let Err(e) = ovsvhost::vhost::check_postcopy() {
+        eprintln!("skipped: {e}");
+        return;
+    }
+    let dir = TempDir::new_with_prefix("/tmp/ovsvhost-test-").unwrap();
+    let socket = dir.as_path().join("v0");
+    let config = EndpointConfig { postcopy: true, ..rig::config(EndpointKind::Client, &socket) };
+    let port = Port::with(config, dir);
+    let door = Door::Ours(&port.socket);
+    // What it has open then is what it may have open at the end.
+    eventually("the port to watch", || is_watching().then_some(()));
+    outlive(&port, &door, ARRIVING_SESSIONS, true);
+    let mut vm = Vm::new(door.meet());
+    vm.start(1);
+    assert!(port.endpoint.link_up());
+}
+
+/// Rows: A14.
+#[test]
+fn a_port_that_serves_an_iommu_outlives_whatever_it_is_told() {
+    let dir = TempDir::new_with_prefix("/tmp/ovsvhost-test-").unwrap();
+    let socket = dir.as_path().join("v0");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let port = Port::with(EndpointConfig { iommu: true, ..rig::config(EndpointKind::Client, &socket) }, dir);
+    let mut began = 0_usize;
+    for seed in 1..=GUARDED_SESSIONS {
+        guarded_session(seed, &rig::accept(&listener));
+        // One that ended before it is noticed here is counted with the next.
+        began += port.recorder.told().iter().filter(|told| matches!(told, Told::Start(_))).count();
+        port.recorder.forget();
+    }
+    let mut vm = Vm::new(rig::accept(&listener));
+    vm.start(1);
+    assert!(port.endpoint.link_up());
+    assert!(began > 0, "no ring ever ran");
+}
+
+/// Sessions, each followed by an honest question; at the end every descriptor is closed.
+fn outlive(port: &Port, door: &Door<'_>, sessions: u64, may_arrive: bool) {
     let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let (first, seconds) = (setting("OVSVHOST_FUZZ_SEED").unwrap_or(1), setting("OVSVHOST_FUZZ_S"));
-    let port = Port::new(EndpointKind::Server);
     let before = open_files();
     let began = Instant::now();
+    let mut moves = 0;
     for seed in first.. {
         let over = match seconds {
             Some(seconds) => seed > first && began.elapsed() >= Duration::from_secs(seconds),
-            None => seed >= first + SESSIONS,
+            None => seed >= first + sessions,
         };
         if over {
-            println!("{} sessions from seed {first}", seed - first);
+            println!("{} sessions from seed {first}, {moves} with a move in them", seed - first);
+            assert!(moves > 0 || seconds.is_some(), "no log was turned on and no guest came");
             break;
         }
-        session(seed, &port);
+        session(seed, door, may_arrive);
         // Its turn comes when the one before is over: an honest question is answered.
         let honest = eventually(&format!("an answer after seed {seed}"), || {
-            let mut raw = Raw(UnixStream::connect(&port.socket).ok()?);
+            let mut raw = Raw(door.meet());
             raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             raw.0.set_nonblocking(false).unwrap();
             answers(&mut raw).then_some(raw)
         });
         drop(honest);
+        moves += u64::from(port.recorder.events().iter().any(|(_, kind, _)| *kind == "migration"));
         port.recorder.forget();
     }
-    // Nothing of them is left, and a guest comes up.
-    port.wait_status("status", "disconnected");
     eventually("every descriptor to be closed", || (open_files() <= before).then_some(()));
-    let mut vm = Vm::new(UnixStream::connect(&port.socket).unwrap());
-    vm.start(1);
-    assert!(port.endpoint.link_up());
 }
 
 /// False where another front-end is being served yet: that one is turned away.

@@ -29,6 +29,10 @@ pub(super) trait Beside {
     fn postcopy_listen(&mut self) -> VhostResult<()>;
     /// `vhost-user: POSTCOPY_END`.
     fn postcopy_end(&mut self) -> VhostResult<()>;
+    /// `vhost-user: SET_BACKEND_REQ_FD`: where our own requests go.
+    fn set_backend_channel(&mut self, file: File) -> VhostResult<()>;
+    /// `vhost-user: IOTLB_MSG`.
+    fn iotlb_message(&mut self, message: wire::Iotlb) -> VhostResult<()>;
     /// True if the front-end has to be told where its regions are mapped here, and says when it knows.
     fn is_listening(&self) -> bool;
     /// The front-end knows.
@@ -125,6 +129,8 @@ where
             handler.postcopy_end()?;
             return Ok(Answer::Number(0));
         }
+        Request::SetBackendReqFd(file) => handler.set_backend_channel(file)?,
+        Request::IotlbMsg(message) => handler.iotlb_message(message)?,
         Request::RemMemReg(region) => handler.remove_mem_region(&region)?,
         Request::SetStatus(status) => handler.set_status(status)?,
         Request::GetStatus => return Ok(Answer::Number(handler.status())),

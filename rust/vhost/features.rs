@@ -20,6 +20,9 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// `VHOST_F_LOG_ALL`.
 pub const LOG_ALL: u64 = 1 << 26;
 
+/// `VIRTIO_F_ACCESS_PLATFORM`, called `IOMMU_PLATFORM` before virtio 1.2.
+pub const IOMMU_PLATFORM: u64 = 1 << 33;
+
 /// Virtio bits of a network device, by number (virtio 1.2 §5.1.3, §6; vhost-user for 26 and 30).
 const NAMES: [(u32, &str); 39] = [
     (0, "CSUM"),
@@ -104,9 +107,18 @@ pub const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::STATUS);
 
-/// The protocol bits on offer: with [`Protocol::PAGEFAULT`] where post-copy migration is served.
-pub fn protocol(postcopy: bool) -> Protocol {
-    if postcopy { PROTOCOL | Protocol::PAGEFAULT } else { PROTOCOL }
+/// The virtio bits on offer: with [`IOMMU_PLATFORM`] where guests with an IOMMU are served.
+pub fn virtio(iommu: bool) -> u64 {
+    if iommu { VIRTIO | IOMMU_PLATFORM } else { VIRTIO }
+}
+
+/// The protocol bits on offer: with [`Protocol::PAGEFAULT`] where post-copy migration is served, with
+/// [`Protocol::BACKEND_REQ`], without which QEMU refuses [`IOMMU_PLATFORM`], where that is.
+pub fn protocol(postcopy: bool, iommu: bool) -> Protocol {
+    let mut protocol = PROTOCOL;
+    protocol.set(Protocol::PAGEFAULT, postcopy);
+    protocol.set(Protocol::BACKEND_REQ, iommu);
+    protocol
 }
 
 /// Names the virtio bits in `bits`, lowest first: `MRG_RXBUF, EVENT_IDX`; a bit without a name by its number.

@@ -82,6 +82,8 @@ pub struct EndpointConfig {
     pub allow_file_memory: bool,
     /// Offer post-copy migration; a server's socket never does.
     pub postcopy: bool,
+    /// Serve a guest that has an IOMMU before the device; a server's socket never does.
+    pub iommu: bool,
     /// What new front-ends are offered at most.
     pub offer: Arc<Offer>,
     /// Where each vring's place is written down.
@@ -111,6 +113,10 @@ pub trait PortLink: Send + Sync {
     fn stop(&self, vring: usize) -> Option<Ring>;
     /// Returns when nobody uses any more what rings that are started were told before the call: whether they log.
     fn quiesce(&self) {}
+    /// Returns when no burst is under way any more that was begun before the call.
+    fn pass(&self) {}
+    /// Asks for the mappings that the next buffers of started receiveqs lack, before a frame needs them.
+    fn look_ahead(&self) {}
     /// Replaces the call descriptor of a started vring.
     fn set_call(&self, vring: usize, call: Option<File>);
     /// The link went up or down.

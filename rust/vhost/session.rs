@@ -160,9 +160,15 @@ impl<'a> Session<'a> {
     pub(super) fn new(port: &'a Arc<Port>, control: &'a Control, stream: UnixStream) -> Result<Self> {
         let peer = Peer::of(&stream)?;
         let mut handler = Handler::new(Arc::clone(port), peer.clone());
-        if port.postcopy {
+        let waker = || {
             let waker = control.wake_fd().try_clone();
-            handler.set_waker(waker.map_err(|e| Error::kernel("no descriptor to be had; raise RLIMIT_NOFILE", e))?);
+            waker.map_err(|e| Error::kernel("no descriptor to be had; raise RLIMIT_NOFILE", e))
+        };
+        if port.postcopy {
+            handler.set_waker(waker()?);
+        }
+        if port.iommu {
+            handler.set_bell(waker()?);
         }
         let began = Instant::now();
         let reader = Reader::new();
@@ -265,7 +271,8 @@ impl<'a> Session<'a> {
         let hold = self.handler.is_held().then(|| self.port.recovery.hold_left().unwrap_or_default());
         let log = self.handler.has_log_fd().then_some(LOG_NEWS);
         let arrivals = self.handler.is_migrating_in().then_some(ARRIVALS);
-        ours.into_iter().chain(hold).chain(arrivals).chain(log).min()
+        let mappings = self.handler.patience_for_mappings();
+        ours.into_iter().chain(hold).chain(arrivals).chain(log).chain(mappings).min()
     }
 
     /// Lets go what waited for other ports, when they are there or their time is over.
@@ -303,6 +310,9 @@ impl<'a> Session<'a> {
     fn look_at_the_clock(&mut self) -> Option<End> {
         self.look_at_the_hold();
         self.handler.tell_log_news();
+        if self.handler.ask_for_mappings() {
+            self.publish();
+        }
         if self.handler.is_migrating_in() {
             self.handler.look_at_arrivals();
             self.publish();

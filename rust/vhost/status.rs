@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use super::features::IOMMU_PLATFORM;
 use super::peer::Peer;
 use crate::memory::Progress;
 
@@ -80,6 +81,9 @@ impl Snapshot {
         }
         put("n_rxq", session.n_rxq.to_string());
         put("n_txq", session.n_txq.to_string());
+        if session.features.is_some_and(|features| features & IOMMU_PLATFORM != 0) {
+            put("iommu", "on".to_owned());
+        }
         if session.is_logging {
             put("migration", "logging".to_owned());
         }

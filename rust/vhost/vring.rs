@@ -16,7 +16,7 @@ use super::features::{LOG_ALL, PROTOCOL_FEATURES};
 use crate::error::{Error, Result};
 use crate::memory::{Gpa, GuestMap, Logging, Uva};
 use crate::recovery::Identity;
-use crate::ring::{Past, Ring, RingConfig};
+use crate::ring::{Past, Ring, RingConfig, area_sizes};
 use crate::sys::{eventfd::Notifier, file, socket};
 
 /// Whether the vring is started, and how we learn that the driver added buffers.
@@ -37,6 +37,9 @@ pub(super) struct Vring {
     /// Elements, 0 until told.
     pub(super) size: u32,
     pub(super) addr: Option<VhostUserVringAddr>,
+    /// Where its descriptors, available and used ring are: that, translated if the guest has an IOMMU. None before all of it
+    /// is known.
+    pub(super) areas: Option<[Uva; 3]>,
     /// Where to start; after a stop, where it stopped.
     pub(super) base: u16,
     pub(super) kick: Kick,
@@ -98,29 +101,36 @@ impl Vring {
 
     /// Which ring this is, whatever process looks at it. None while its memory is not all there.
     pub(super) fn identity(&self, at: usize, socket: &Path, memory: &GuestMap, features: u64) -> Option<Identity> {
-        let addr = self.addr.as_ref()?;
-        let area = |uva| memory.place_of(Uva(uva));
+        let [desc, avail, used] = self.areas?;
+        let area = |uva| memory.place_of(uva);
         Some(Identity {
             socket: socket.to_owned(),
             vring: u16::try_from(at).ok()?,
             size: self.size,
             // These come and go while a ring runs.
             features: features & !(PROTOCOL_FEATURES | LOG_ALL),
-            areas: [area(addr.descriptor)?, area(addr.available)?, area(addr.used)?],
+            areas: [area(desc)?, area(avail)?, area(used)?],
         })
     }
 
     /// What the ring is made of; None before it has addresses.
     pub(super) fn config(&self, features: u64) -> Option<RingConfig> {
-        let addr = self.addr.as_ref()?;
+        let [desc, avail, used] = self.areas?;
         Some(RingConfig {
             size: self.size,
-            desc_uva: addr.descriptor,
-            avail_uva: addr.available,
-            used_uva: addr.used,
+            desc_uva: desc.0,
+            avail_uva: avail.0,
+            used_uva: used.0,
             base: self.base,
             features,
         })
+    }
+
+    /// Its areas as the front-end sent them: where each begins, and bytes. None before it has addresses and a size.
+    pub(super) fn told(&self, features: u64) -> Option<[(u64, u32); 3]> {
+        let addr = self.addr.as_ref().filter(|_| self.size > 0)?;
+        let [desc, avail, used] = area_sizes(self.size, features);
+        Some([(addr.descriptor, desc), (addr.available, avail), (addr.used, used)])
     }
 
     /// Makes the ring, with descriptors of its own. It goes on where `past` knows it stood; what is wrong with that is
@@ -141,7 +151,9 @@ impl Vring {
         let call = self.call.as_ref().map(duplicate).transpose()?;
         let is_taken_over = past.as_ref().is_some_and(|past| past.is_known);
         let (mut ring, note) = config.resume(memory, kick, call, past)?;
-        ring.log_to(logging, self.addr.as_ref().and_then(log_address), is_taken_over);
+        // Of a guest with an IOMMU it is no guest-physical address (QEMU sends what the ring has); where the ring is, is known.
+        let log = self.addr.as_ref().and_then(log_address).filter(|_| !memory.is_guarded());
+        ring.log_to(logging, log, is_taken_over);
         Ok((ring, note))
     }
 

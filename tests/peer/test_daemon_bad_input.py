@@ -267,7 +267,7 @@ def test_policing_that_is_not_served_keeps_the_port_out(bad: BadPort) -> None:
     bad.refused("ingress_policing_rate=1000")
 
 
-def test_a_bond_keeps_both_of_its_ends_out(bad: BadPort) -> None:
+def test_a_bond_of_guests_keeps_both_of_its_ends_out(bad: BadPort) -> None:
     settings = ("type=dpdkvhostuserclient",)
     ends = [("--", "set", "Interface", end, *settings, f"options:vhost-server-path=/tmp/{end}") for end in ("b1", "b2")]
     ovs_vsctl(bad.switch, "add-bond", "br0", "bond0", "b1", "b2", *ends[0], *ends[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,35 +38,32 @@ def mask(*cores: int) -> str:
     return hex(sum(1 << core for core in cores))
 
 
-@pytest.fixture
-def guests(switch: SwitchDaemon, short_folder: Path) -> Iterator[Frontend]:
-    """Two guests that send to one another."""
-    ovs_vsctl(switch, "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
-    paths = [short_folder / f"{name}.sock" for name in ("a", "b")]
+@contextmanager
+def pair(switch: SwitchDaemon, folder: Path, names: tuple[str, str], rate: int) -> Iterator[Frontend]:
+    """Two guests on ports of these names, each of which sends the other ``rate`` frames a second."""
+    paths = [folder / f"{name}.sock" for name in names]
     for path in paths:
-        option = f"options:vhost-server-path={path}"
-        ovs_vsctl(
-            switch,
-            "add-port",
-            "br0",
-            path.stem,
-            "--",
-            "set",
-            "Interface",
-            path.stem,
-            "type=dpdkvhostuserclient",
-            option,
-        )
-    ends = [f"socket={path},side=listen" for path in paths]
-    with Frontend(ends, folder=short_folder, options=["--rate=1000"]) as frontend:
+        port = ("add-port", "br0", path.stem, "--", "set", "Interface", path.stem, "type=dpdkvhostuserclient")
+        ovs_vsctl(switch, *port, f"options:vhost-server-path={path}")
+    before = ovs_appctl(switch, "dpif-netdev/pmd-rxq-show").count("(enabled)")
+    ends = [f"socket={path},side=listen,role=send" for path in paths]
+    with Frontend(ends, folder=folder, options=[f"--rate={rate}"]) as frontend:
         frontend.event("ready")
         wait_for(
-            lambda: ovs_appctl(switch, "dpif-netdev/pmd-rxq-show").count("(enabled)") == len(ends),
+            lambda: ovs_appctl(switch, "dpif-netdev/pmd-rxq-show").count("(enabled)") == before + len(ends),
             timeout_s=20,
             what="both guests' queues to be polled",
         )
         yield frontend
         frontend.finish()
+
+
+@pytest.fixture
+def guests(switch: SwitchDaemon, short_folder: Path) -> Iterator[Frontend]:
+    """Two guests that send to one another."""
+    ovs_vsctl(switch, "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    with pair(switch, short_folder, ("a", "b"), rate=1000) as frontend:
+        yield frontend
 
 
 @pytest.mark.rows("B5")
@@ -118,3 +116,34 @@ def test_a_value_that_cannot_be_is_named_and_the_old_one_stays(switch: SwitchDae
         set_options(switch, f"pmd-cpu-mask={wrong}")
         assert threads(switch) == {f"pmd-c{core}"}
         wait_for(lambda: named in switch.log.read_text(), timeout_s=20, what=f"the log to say {named!r}")  # noqa: B023
+
+
+def cores_of(switch: SwitchDaemon) -> dict[str, int]:
+    """Which core polls the queue of each port."""
+    core, found = -1, {}
+    for line in ovs_appctl(switch, "dpif-netdev/pmd-rxq-show").splitlines():
+        if thread := re.match(r"pmd thread numa_id \d+ core_id (\d+):", line):
+            core = int(thread[1])
+        elif port := re.match(r"  port: (\S+)", line):
+            found[port[1]] = core
+    return found
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.rows("B5")
+@pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
+def test_queues_that_crowd_one_core_are_moved_once_that_was_seen_for_a_minute(
+    switch: SwitchDaemon, short_folder: Path
+) -> None:
+    one, two = CORES[:2]
+    ovs_vsctl(switch, "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    set_options(switch, f"pmd-cpu-mask={mask(one, two)}", "pmd-rxq-isolate=false", "pmd-rxq-assign=group")
+    with pair(switch, short_folder, ("c", "d"), rate=1):
+        # The silent two fill one core, so those that come to send share the other.
+        for port in ("c", "d"):
+            ovs_vsctl(switch, "set", "Interface", port, f"other_config:pmd-rxq-affinity=0:{two}")
+        with pair(switch, short_folder, ("a", "b"), rate=150_000):
+            assert cores_of(switch) == {"a": one, "b": one, "c": two, "d": two}
+            set_options(switch, "pmd-auto-lb-load-threshold=0", "pmd-auto-lb=true")
+            wait_for(lambda: cores_of(switch)["a"] != cores_of(switch)["b"], timeout_s=200, what="a or b to be moved")

@@ -140,6 +140,23 @@ def test_A15_L4_post_copy_is_in_force_from_the_next_start_on(switch: SwitchDaemo
     )
 
 
+@pytest.mark.rows("A14", "L4")
+def test_A14_L4_an_iommu_is_served_from_the_next_start_on(switch: SwitchDaemon, short_folder: Path) -> None:
+    add_bridge(switch)
+    add_client(switch, "v0", short_folder / "v0")
+    ovs_vsctl(switch, "set", "Open_vSwitch", ".", "other_config:vhost-iommu-support=true")
+    assert row(switch, "Interface", "v0")["status"]["pending-restart"] == "vhost-iommu-support"
+    logged(switch, "other_config:vhost-iommu-support was changed and waits for a restart of the switch")
+    switch.stop()
+    switch.start()
+    logged(switch, "IOMMU support for vhost-user-client enabled.")
+    wait_for(
+        lambda: "pending-restart" not in row(switch, "Interface", "v0")["status"],
+        timeout_s=10,
+        what="nothing to wait for a restart",
+    )
+
+
 def test_A18_the_mtu_changes_live_and_a_wrong_one_is_refused_in_ovs_words(
     switch: SwitchDaemon, short_folder: Path
 ) -> None:

@@ -31,6 +31,7 @@ NAMED = {
     "oversize-claimed": "4294967295 bytes of payload",
     "undersize": "4 bytes of payload instead of 8",
     "unknown-request": "was never offered",
+    "log-wraps": "bytes at file offset 8192 is not possible",
     "surplus-fds": "32 file descriptors instead of 0",
     "memory-pipe": "not a file that can be mapped",
     "memory-disk-file": "options:allow-file-memory=true",

@@ -124,6 +124,25 @@ def test_A22_a_nics_row_shows_its_device_its_mode_and_its_frames(
     assert "afxdp" in row(switch, "Open_vSwitch", ".")["iface_types"]
 
 
+@pytest.mark.rows("A20", "A21", "A22")
+def test_A20_nic_show_says_where_descriptors_are_and_how_long_they_took(
+    switch: SwitchDaemon, joined: tuple[KernelHost, KernelHost]
+) -> None:
+    first, second = joined
+    assert first.ping(second.address.ipv4, count=20).received == 20
+    shown = switch.appctl("ovsvhost/nic-show", "-hist", first.outside).splitlines()
+    mode = row(switch, "Interface", first.outside)["status"]["xdp-mode-in-use"]
+    assert shown[0] == f"{first.outside}: {first.outside}, {mode}, link up"
+    assert shown[1] == "  queue 0:"
+    assert shown[2].startswith("    tx in flight: 0 of 2048, at most ")
+    assert shown[3].startswith("    post to completion (us): p50 < ")
+    assert sum(line.lstrip().startswith("<") for line in shown) > 0
+    assert second.outside in switch.appctl("ovsvhost/nic-show")
+    refused = switch.call("appctl", "ovsvhost/nic-show", "v9")
+    assert refused.returncode != 0
+    assert "there is no port 'v9' that is a network device" in refused.stderr
+
+
 @pytest.mark.rows("A18", "A22")
 def test_A18_frames_of_9000_bytes_pass_and_the_mtu_of_the_device_follows_the_row(
     switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost]
@@ -224,6 +243,7 @@ def test_A22_a_device_that_is_deleted_under_load_and_made_again_is_back_by_itsel
             interface = row(switch, "Interface", device)
             assert device in interface["error"]
             assert interface["ofport"] == -1
+            assert f"{device}: there is no network device {device}" in switch.log.read_text()
             second.plug(device)
             switch.wait_link(device)
             wait_reachable(first, second.address.ipv4)
@@ -339,3 +359,49 @@ def test_A22_a_virtio_user_guest_and_a_host_behind_a_nic_see_each_other(
         wait_for(lambda: host.answers(target), timeout_s=REACHABLE_S, what="testpmd to answer a ping")
         for size in (56, 1000, 1472):
             assert host.ping(target, count=20, size=size).received == 20
+
+
+@pytest.mark.rows("A19", "A20", "A21", "C3")
+@pytest.mark.parametrize("path_first", [False, True])
+def test_A19_a_guest_sends_without_a_copy_whichever_option_came_first_and_after_a_kill(
+    switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost], path_first: bool
+) -> None:
+    host, _ = hosts
+    add_bridge(switch)
+    device = host.plug(more_to_send=2)
+    add_afxdp(switch, device, "options:xdp-zc-queues=2", "options:n_txq_desc=128")
+    path = switch.folder / "v0"
+    switch.vsctl("add-port", "br0", "v0", "--", "set", "Interface", "v0", "type=dpdkvhostuserclient")
+    asked = [f"options:vhost-server-path={path}", "options:dq-zero-copy=true"]
+    for option in asked if path_first else reversed(asked):
+        switch.vsctl("set", "Interface", "v0", option)
+    switch.wait_column("v0", "status:zero-copy", "Waiting(guest): it has no transmitq that runs")
+    mac, target = "52:54:00:00:02:01", "10.0.0.77"
+    host.ip("neigh", "add", target, "lladdr", mac, "dev", "eth0")
+    with Testpmd([virtio_user(path, mac=mac)], folder=switch.folder / "pmd", forward="icmpecho") as guest:
+        guest.command("start")
+        for life in range(2):
+            switch.wait_link("v0")
+            switch.wait_column("v0", "status:zero-copy", f"Active: {device} queue 1")
+            wait_for(lambda: host.answers(target), timeout_s=REACHABLE_S, what="testpmd to answer a ping")
+            before = switch.statistic(device, "tx_zero_copy_packets")
+            for size in (56, 1000, 1472):
+                assert host.ping(target, count=20, size=size).received == 20
+            assert switch.wait_statistic(device, "tx_zero_copy_packets", more_than=before + 39) >= before + 40
+            if life == 0:
+                assert "Zero copy enabled for vHost port v0" in switch.log.read_text()
+                switch.kill()
+                switch.start()
+        switch.vsctl("set", "Interface", "v0", "options:dq-zero-copy=false")
+        wait_for(lambda: "zero-copy" not in row(switch, "Interface", "v0")["status"], timeout_s=20, what="no lane")
+        assert host.ping(target, count=5, size=1472).received == 5
+
+
+@pytest.mark.rows("A19")
+def test_A19_a_server_port_says_that_zero_copy_is_for_client_ports(switch: SwitchDaemon) -> None:
+    add_bridge(switch)
+    switch.vsctl(
+        *("add-port", "br0", "s0", "--", "set", "Interface", "s0", "type=dpdkvhostuser"),
+        "options:dq-zero-copy=true",
+    )
+    assert "it is for client ports, set type=dpdkvhostuserclient" in row(switch, "Interface", "s0")["error"]

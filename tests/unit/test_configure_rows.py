@@ -228,11 +228,6 @@ def test_a_bridge_column_that_is_not_served_keeps_every_port_out(unserved: str) 
     assert unserved in refusal(row, "br0")
 
 
-def test_a_bond_is_refused_by_the_names_of_both_ends() -> None:
-    text = refusal(root(port(client("v0"), client("v1"))))
-    assert "'v0' bonds v0, v1" in text
-
-
 def test_two_ports_with_one_path_the_one_that_has_it_keeps_it() -> None:
     row = root(port(client("v0", "/s/same")), port(client("v1", "/s//same")))
     assert "port 'v0'" in refusal(row, "v1")

@@ -30,6 +30,7 @@ def test_every_option_in_range_is_in_force() -> None:
         use__need__wakeup="false",
         xdp__start__queue="1",
         xdp__busy__budget="64",
+        xdp__zc__queues="2",
     )
     assert meant.complaints == ()
     assert meant.settings == NicSettings(
@@ -40,6 +41,7 @@ def test_every_option_in_range_is_in_force() -> None:
         use_need_wakeup=False,
         xdp_start_queue=1,
         xdp_busy_budget=64,
+        xdp_zc_queues=2,
     )
 
 
@@ -63,6 +65,7 @@ def test_the_ring_sizes_of_the_guide_are_served(size: str) -> None:
         ("use-need-wakeup", "use_need_wakeup", "1", "true or false"),
         ("xdp-start-queue", "xdp_start_queue", "64", "a number 0..63"),
         ("xdp-busy-budget", "xdp_busy_budget", "65536", "a number 0..65535"),
+        ("xdp-zc-queues", "xdp_zc_queues", "65", "a number 0..64"),
     ],
 )
 def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stays(
@@ -74,7 +77,10 @@ def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stay
 
 
 @given(
-    st.dictionaries(st.sampled_from(["n_rxq", "n_rxq_desc", "n_txq_desc", "xdp-mode", "xdp-busy-budget"]), st.text())
+    st.dictionaries(
+        st.sampled_from(["n_rxq", "n_rxq_desc", "n_txq_desc", "xdp-mode", "xdp-busy-budget", "xdp-zc-queues"]),
+        st.text(),
+    )
 )
 def test_every_text_is_a_setting_or_kept_and_said(options: dict[str, str]) -> None:
     meant = parse("afxdp", "afxdp", options)
@@ -89,7 +95,6 @@ def test_every_text_is_a_setting_or_kept_and_said(options: dict[str, str]) -> No
         ("dpdk-devargs", "set type=dpdk for another"),
         ("vhost-server-path", "it belongs to ports of guests"),
         ("dq-zero-copy", "it belongs to the guest's port"),
-        ("xdp-zc-queues", "zero copy is not served yet"),
         ("rx-flow-ctrl", "ethtool -A"),
     ],
 )

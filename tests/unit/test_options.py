@@ -159,9 +159,16 @@ def test_an_unknown_option_is_named() -> None:
     )
 
 
-def test_zero_copy_is_not_served_yet_and_asking_for_none_is_fine() -> None:
-    assert "zero copy is not served yet" in client(dq_zero_copy="true").complaints[0]
-    assert client(dq_zero_copy="false").complaints == ()
+@pytest.mark.rows("A19")
+def test_zero_copy_is_a_client_ports_option_and_a_server_port_says_so() -> None:
+    assert client(dq_zero_copy="true").dq_zero_copy
+    assert client(dq_zero_copy="true").complaints == ()
+    assert not client(dq_zero_copy="false").dq_zero_copy
+    assert "give true or false" in client(dq_zero_copy="yes").complaints[0]
+    server = parse("v0", SERVER, {"dq-zero-copy": "true"}, RUN)
+    assert not server.dq_zero_copy
+    assert "it is for client ports, set type=dpdkvhostuserclient" in server.complaints[0]
+    assert parse("v0", SERVER, {"dq-zero-copy": "false"}, RUN).complaints == ()
 
 
 def test_vhost_sock_dir_is_a_directory_under_the_run_directory() -> None:

@@ -13,6 +13,7 @@ from ovsvhost.model import (
     RXQ_POLICIES,
     AnyPort,
     AutoBalance,
+    Bond,
     Bridge,
     Desired,
     NicPort,
@@ -23,12 +24,15 @@ from ovsvhost.model import (
 from ovsvhost.nic.rtnetlink import Link
 from ovsvhost.observed import Observed
 from ovsvhost.plan import (
+    AddBond,
     AddBridge,
     AddPort,
+    DelBond,
     DelBridge,
     DelPort,
     LimitFeatures,
     SetAffinity,
+    SetBond,
     SetBridge,
     SetNic,
     SetPmds,
@@ -60,6 +64,7 @@ def guest_port(draw: st.DrawFn, name: str, number: int, socket: str) -> Port:
         tx_retries_max=draw(st.sampled_from([0, 8])),
         backpressure_us=draw(st.sampled_from([0, 1000])),
         tx_steering=draw(st.sampled_from(["hash", "thread"])),
+        dq_zero_copy=draw(st.booleans()),
         socket_mode=draw(st.sampled_from([0o600, 0o660])),
         rxq_affinity=draw(st.sampled_from([None, (), ((0, 1),), ((0, 2), (1, 1))])),
     )
@@ -84,20 +89,30 @@ def nic_port(draw: st.DrawFn, name: str, number: int, device: str) -> NicPort:
 def desired(draw: st.DrawFn) -> Desired:
     names = draw(st.lists(st.sampled_from(["br0", "br1", "br2"]), unique=True))
     ports: dict[str, list[AnyPort]] = {name: [] for name in names}
+    bonds: dict[str, list[Bond]] = {name: [] for name in names}
+    for name in draw(st.lists(st.sampled_from(["bond0", "bond1"]), unique=True)) if names else []:
+        bond = Bond(key=draw(KEYS), name=name, updelay_ms=draw(st.sampled_from([0, 100])))
+        bonds[draw(st.sampled_from(names))].append(bond)
     places = draw(st.permutations(["0", "1", "2", "3"]))
     for number, name in enumerate(draw(st.lists(st.sampled_from(PORT_NAMES), unique=True)) if names else []):
         port: AnyPort
+        bridge = draw(st.sampled_from(names))
+        on = ports[bridge]
         if draw(st.booleans()):
             port = guest_port(draw, name, number, f"/s/{places[number]}")
         else:
             port = nic_port(draw, name, number, f"eth{places[number]}")
-        on = ports[draw(st.sampled_from(names))]
+            port = replace(port, bond=draw(st.sampled_from([None, *(bond.name for bond in bonds[bridge])])))
         if all(other.ofport != port.ofport for other in on):
             on.append(port)
     return Desired(
         tuple(
             Bridge(
-                key=draw(KEYS), name=name, mac_aging_time_s=draw(st.sampled_from([15, 300])), ports=tuple(ports[name])
+                key=draw(KEYS),
+                name=name,
+                mac_aging_time_s=draw(st.sampled_from([15, 300])),
+                ports=tuple(ports[name]),
+                bonds=tuple(bonds[name]),
             )
             for name in names
         ),
@@ -119,6 +134,7 @@ class NaiveDatapath:
     def __init__(self) -> None:
         self.bridges: dict[str, Bridge] = {}
         self.ports: dict[str, tuple[str, AnyPort]] = {}
+        self.bonds: dict[str, tuple[str, Bond]] = {}
         self.pmds = PollThreads()
         # a device that is down, one that is up, and two that are not there
         self.links = {"eth0": Link(2, "eth0"), "eth1": Link(3, "eth1", admin_up=True)}
@@ -135,6 +151,7 @@ class NaiveDatapath:
                 assert self.ports.pop(name)[1].key == key
             case DelBridge(key=key, name=name):
                 assert all(bridge != name for bridge, _ in self.ports.values()), "a bridge went with ports on it"
+                assert all(bridge != name for bridge, _ in self.bonds.values()), "a bridge went with bonds on it"
                 assert self.bridges.pop(name).key == key
             case AddBridge(bridge=bridge):
                 assert bridge.name not in self.bridges
@@ -143,7 +160,19 @@ class NaiveDatapath:
             case SetBridge(bridge=bridge):
                 assert self.bridges[bridge.name].key == bridge.key
                 self.bridges[bridge.name] = bridge
+            case AddBond(bridge=on, bond=bond):
+                assert on in self.bridges
+                assert bond.name not in self.bonds
+                self.bonds[bond.name] = (on, bond)
+            case SetBond(bond=bond):
+                on, before = self.bonds[bond.name]
+                assert before.key == bond.key
+                self.bonds[bond.name] = (on, bond)
+            case DelBond(key=key, name=name):
+                assert all(isinstance(port, Port) or port.bond != name for _, port in self.ports.values())
+                assert self.bonds.pop(name)[1].key == key
             case AddPort(bridge=on, port=port):
+                assert isinstance(port, Port) or port.bond is None or self.bonds[port.bond][0] == on
                 assert on in self.bridges
                 assert port.name not in self.ports
                 assert place(port) not in {place(other) for _, other in self.ports.values()}
@@ -192,6 +221,7 @@ class NaiveDatapath:
             self.feature_limit,
             dict(self.links),
             frozenset(self.set_up),
+            dict(self.bonds),
         )
 
 
@@ -202,7 +232,8 @@ def place(port: AnyPort) -> str:
 def assert_is(datapath: NaiveDatapath, wanted: Desired) -> None:
     assert datapath.pmds == wanted.pmds
     assert datapath.feature_limit == wanted.feature_limit
-    assert datapath.bridges == {bridge.name: replace(bridge, ports=()) for bridge in wanted.bridges}
+    assert datapath.bridges == {bridge.name: replace(bridge, ports=(), bonds=()) for bridge in wanted.bridges}
+    assert datapath.bonds == {bond.name: (bridge.name, bond) for bridge in wanted.bridges for bond in bridge.bonds}
     assert {name: on for name, (on, _) in datapath.ports.items()} == {
         port.name: bridge.name for bridge in wanted.bridges for port in bridge.ports
     }
@@ -259,7 +290,9 @@ def wanting(*ports: AnyPort) -> Desired:
 
 @pytest.mark.rows("L5")
 def test_what_can_change_with_the_guest_attached_does() -> None:
-    changes: PortChanges = {"mtu": 9000, "tx_retries_max": 0, "backpressure_us": 500, "tx_steering": "thread"}
+    changes: PortChanges = {
+        "mtu": 9000, "tx_retries_max": 0, "backpressure_us": 500, "tx_steering": "thread", "dq_zero_copy": True,
+    }  # fmt: skip
     changed = replace(PORT, **changes)
     assert plan(wanting(changed), there(PORT)) == (SetPort(changed, changes),)
     assert plan(wanting(changed), there(changed)) == ()

@@ -5,10 +5,20 @@ import pytest
 from ovsvhost.daemon.settings import pending, startup, stats_interval_ms
 
 
-def test_a_feature_that_is_not_served_yet_is_said_at_start() -> None:
-    feature = "vhost-iommu-support"
-    assert f"other_config:{feature}=true is not in force" in startup({feature: "true"}).notices[0]
-    assert startup({feature: "false"}).notices == ()
+@pytest.mark.rows("A14")
+def test_an_iommu_is_not_served_unless_it_is_asked_for() -> None:
+    assert startup({"vhost-iommu-support": "true"}).iommu
+    assert startup({"vhost-iommu-support": "true"}).notices == ()
+    assert not startup({"vhost-iommu-support": "false"}).iommu
+    odd = startup({"vhost-iommu-support": "yes"})
+    assert not odd.iommu
+    assert odd.notices == ("other_config:vhost-iommu-support='yes' is not in force: give true or false",)
+    assert not startup({}).iommu
+
+
+@pytest.mark.rows("A14", "L4")
+def test_an_iommu_asked_for_at_run_time_waits_for_a_restart() -> None:
+    assert pending(startup({}), {"vhost-iommu-support": "true"}) == ("vhost-iommu-support",)
 
 
 @pytest.mark.rows("A15")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ovsvhost import options
+from ovsvhost.daemon import bonds
 from ovsvhost.daemon.settings import Startup, pending
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
@@ -33,8 +34,8 @@ from ovsvhost.model import (
     PORT_TYPES,
     Bridge,
     Desired,
+    NicPort,
     PollThreads,
-    Port,
     free_ofport,
 )
 from ovsvhost.nic.port import SYSFS, TYPE_OF, Asked, interpret
@@ -43,11 +44,11 @@ from ovsvhost.pmd_settings import poll_threads, rxq_affinity
 from ovsvhost.vhost_features import feature_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import AnyPort, FeatureLimit, PortType
+    from ovsvhost.model import AnyPort, Bond, FeatureLimit, PortType
 
 
 POLL_THREADS_DEFAULT = PollThreads()
@@ -106,6 +107,35 @@ class _Wanted:
     port: AnyPort | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Bonded:
+    """A row of ``Port`` with several interfaces.
+
+    Attributes:
+        row: the row.
+        bond: what it means; None if it cannot be served.
+        errors: what is not in force of it, or why it cannot be served: for the rows of all its interfaces.
+    """
+
+    row: PortRow
+    bond: Bond | None
+    errors: tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: PortRow) -> _Bonded:
+        try:
+            return cls(row, *bonds.interpret(row))
+        except ConfigError as error:
+            return cls(row, None, (str(error),))
+
+    def join(self, interface: InterfaceRow, want: _Wanted) -> _Wanted:
+        """One of its interfaces as a link; ConfigError if that cannot be."""
+        bonds.check_link(self.row, interface)
+        if self.bond is None or not isinstance(want.port, NicPort):
+            raise ConfigError("; ".join(self.errors))
+        return replace(want, port=replace(want.port, bond=self.bond.name), errors=(*want.errors, *self.errors))
+
+
 def configure(
     root: RootRow,
     at_start: Startup,
@@ -130,11 +160,15 @@ def configure(
     bridges: list[Bridge] = []
     verdicts: list[Verdict] = []
     wanted: list[_Wanted] = []
+    bonded: list[_Bonded] = []
     for row in root.bridges:
         bridge, errors = _bridge(row)
         if bridge is not None:
             bridges.append(bridge)
         for port in row.ports:
+            bond = _Bonded.of(port) if len(port.interfaces) > 1 else None
+            if bond is not None:
+                bonded.append(bond)
             for interface in port.interfaces:
                 verdict = _verdict(row, port, interface, () if bridge else errors)
                 if verdict.kind == "local" and bridge:
@@ -143,19 +177,37 @@ def configure(
                     verdicts.append(verdict)
                     continue
                 try:
-                    wanted.append(_interpret(row, interface, at_start, rundir, sysfs))
+                    want = _interpret(row, interface, at_start, rundir, sysfs)
+                    wanted.append(bond.join(interface, want) if bond is not None else want)
                 except ConfigError as error:
                     verdicts.append(_refused(verdict, str(error)))
     ports, shared = _share_out(wanted, held)
     verdicts += shared
+    by_bridge = {bridge.name: tuple(ports.get(bridge.name, ())) for bridge in bridges}
     pmds, refused = poll_threads(root.other_config, before)
     limit, refused_limit = feature_limit(root.other_config, limit_before)
     return Configuration(
-        Desired(tuple(replace(bridge, ports=tuple(ports.get(bridge.name, ()))) for bridge in bridges), pmds, limit),
+        Desired(
+            tuple(
+                replace(bridge, ports=on, bonds=tuple(_bonds(on, bonded, sysfs)))
+                for bridge in bridges
+                for on in [by_bridge[bridge.name]]
+            ),
+            pmds,
+            limit,
+        ),
         tuple(verdicts),
         pending(at_start, root.other_config),
         refused | refused_limit,
     )
+
+
+def _bonds(ports: Sequence[AnyPort], bonded: Sequence[_Bonded], sysfs: Path) -> Iterator[Bond]:
+    """The bonds that have links among ``ports``."""
+    for each in bonded:
+        links = [port for port in ports if isinstance(port, NicPort) and port.bond == each.row.name]
+        if each.bond is not None and links:
+            yield replace(each.bond, last_active=bonds.last_active(each.row, links, sysfs))
 
 
 def _bridge(row: BridgeRow) -> tuple[Bridge | None, tuple[str, ...]]:
@@ -207,9 +259,6 @@ def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[
             verdict,
             f"port {row.name!r} has {', '.join(unserved)}, which is not served yet, so it does not forward: clear it",
         )
-    if len(port.interfaces) > 1:
-        names = ", ".join(interface.name for interface in port.interfaces)
-        return _refused(verdict, f"port {port.name!r} bonds {names}, which is not served yet: give it one interface")
     if row.name == bridge.name:
         return replace(verdict, kind="local", ofport=OFPORT_LOCAL, mac=_local_mac(bridge, row))
     if row.type not in PORT_TYPES and row.type not in TYPE_OF:
@@ -258,28 +307,21 @@ def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path
     errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
-    if settings.socket is None:
+    mtu = row.mtu_request or MTU_DEFAULT
+    port = settings.port(
+        key=row.uuid,
+        name=row.name,
+        port_type=port_type,
+        ofport=0,
+        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
+        steering=steering,
+    )
+    if port is None:
         waits = (
             f"{row.name} waits for its socket's path: set options:vhost-server-path to the path where the VMM listens"
         )
         return _Wanted(row, bridge.name, (waits, *errors), None, None)
-    mtu = row.mtu_request or MTU_DEFAULT
-    port = Port(
-        key=row.uuid,
-        name=row.name,
-        type=port_type,
-        socket=settings.socket,
-        ofport=0,
-        mtu=mtu if MTU_MIN <= mtu <= MTU_MAX else None,
-        tx_retries_max=settings.tx_retries_max,
-        backpressure_us=settings.backpressure_us,
-        tx_steering=steering,
-        socket_mode=settings.socket_mode,
-        socket_owner=settings.socket_owner,
-        socket_group=settings.socket_group,
-        allow_file_memory=settings.allow_file_memory,
-    )
-    return _Wanted(row, bridge.name, tuple(errors), ("socket", settings.socket), port)
+    return _Wanted(row, bridge.name, tuple(errors), ("socket", port.socket), port)
 
 
 def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[AnyPort]], list[Verdict]]:

@@ -18,13 +18,14 @@ import uuid
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed, vhost_features
-from ovsvhost.daemon import commands, pmd_commands, rows, writeback
+from ovsvhost.daemon import bond_commands, commands, nic_commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import NIC_TYPES, PORT_TYPES, Bridge, Desired, NicPort
 from ovsvhost.nic.device import Facts, facts
 from ovsvhost.nic.links import LinkWatch
+from ovsvhost.numeral import is_whole
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
@@ -33,13 +34,16 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ovsvhost._core import Datapath, PmdState, PortState
+    from ovsvhost._core import BondState, Datapath, PmdState, PortState
     from ovsvhost.daemon.settings import Startup
     from ovsvhost.poll import Poller
     from ovsvhost.store.idl import Operation, Replica
 
 RETRY_S = 1.0
 """How soon what the datapath refused is tried again; the cause may lie outside (a directory, a right, a socket)."""
+
+HASH_DIGITS = 3
+"""Of the number of a bond's share, 0..255."""
 
 _log = logging.getLogger("ovsvhost.daemon")
 
@@ -165,12 +169,15 @@ class Control:
         self._facts = {device: facts(device) for device in used}
         self._retry_at = time.monotonic() + RETRY_S
         self._stats_at = time.monotonic()  # new ports show counters at once, and a new interval counts from now
-        self._written.keep_only([self._root.uuid, *held])
+        bonds = [bond.key for bridge in self.configuration.desired.bridges for bond in bridge.bonds]
+        self._written.keep_only([self._root.uuid, *held, *bonds])
         for verdict in self.configuration.verdicts:
             sentences = [*verdict.errors, *filter(None, [self._failures.get(verdict.uuid)])]
             self._say(verdict.uuid, "; ".join(sentences), port=verdict.name)
         for bridge in self.configuration.desired.bridges:
             self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
+            for bond in bridge.bonds:
+                self._say(bond.key, self._failures.get(bond.key, ""), bridge=bridge.name)
         for option in (*LIVE, vhost_features.KEY):
             problems = (self.configuration.refused.get(option), self._failures.get(option))
             self._say(option, "; ".join(filter(None, problems)))
@@ -198,7 +205,16 @@ class Control:
         operations: list[Operation] = []
         for key, columns in self._columns(states).items():
             operations += self._written.update("Interface", key, columns)
+        macs = self._macs()
+        for bond in observed.bonds(self.datapath):
+            _, known = self._ledger.bonds[bond.name]
+            operations += self._written.update("Port", known.key, writeback.bond(bond, macs))
         return operations
+
+    def _macs(self) -> dict[str, str]:
+        """The addresses of network devices by the names of their ports."""
+        links = {verdict.name: self._links.links.get(verdict.device or "") for verdict in self.configuration.verdicts}
+        return {name: link.mac for name, link in links.items() if link is not None and link.mac}
 
     def _statistics(self, states: Mapping[str, PortState]) -> list[Operation]:
         """The counters that moved; sets the time of the next turn."""
@@ -284,6 +300,65 @@ class Control:
         bridge = self.bridge(arguments[0])
         learned = observed.fdb(self.datapath, bridge.name)
         return commands.fdb_stats_show(bridge, len(learned), observed.fdb_stats(self.datapath, bridge.name))
+
+    def bond_list(self, _arguments: list[str]) -> str:
+        """``bond/list``."""
+        return bond_commands.bond_list(observed.bonds(self.datapath))
+
+    def bond_show(self, arguments: list[str]) -> str:
+        """``bond/show [PORT]``."""
+        bonds = [self._bond(arguments[0])] if arguments else observed.bonds(self.datapath)
+        return bond_commands.bond_show(bonds, self._macs())
+
+    def bond_set_active_member(self, arguments: list[str]) -> str:
+        """``bond/set-active-member PORT MEMBER``."""
+        bond, member = self._bond_member(*arguments)
+        return "done" if apply.activate_link(self.datapath, bond, member) else "no change"
+
+    def bond_enable_member(self, arguments: list[str]) -> str:
+        """``bond/enable-member PORT MEMBER``."""
+        apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=True)
+        return "enabled"
+
+    def bond_disable_member(self, arguments: list[str]) -> str:
+        """``bond/disable-member PORT MEMBER``."""
+        apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=False)
+        return "disabled"
+
+    def bond_migrate(self, arguments: list[str]) -> str:
+        """``bond/migrate PORT HASH MEMBER``."""
+        name, text, member = arguments
+        if self._bond(name).mode != "balance-slb":
+            raise ConfigError("not an SLB bond")
+        if not is_whole(text) or len(text) > HASH_DIGITS:
+            raise ConfigError("bad hash")
+        apply.give_share(self.datapath, name, int(text), self._bond_member(name, member)[1])
+        return "migrated"
+
+    def _bond(self, name: str) -> BondState:
+        """A bond; ConfigError (OVS's words) if there is none."""
+        for bond in observed.bonds(self.datapath):
+            if bond.name == name:
+                return bond
+        raise ConfigError("no such bond")
+
+    def _bond_member(self, name: str, member: str) -> tuple[str, str]:
+        """The same for a link of it."""
+        if all(link.name != member for link in self._bond(name).links):
+            raise ConfigError("no such member")
+        return name, member
+
+    def nic_show(self, arguments: list[str]) -> str:
+        """``ovsvhost/nic-show [-hist] [PORT]``."""
+        asked = nic_commands.asked(arguments)
+        wanted = [name for name, port in self._ledger.ports.items() if isinstance(port, NicPort)]
+        if asked.port is not None:
+            if asked.port not in wanted:
+                raise ConfigError(f"there is no port {asked.port!r} that is a network device")
+            wanted = [asked.port]
+        states = observed.port_states(self.datapath)
+        shown = {name: (states[name], observed.nic_queues(self.datapath, name)) for name in wanted if name in states}
+        return nic_commands.nic_show(shown, histograms=asked.histograms)
 
     def pmd_rxq_show(self, arguments: list[str]) -> str:
         """``dpif-netdev/pmd-rxq-show [-pmd CORE] [-secs SECONDS]``."""

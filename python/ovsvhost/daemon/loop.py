@@ -158,6 +158,9 @@ def _start(replica: idl.Replica, rundir: Path) -> Control:
         _log.warning("%s", notice)
     _socket_directory(at_start, rundir)
     datapath = apply.open_datapath(rundir, at_start.restart_hold_ms)
+    if at_start.iommu:
+        apply.offer_iommu(datapath)
+        _log.info("IOMMU support for vhost-user-client enabled.")
     if at_start.postcopy:
         try:
             apply.offer_postcopy(datapath)
@@ -238,6 +241,11 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "pmd-sleep-show": Command(ask(Control.pmd_sleep_show), "[-pmd core] [dp]", 0, 3),
         "pmd-rxq-rebalance": Command(ask(Control.pmd_rxq_rebalance), "[dp]", 0, 1),
     }
+    members = {
+        "set-active": Command(ask(Control.bond_set_active_member), "port member", 2, 2),
+        "enable": Command(ask(Control.bond_enable_member), "port member", 2, 2),
+        "disable": Command(ask(Control.bond_disable_member), "port member", 2, 2),
+    }
     return {
         "exit": Command(leave, "[--cleanup]", 0, 1),
         "version": Command(lambda _arguments: f"ovsvhost {apply.VERSION}"),
@@ -245,6 +253,12 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "fdb/show": Command(ask(Control.fdb_show), "bridge", 1, 1),
         "fdb/flush": Command(ask(Control.fdb_flush), "[bridge]", 0, 1),
         "fdb/stats-show": Command(ask(Control.fdb_stats_show), "bridge", 1, 1),
+        "bond/list": Command(ask(Control.bond_list)),
+        "bond/show": Command(ask(Control.bond_show), "[port]", 0, 1),
+        "bond/migrate": Command(ask(Control.bond_migrate), "port hash member", 3, 3),
+        # what OVS called them before 2.17 too
+        **{f"bond/{verb}-{what}": command for what in ("member", "slave") for verb, command in members.items()},
+        "ovsvhost/nic-show": Command(ask(Control.nic_show), "[-hist] [port]", 0, 2),
         **{f"{prefix}{name}": command for prefix in ("dpif-netdev/", "") for name, command in pmd.items()},
     }
 

@@ -25,7 +25,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "Port": (
         "name", "interfaces", "tag", "trunks", "cvlans", "vlan_mode", "qos", "protected", "lacp", "bond_fake_iface",
-        "fake_bridge",
+        "fake_bridge", "bond_mode", "bond_updelay", "bond_downdelay", "bond_active_slave", "other_config",
     ),
     "Interface": (
         "name", "type", "options", "other_config", "mac", "mtu_request", "ofport", "ofport_request", "bfd", "cfm_mpid",
@@ -56,12 +56,17 @@ class InterfaceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortRow:
-    """One row of ``Port``."""
+    """One row of ``Port``. ``bond_active_slave`` is what this switch or an earlier run wrote."""
 
     uuid: str
     name: str
     interfaces: tuple[InterfaceRow, ...] = ()
+    bond_mode: str | None = None
+    bond_updelay: int = 0
+    bond_downdelay: int = 0
+    other_config: Mapping[str, str] = field(default_factory=dict)
     unserved: tuple[str, ...] = ()
+    bond_active_slave: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +175,16 @@ def _bare_port(row: Any) -> PortRow:
     unserved = _set(row, "tag", "trunks", "cvlans", "vlan_mode", "qos", "protected", "bond_fake_iface", "fake_bridge")
     if row.lacp not in ([], ["off"]):
         unserved.append(f"lacp={row.lacp[0]}")
-    return PortRow(uuid=str(row.uuid), name=row.name, unserved=tuple(unserved))
+    return PortRow(
+        uuid=str(row.uuid),
+        name=row.name,
+        bond_mode=_only(row.bond_mode),
+        bond_updelay=row.bond_updelay,
+        bond_downdelay=row.bond_downdelay,
+        other_config=row.other_config,
+        unserved=tuple(unserved),
+        bond_active_slave=_only(row.bond_active_slave),
+    )
 
 
 def _read_interface(row: Any) -> InterfaceRow:

@@ -35,6 +35,7 @@ class Startup:
         sock_dir: ``vhost-sock-dir``, unchecked.
         restart_hold_ms: how long frames wait after a crash for the ports that were up.
         postcopy: ``vhost-postcopy-support``.
+        iommu: ``vhost-iommu-support``.
         notices: what is not in force, one sentence each.
     """
 
@@ -42,6 +43,7 @@ class Startup:
     sock_dir: str | None = None
     restart_hold_ms: int = RESTART_HOLD_MS
     postcopy: bool = False
+    iommu: bool = False
     notices: tuple[str, ...] = ()
 
 
@@ -63,15 +65,11 @@ def startup(other_config: Mapping[str, str]) -> Startup:
         for key in ("vhost-iommu-support", "vhost-postcopy-support")
         if read.get(key, "false") not in BOOLEANS
     ]
-    if read.get("vhost-iommu-support") == "true":
-        notices.append(
-            "other_config:vhost-iommu-support=true is not in force: it is not served yet; guests get the rest"
-        )
     dpdk = sorted(key for key in other_config if key.startswith("dpdk-"))
     if dpdk:
         notices.append(f"other_config:{', '.join(dpdk)}: accepted without effect: there is no DPDK in this switch")
-    postcopy = read.get("vhost-postcopy-support") == "true"
-    return Startup(read, read.get("vhost-sock-dir"), hold_ms, postcopy, tuple(notices))
+    postcopy, iommu = (read.get(key) == "true" for key in ("vhost-postcopy-support", "vhost-iommu-support"))
+    return Startup(read, read.get("vhost-sock-dir"), hold_ms, postcopy, iommu, tuple(notices))
 
 
 def pending(at_start: Startup, other_config: Mapping[str, str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ovsvhost.model import MTU_DEFAULT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ovsvhost._core import PortState
+    from ovsvhost._core import BondState, PortState
     from ovsvhost.daemon.configure import Verdict
     from ovsvhost.nic.device import Facts
     from ovsvhost.nic.rtnetlink import Link
@@ -90,6 +90,11 @@ def _device(link: Link, facts: Facts) -> Columns:
     if link.mac:
         columns["mac_in_use"] = link.mac
     return columns
+
+
+def bond(state: BondState, macs: Mapping[str, str]) -> Columns:
+    """The status columns of a bond's row of ``Port``; ``macs`` has the links' addresses by name."""
+    return {"bond_active_slave": macs.get(state.active or "", EMPTY)}
 
 
 def stopped(columns: Columns) -> Columns:

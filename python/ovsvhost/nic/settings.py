@@ -29,7 +29,6 @@ _NOT_OF_A_NIC = {
     "tx-retries-max": "it belongs to ports of guests, a NIC's ring is waited for by nobody",
     "dq-zero-copy": "it belongs to the guest's port",
     "n_txq": "each receive queue has its transmit queue",
-    "xdp-zc-queues": "zero copy is not served yet, frames are copied once",
     "dpdk-lsc-interrupt": "links are followed through the kernel, always",
     "rx-flow-ctrl": "set it on the device: ethtool -A",
     "tx-flow-ctrl": "set it on the device: ethtool -A",
@@ -118,6 +117,7 @@ _READ: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     "use-need-wakeup": ("use_need_wakeup", BOOLEANS.get, "true or false"),
     "xdp-start-queue": ("xdp_start_queue", _whole(0, NIC_QUEUES_MAX - 1), f"a number 0..{NIC_QUEUES_MAX - 1}"),
     "xdp-busy-budget": ("xdp_busy_budget", _whole(0, BUSY_BUDGET_MAX), f"a number 0..{BUSY_BUDGET_MAX}"),
+    "xdp-zc-queues": ("xdp_zc_queues", _whole(0, NIC_QUEUES_MAX), f"a number 0..{NIC_QUEUES_MAX}"),
 }
 """By option: the setting, how its text is read (None: it cannot be), and what can be."""
 _OF_PACKET = frozenset({"n_rxq_desc", "n_txq_desc"})

@@ -18,7 +18,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
@@ -144,6 +143,21 @@ class SwitchDaemon:
         )
         return self.statistic(interface, name)
 
+    def offer_postcopy(self) -> None:
+        """Starts it anew with ``vhost-postcopy-support``: guests may move in by post-copy from now on."""
+        self.vsctl("set", "Open_vSwitch", ".", "other_config:vhost-postcopy-support=true")
+        self.stop()
+        self.start()
+
+    def wait_faults(self, interface: str) -> None:
+        """Waits until a port has asked for a page of a guest that moves in by post-copy."""
+
+        def served() -> bool:
+            shown = self.vsctl("--if-exists", "get", "Interface", interface, "status:postcopy-faults-served")
+            return shown.strip().strip('"') not in {"", "0"}
+
+        wait_for(served, timeout_s=60, what=f"{interface} to have asked for a page")
+
     def kill(self) -> None:
         """SIGKILL; ``start`` brings it back."""
         self._started().kill()
@@ -161,9 +175,7 @@ class SwitchDaemon:
         """Starts it, unless it runs."""
         return self if self.running else self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """As `close`."""
         self.close()
 

@@ -27,7 +27,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 _BUILT = Path(__file__).parents[3] / "target" / "release" / "vhost-frontend"
 
@@ -146,9 +145,7 @@ class Frontend:
         """Already running."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends it."""
         self._program.stop()
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from ovsvhost.qemu import Nic, memory_arguments, nic_arguments
 from ovsvhost.testing.errors import RigError
+from ovsvhost.testing.lasting import Lasting
 from ovsvhost.testing.machine import BOOT_TIMEOUT_S, Job, Machine
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.qmp import Qmp
@@ -29,7 +30,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ovsvhost.testing.agent import Agent
     from ovsvhost.testing.image import GuestImage
@@ -51,7 +51,7 @@ def kernel_command_line() -> str:
     return f"{_KERNEL_LINE} tsc_early_khz={khz}" if khz else _KERNEL_LINE
 
 
-class Guest(Machine):
+class Guest(Machine, Lasting):
     """One virtual machine.
 
     Args:
@@ -65,6 +65,8 @@ class Guest(Machine):
         cpus: virtual CPUs; as many as queue pairs that shall be used.
         cpu: their model; QEMU's default knows SSE2 and little more.
         kernel_line: further words for the kernel, such as ``hugepages=80``.
+        iommu: has one before its devices, which NICs with the options ``iommu_platform`` and ``ats`` use; the kernel
+            needs ``intel_iommu=on`` for it.
         folder: where sockets and logs go; made if None, and removed at the end. Keep it short: a socket's path has at
             most 107 bytes.
         incoming: a state saved by ``save`` to resume instead of booting; or ``defer`` to wait for another guest that
@@ -85,6 +87,7 @@ class Guest(Machine):
         cpus: int = 1,
         cpu: str | None = None,
         kernel_line: str = "",
+        iommu: bool = False,
         folder: Path | None = None,
         incoming: Path | Literal["defer"] | None = None,
         stays: bool = False,
@@ -101,6 +104,7 @@ class Guest(Machine):
         self._cpus = cpus
         self._cpu = cpu
         self._kernel_line = f"{kernel_command_line()} {kernel_line}".rstrip()
+        self._iommu = iommu
         self._incoming = incoming
         self._stays = stays
         self._program: Program | None = None
@@ -131,7 +135,8 @@ class Guest(Machine):
     def arguments(self) -> list[str]:
         """QEMU's command line."""
         command = [*self.qemu.arguments(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        command += ["-machine", "q35", "-accel", os.environ.get("OVSVHOST_ACCEL", "tcg,thread=multi")]
+        machine = "q35,kernel-irqchip=split" if self._iommu else "q35"
+        command += ["-machine", machine, "-accel", os.environ.get("OVSVHOST_ACCEL", "tcg,thread=multi")]
         command += ["-smp", str(self._cpus), "-name", self.name]
         command += ["-cpu", self._cpu] if self._cpu else []
         hugepages = str(self._memory) if isinstance(self._memory, Path) else None
@@ -145,13 +150,21 @@ class Guest(Machine):
             "-append",
             self._kernel_line,
         ]
+        # Before the devices it translates for.
+        command += ["-device", "intel-iommu,intremap=on,device-iotlb=on"] if self._iommu else []
+        for index in range(len(self.nics) if self._iommu else 0):
+            # Without a port of its own a NIC is no PCIe device, and its kernel does not use its `ats`.
+            command += ["-device", f"pcie-root-port,id=port{index},chassis={index},slot={index}"]
         # These come before the NICs, whose netdev blocks until the switch is there.
         for label in _CONTROLS:
             suffix = f",logfile={self._path('console.log')}" if label == "console" else ""
             command += ["-chardev", f"socket,id={label},path={self._path(label)},server=on,wait=off{suffix}"]
         command += ["-serial", "chardev:console", "-serial", "chardev:agent", "-mon", "chardev=qmp,mode=control"]
         for index, nic in enumerate(self.nics):
-            command += nic_arguments(self._fitted(nic), name=f"net{index}", version=self.qemu.version)
+            fitted = self._fitted(nic)
+            if self._iommu:
+                fitted = replace(fitted, options={**fitted.options, "bus": f"port{index}"})
+            command += nic_arguments(fitted, name=f"net{index}", version=self.qemu.version)
         if self._incoming:
             command += ["-incoming", f"exec:cat {self._incoming}" if self._incoming != "defer" else "defer"]
         return command
@@ -199,16 +212,6 @@ class Guest(Machine):
     def logs(self) -> str:
         """The ends of QEMU's log and of the guest's console."""
         return f"qemu:\n{tail(self._path('qemu.log'))}\nconsole:\n{tail(self._path('console.log'))}"
-
-    def __enter__(self) -> Self:
-        """Starts it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        self.stop()
 
     def _path(self, suffix: str) -> Path:
         return self.folder / f"{self.name}.{suffix}"

@@ -67,20 +67,24 @@ class KernelHost(Namespace):
         """Its device's address."""
         return f"02:00:00:00:01:{self.number:02x}"
 
-    def plug(self, outside: str = "", *, mtu: int = 1500, queues: int = 1, offloads: bool = False) -> str:
+    def plug(
+        self, outside: str = "", *, mtu: int = 1500, queues: int = 1, more_to_send: int = 0, offloads: bool = False
+    ) -> str:
         """Makes a veth pair into the host, both ends up, and gives the name of the end that is outside.
 
         Args:
             outside: its name; a new one if empty.
             mtu: bytes, of both ends.
             queues: queues of either end.
+            more_to_send: further queues that the outside end sends on, and receives nothing on.
             offloads: the kernel leaves checksums and segments to whoever gets its frames.
         """
         self.outside = outside or device_name("ov")
-        shape = ("mtu", str(mtu), "numtxqueues", str(queues), "numrxqueues", str(queues))
+        few, many, size = str(queues), str(queues + more_to_send), ("mtu", str(mtu))
         ip_command(
-            *("ip", "link", "add", self.outside, *shape, "type", "veth"),
-            *("peer", "name", INSIDE, *shape, "address", self.mac, "netns", str(self.pid)),
+            *("ip", "link", "add", self.outside, *size, "numtxqueues", many, "numrxqueues", few, "type", "veth"),
+            *("peer", "name", INSIDE, *size, "numtxqueues", few, "numrxqueues", many),
+            *("address", self.mac, "netns", str(self.pid)),
         )
         if not offloads:
             self.inside(lambda: ethtool.set_tx_checksum(INSIDE, on=False))

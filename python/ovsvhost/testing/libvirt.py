@@ -24,13 +24,13 @@ from xml.sax.saxutils import escape
 
 from ovsvhost.testing.errors import MissingError, RigError
 from ovsvhost.testing.guest import kernel_command_line
+from ovsvhost.testing.lasting import Lasting
 from ovsvhost.testing.machine import Machine
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ovsvhost.testing.image import GuestImage
     from ovsvhost.testing.qemu import Qemu
@@ -74,7 +74,7 @@ wait $!
 """
 
 
-class Libvirt:
+class Libvirt(Lasting):
     """One libvirt daemon.
 
     Args:
@@ -167,16 +167,6 @@ class Libvirt:
             # The namespaces end with the process, and nothing in them is worth a farewell.
             self._program.kill()
             self._program.stop()
-
-    def __enter__(self) -> Self:
-        """Starts it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        self.stop()
 
     def _answers(self) -> bool:
         if self._program:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from ovsvhost.testing.errors import MissingError, RigError
+from ovsvhost.testing.lasting import Lasting
 from ovsvhost.testing.process import Program
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def device_name(stem: str) -> str:
     return f"{stem}{os.getpid() % 0x10_0000:x}n{next(_numbers)}"
 
 
-class Namespace:
+class Namespace(Lasting):
     """One network namespace, with its loopback up.
 
     Args:
@@ -102,16 +102,6 @@ class Namespace:
         # a namespace is a thread's: this one's ends with it
         threading.Thread(target=body, name=f"in-{self.name}", daemon=True).start()
         return future.result()
-
-    def __enter__(self) -> Self:
-        """Makes it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        self.stop()
 
     def _enter(self) -> None:
         handle = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -9,22 +9,20 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from ovsvhost.testing import hugepages
 from ovsvhost.testing.errors import MissingError, RigError
+from ovsvhost.testing.lasting import Lasting
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.wait import wait_for
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _VSWITCHD = Path("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk")
 _SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 _START_TIMEOUT_S = 60
 
 
-class OvsDpdk:
+class OvsDpdk(Lasting):
     """One OVS-DPDK: a database server and a switch.
 
     Args:
@@ -123,16 +121,6 @@ class OvsDpdk:
             if program:
                 program.stop()
         self._switch = self._database = None
-
-    def __enter__(self) -> Self:
-        """Starts it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        self.stop()
 
     @property
     def _database_remote(self) -> str:

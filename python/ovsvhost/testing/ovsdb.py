@@ -17,7 +17,6 @@ from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 
 class OvsdbServer:
@@ -56,9 +55,7 @@ class OvsdbServer:
         """Already running."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self.stop()
 
@@ -130,8 +127,6 @@ class OvsdbClient:
         """Already connected."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Hang up."""
         self.close()

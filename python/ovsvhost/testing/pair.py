@@ -16,7 +16,6 @@ from ovsvhost.testing.wait import wait_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from ovsvhost.qemu import PortType
     from ovsvhost.testing.image import GuestImage
@@ -170,9 +169,7 @@ class Pair:
         """Starts nothing: the caller chooses how."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends everything, and leaves nothing."""
         self.stop()
         self.switch.close()

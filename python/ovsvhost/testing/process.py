@@ -15,7 +15,6 @@ from ovsvhost.testing.errors import MissingError, RigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
 _TAIL_LINES = 40
 
@@ -109,9 +108,7 @@ class Program:
         """Already running."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends it."""
         self.stop()
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Self
 
 from ovsvhost.testing import hugepages
 from ovsvhost.testing.errors import MissingError, RigError
+from ovsvhost.testing.lasting import Lasting
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
 _PROMPT = b"testpmd> "
 _START_TIMEOUT_S = 60
@@ -86,7 +86,7 @@ def statistics_of(printed: str) -> dict[int, PortStatistics]:
     return found
 
 
-class Testpmd:
+class Testpmd(Lasting):
     """One testpmd process.
 
     Args:
@@ -186,16 +186,6 @@ class Testpmd:
                 self._program.kill()
         if self._program:
             self._program.stop()
-
-    def __enter__(self) -> Self:
-        """Starts it."""
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        self.stop()
 
     def _running(self) -> Program:
         if self._program is None:

@@ -20,12 +20,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::super::Shared;
+use super::super::events::Allowance;
 use super::super::port::PortRecord;
-use super::{Command, NicDevice, Report, Totals};
+use super::super::zero_copy::Offer;
+use super::offloads::Offloads;
+use super::{Command, NicDevice, Report};
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::pmd::{OutletSlot, PolledQueue};
-use crate::port::afxdp::{self, Gauges};
+use crate::port::afxdp::{self, XdpMode};
 use crate::port::{Attachment, Driver, Plan, RxQueue, TxQueue};
 use crate::sys::netdev::{Asker, Details, Device};
 use crate::vhost::Level;
@@ -63,6 +66,8 @@ pub(super) struct Keeper {
     device: NicDevice,
     mtu: Option<u32>,
     hold: Option<Hold>,
+    /// Of the device that is held, or was asked for in vain.
+    offloads: Option<Offloads>,
     report: Arc<Lock<Report>>,
     /// What a poll thread said, until the device is taken over anew, and when that may be.
     trouble: Option<(String, Instant)>,
@@ -70,6 +75,8 @@ pub(super) struct Keeper {
     backoff: Duration,
     /// When to look again by itself.
     wait: Duration,
+    /// Devices that come and go do not fill the log.
+    allowance: Allowance,
 }
 
 impl Keeper {
@@ -80,8 +87,8 @@ impl Keeper {
         mtu: Option<u32>,
         report: Arc<Lock<Report>>,
     ) -> Self {
-        let (backoff, wait) = (RETRY_MIN, RETRY_MAX);
-        Self { claim, asker, device, mtu, hold: None, report, trouble: None, backoff, wait }
+        let (backoff, wait, allowance) = (RETRY_MIN, RETRY_MAX, Allowance::new(Instant::now()));
+        Self { claim, asker, device, mtu, hold: None, offloads: None, report, trouble: None, backoff, wait, allowance }
     }
 
     /// Until it is told to stop, or nobody is left to tell it.
@@ -125,15 +132,57 @@ impl Keeper {
             // Last: a link that is up has a status.
             self.tell_carrier(true);
         }
+        self.lay_lanes();
+    }
+
+    /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
+    fn lay_lanes(&self) {
+        let Claim { shared, record } = &self.claim;
+        let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
+        else {
+            return shared.lay_lanes(None, record.id);
+        };
+        let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());
+        let (plan, queues) = (self.device.lane(plan.ifindex, is_zero_copy), self.device.zc_queues);
+        let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
+        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues }), record.id);
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
         let mut report = self.report.lock();
-        if (&report.error, &report.status) != (&error, &status) {
-            (report.error, report.status) = (error, status);
-            drop(report);
-            self.claim.shared.events.poke();
+        if (&report.error, &report.status) == (&error, &status) {
+            return;
         }
+        let before = std::mem::replace(&mut report.error, error.clone());
+        report.status = status;
+        drop(report);
+        if before != error {
+            self.log(before, error);
+        }
+        self.claim.shared.events.poke();
+    }
+
+    /// Writes down what is in the way of the device: once, however often it is tried, and once more when it is over.
+    fn log(&self, before: Option<String>, now: Option<String>) {
+        let name = &self.claim.record.name;
+        match (before, now) {
+            (_, Some(error)) => self.say(Level::Warning, "device_error", format!("{name}: {error}")),
+            (Some(error), None) => self.say(Level::Info, "device_error", format!("{name}: no longer: {error}")),
+            (None, None) => {}
+        }
+    }
+
+    /// A line for the log.
+    fn say(&self, level: Level, kind: &'static str, text: String) {
+        let Some(left_out) = self.allowance.take(Instant::now()) else { return };
+        let Claim { shared, record } = &self.claim;
+        let name = &record.name;
+        if left_out > 0 {
+            let text =
+                format!("{name}: {left_out} lines are left out: its device changes more often than the log can bear");
+            shared.events.push(Level::Warning, "notice", Some(name), text);
+        }
+        shared.events.push(level, kind, Some(name), text);
     }
 
     /// Takes the device over unless it is held as it should be. Gives what is in the way, and the device if it is held.
@@ -182,6 +231,7 @@ impl Keeper {
 
     /// Binds every queue and gives its rx side to a poll thread.
     fn take_over(&mut self, plan: Plan) -> Result<()> {
+        self.switch_offloads(&plan);
         let (attachment, sides) = Attachment::open(&plan)?;
         let details = self.asker.details(plan.netdev());
         self.claim.record.numa.store(details.numa.unwrap_or(0), Ordering::Relaxed);
@@ -193,6 +243,26 @@ impl Keeper {
         Ok(())
     }
 
+    /// Once a device, and before the first frame comes here: every change may cost it its link for a moment.
+    fn switch_offloads(&mut self, plan: &Plan) {
+        let Plan::Afxdp(afxdp::Plan { netdev, ifindex, .. }) = plan else { return };
+        if self.offloads.as_ref().is_some_and(|off| (&off.netdev, off.index) == (netdev, *ifindex)) {
+            return;
+        }
+        self.restore_offloads();
+        let (offloads, complaint) = Offloads::switch_off(&self.asker, netdev, *ifindex);
+        self.offloads = Some(offloads);
+        if let Some(complaint) = complaint {
+            self.say(Level::Warning, "notice", format!("{}: {complaint}", self.claim.record.name));
+        }
+    }
+
+    fn restore_offloads(&mut self) {
+        if let Some(offloads) = self.offloads.take() {
+            offloads.restore(&self.asker);
+        }
+    }
+
     fn seat(&self, queue: u16, rx: RxQueue, tx: TxQueue) -> Arc<OutletSlot> {
         let Claim { shared, record } = &self.claim;
         let vring = 2 * queue;
@@ -200,36 +270,42 @@ impl Keeper {
         let counters = record.counters_of(vring + 1);
         let rx = Box::new(PolledQueue::new(rx, record.id, vring + 1, counters, shared.next_run()));
         if let Some(note) = shared.seat(rx, record) {
-            shared.events.push(Level::Warning, "notice", Some(&record.name), note);
+            self.say(Level::Warning, "notice", note);
         }
         Arc::new(slot)
     }
 
     /// What is worth telling of a device that was taken over.
     fn note(&self, plan: &Plan, attachment: &Attachment, details: &Details) {
-        let Claim { shared, record } = &self.claim;
+        let name = &self.claim.record.name;
         let Plan::Afxdp(afxdp::Plan { netdev, start_queue, queues, .. }) = plan else {
-            let text = format!("{}: {} is taken over through AF_PACKET", record.name, plan.netdev());
-            return shared.events.push(Level::Info, "notice", Some(&record.name), text);
+            let text = format!("{name}: {} is taken over through AF_PACKET", plan.netdev());
+            return self.say(Level::Info, "notice", text);
         };
         let (mode, last) = (attachment.mode().unwrap_or_default(), start_queue + queues - 1);
-        let text = format!("{}: queues {start_queue} to {last} of {netdev} are taken over in mode {mode}", record.name);
-        shared.events.push(Level::Info, "notice", Some(&record.name), text);
+        let text = format!("{name}: queues {start_queue} to {last} of {netdev} are taken over in mode {mode}");
+        self.say(Level::Info, "notice", text);
         if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
             let text = format!(
-                "{}: {netdev} has {count} queues; what it receives on others than {start_queue} to {last} is the host's: set \
-                 n_rxq, or give it fewer (ethtool -L {netdev} combined {queues})",
-                record.name
+                "{name}: {netdev} has {count} queues; what it receives on others than {start_queue} to {last} is the \
+                 host's: set n_rxq, or give it fewer (ethtool -L {netdev} combined {queues})"
             );
-            shared.events.push(Level::Warning, "notice", Some(&record.name), text);
+            self.say(Level::Warning, "notice", text);
         }
     }
 
     /// Gives the device back to the host: nobody has a queue of it any more.
     fn let_go(&mut self) {
         self.tell_carrier(false);
-        let Some(hold) = self.hold.take() else { return };
+        if let Some(hold) = self.hold.take() {
+            self.take_back(&hold);
+        }
+        self.restore_offloads();
+    }
+
+    fn take_back(&self, hold: &Hold) {
         let Claim { shared, record } = &self.claim;
+        shared.lay_lanes(None, record.id);
         for slot in &hold.slots {
             let seat = shared.state().places.leave(record.id, slot.vring + 1);
             drop(seat.and_then(|seat| seat.take(&shared.events)));
@@ -238,15 +314,7 @@ impl Keeper {
         }
         let mut report = self.report.lock();
         report.attachment = None;
-        let gauges = hold.attachment.gauges();
-        let queues = report.before.len().max(gauges.len());
-        report.before.resize(queues, Totals::default());
-        for (before, Gauges { inflight, completed, inflight_max, rx_missed }) in report.before.iter_mut().zip(gauges) {
-            before.completed += completed;
-            before.abandoned += inflight;
-            before.inflight_max = before.inflight_max.max(inflight_max);
-            before.rx_missed += rx_missed;
-        }
+        report.ended.add(&hold.attachment.gauges());
     }
 
     /// The transmit queues are in the topology while there is a carrier.
@@ -276,7 +344,7 @@ impl Keeper {
                 state.receiveqs.remove(&(record.id, slot.vring));
             }
         }
-        let passage = shared.publish(&state);
+        let passage = shared.publish(&mut state);
         drop(state);
         passage.wait(&shared.events);
     }
@@ -300,6 +368,9 @@ impl Keeper {
         let mut put = |key: &str, value: String| drop(status.insert(key.to_owned(), value));
         if let Some(mode) = hold.attachment.mode() {
             put("xdp-mode-in-use", mode.to_owned());
+        }
+        if hold.attachment.is_busy_polled() {
+            put("xdp-busy-budget", wanted.busy_budget.to_string());
         }
         put("if_index", device.index.to_string());
         put("numa_id", details.numa.unwrap_or(0).to_string());

@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 use proptest::prelude::*;
 use vmm_sys_util::tempfile::TempFile;
 
-use super::super::{Gpa, RegionSpec};
+use super::super::{Access, Iova, RegionSpec};
 use super::*;
 
 /// A file of `size` bytes in shared memory.
@@ -97,7 +97,7 @@ proptest! {
         let memory = file(0x8_0000);
         let spec = RegionSpec { gpa: BASE + skew as u64, uva: 0, size: 0x8_0000, mmap_offset: 0, file: memory };
         let map = GuestMap::map(vec![spec], false).unwrap();
-        let host = map.translate_whole(Gpa(BASE + skew as u64), 1).unwrap().start;
+        let host = map.translate_whole(Iova(BASE + skew as u64), 1, Access::WRITE).unwrap().start;
         let file = file(64);
         let logging = Arc::new(Logging::default());
         logging.turn(Some(&Arc::new(log_of(&file, 0, 64).unwrap())));

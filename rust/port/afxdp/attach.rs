@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use super::frames::Frames;
+use super::latency::Latency;
 use super::ring::{Consumer, Producer};
 use super::xsk::Xsk;
 use super::{CHUNK, Gauges, RxQueue, SINGLE_MAX, TxQueue};
@@ -158,16 +159,24 @@ impl Attachment {
         let map = SocketMap::new(plan.start_queue + plan.queues).map_err(at(Step::Map))?;
         let link = bpf::Link::attach(&map, plan.ifindex, way.program()).map_err(at(Step::Attach))?;
         let (mut sockets, mut sides) = (Vec::new(), Vec::new());
-        for queue in plan.start_queue..plan.start_queue + plan.queues {
+        // The last first: if there are not so many, none was bound yet, and the next attempt does not find one of ours busy.
+        for queue in (plan.start_queue..plan.start_queue + plan.queues).rev() {
             let (xsk, rx, tx) = open_queue(plan, way, queue)?;
             sockets.push(xsk);
             sides.push((rx, tx));
         }
+        sockets.reverse();
+        sides.reverse();
         // All or none: no frame comes here before every queue is ours.
         for (queue, xsk) in (plan.start_queue..).zip(&sockets) {
             map.set(queue, &xsk.socket).map_err(at(Step::Map))?;
         }
         Ok((Self { _link: link, _map: map, sockets, mode: way }, sides))
+    }
+
+    /// Whether the kernel polls every queue's device in our calls, as `xdp-busy-budget` has it.
+    pub fn is_busy_polled(&self) -> bool {
+        self.sockets.iter().all(|xsk| xsk.socket.prefers_busy_poll().unwrap_or(false))
     }
 
     /// Where each queue's descriptors are.
@@ -218,7 +227,8 @@ fn open_queue(plan: &Plan, way: Mode, queue: u32) -> std::result::Result<(Arc<Xs
     let binding = Binding { zero_copy: way == Mode::NativeWithZerocopy, need_wakeup, multi_buffer };
     socket.bind(plan.ifindex, queue, binding).map_err(at(Step::Bind(queue)))?;
     let (posted, inflight_max) = (Counter::default(), AtomicU32::new(0));
-    let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, area });
+    let latency = Latency::new();
+    let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, latency, area });
     let end = u64::from(plan.rx_size) * u64::from(CHUNK);
     let rx = RxQueue::new(Arc::clone(&xsk), fill, Consumer::new(rx), end, plan.busy_budget > 0);
     let (posts, completed) = (Producer::new(Arc::clone(&xsk.tx)), Consumer::new(Arc::clone(&xsk.completion)));
@@ -258,8 +268,8 @@ fn explain(plan: &Plan, way: Mode, step: Step, source: io::Error) -> Error {
             )
         }
         (Step::Attach, _) => format!(
-            "{netdev} takes no XDP program in mode {mode}: a smaller mtu_request, or fewer queues (ethtool -L), may help; \
-             xdp-mode=generic does without the driver"
+            "{netdev} takes no XDP program in mode {mode}: a smaller mtu_request, fewer queues (ethtool -L) or frames that it does \
+             not join (ethtool -K {netdev} lro off rx-gro-hw off) may help; xdp-mode=generic does without the driver"
         ),
         (Step::Bind(queue), Some(libc::EBUSY)) => {
             format!("queue {queue} of {netdev} belongs to another AF_XDP socket: end the process that has it")

@@ -12,11 +12,15 @@
 //! have them. [`Attachment`] is control's: it keeps the program on the device. The kernel's words are judged before they
 //! are used: an index that ran ahead or an address outside its part stops the queue, so no lie of it reaches other memory.
 //!
+//! A [`Lane`] is a socket of its own kind: it sends a guest's frames from where they lie in the guest's memory.
+//!
 //! What goes out is whole: checksums are finished and frames segmented here, VLAN tags stay as they are. What comes in
 //! carries no promise: nothing from a wire is handed on as partial or as verified.
 
 mod attach;
 mod frames;
+mod lane;
+mod latency;
 mod ring;
 mod rx;
 mod tx;
@@ -26,6 +30,8 @@ mod xsk;
 mod tests;
 
 pub use attach::{Attachment, Mode, Plan, XdpMode};
+pub use lane::{Lane, LaneGauges, LanePlan, ZERO_COPY_MIN};
+pub use latency::{LATENCY_BUCKETS, Latencies};
 pub use rx::RxQueue;
 pub use tx::TxQueue;
 pub use xsk::Gauges;

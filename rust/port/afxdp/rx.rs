@@ -59,6 +59,12 @@ impl RxQueue {
         &self.burst
     }
 
+    /// The same, to refuse frames of it.
+    #[inline]
+    pub fn burst_mut(&mut self) -> &mut Burst {
+        &mut self.burst
+    }
+
     /// Fills the burst with up to 64 frames. They are not received over until [`Self::commit`].
     ///
     /// # Errors

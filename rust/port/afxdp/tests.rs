@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::attach::register;
 use super::frames::Frames;
+use super::latency::Latency;
 use super::ring::{Consumer, Producer};
 use super::rx::GOES_ON;
 use super::xsk::Xsk;
@@ -43,7 +44,8 @@ impl Queue {
             .map(|kind| Arc::new(socket.ring(kind, SIZE).unwrap()));
         let binding = Binding { zero_copy: false, need_wakeup: false, multi_buffer: true };
         let (posted, inflight_max) = (Counter::default(), AtomicU32::new(0));
-        let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, area });
+        let latency = Latency::new();
+        let xsk = Arc::new(Xsk { socket, binding, tx, completion, posted, inflight_max, latency, area });
         let end = u64::from(SIZE * CHUNK);
         let (fill, rx) = (Producer::new(Arc::clone(&fill_ring)), Consumer::new(Arc::clone(&rx_ring)));
         let rx = RxQueue::new(Arc::clone(&xsk), fill, rx, end, false);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::latency::{Latencies, Latency};
 use crate::counters::Counter;
 use crate::memory::Area;
 use crate::sys::xdp::{Binding, Ring, Socket};
@@ -22,6 +23,8 @@ pub struct Gauges {
     pub inflight_max: u64,
     /// Frames that the kernel had no room for.
     pub rx_missed: u64,
+    /// From post to completion.
+    pub latency: Latencies,
 }
 
 /// What the sides of a queue share.
@@ -34,6 +37,7 @@ pub(super) struct Xsk {
     /// Descriptors handed to the kernel; whoever has the tx side writes it.
     pub(super) posted: Counter,
     pub(super) inflight_max: AtomicU32,
+    pub(super) latency: Latency,
     /// Mapped as long as the socket is open: it is after it in the order of drops.
     pub(super) area: Arc<Area>,
 }
@@ -75,6 +79,7 @@ impl Xsk {
             completed: posted.saturating_sub(inflight),
             inflight_max: self.inflight_max.load(Ordering::Relaxed).into(),
             rx_missed: self.socket.statistics().map_or(0, |counted| counted.rx_missed),
+            latency: self.latency.read(),
         }
     }
 }

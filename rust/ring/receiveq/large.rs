@@ -14,7 +14,7 @@
 use super::{Slot, Writer};
 use crate::burst::{Burst, MAX_BURST};
 use crate::frame::vnet_hdr;
-use crate::memory::{Gpa, Span, access};
+use crate::memory::{Iova, Span, access};
 use crate::ring::chain::{Chain, WRITE};
 use crate::ring::layout::Layout;
 
@@ -126,7 +126,7 @@ impl Writer {
             }
             let mut slot = Slot::other(chain);
             if desc.flags == WRITE
-                && let Some(span) = ring.memory().translate(Gpa(desc.addr), desc.len, &mut self.hint)
+                && let Some(span) = ring.memory().translate(Iova(desc.addr), desc.len, &mut self.hint, &mut self.tlb)
             {
                 slot = Slot { start: span.start, len: span.len, chain };
                 access::prefetch_write(slot.start);

@@ -37,7 +37,7 @@ fn thread_whose_second_is_not_over_believes_what_another_learned_in_the_next() {
     let fdb = Fdb::new(16, 15);
     fdb.learn(key(1), 3, 8);
     assert_eq!(fdb.lookup(key(1), 7), Some(3));
-    assert!(fdb.learn(key(1), 3, 7), "known already");
+    assert_eq!(fdb.learn(key(1), 3, 7), Learning::Known);
     assert_eq!(fdb.list(8), [Learned { key: key(1), port: 3, age_s: 0 }], "and no older for it");
     fdb.sweep(7);
     assert_eq!(fdb.len(), 1);

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::hostile::Case;
-use super::traffic::{Arriving, Command, Crowd, EndSettings, RunSettings, Runner, seconds};
+use super::traffic::{Arriving, Command, Crowd, EndSettings, Moving, RunSettings, Runner, seconds};
 use super::{Error, Result};
 
 /// Runs the command line `arguments` (without the program's name).
@@ -20,15 +20,16 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
         Some((&"run", rest)) => run(rest),
         Some((&"crowd", rest)) => crowd(rest),
         Some((&"arriving", rest)) => arriving(rest),
+        Some((&"moving", rest)) => moving(rest),
         Some((&"hostile", rest)) => hostile(rest),
         Some((&("help" | "--help" | "-h"), _)) => {
             say(&help());
             Ok(())
         }
         Some((other, _)) => {
-            Err(Error::Config(format!("'{other}' is not a command: run, crowd, arriving, hostile or help")))
+            Err(Error::Config(format!("'{other}' is not a command: run, crowd, arriving, moving, hostile or help")))
         }
-        None => Err(Error::Config("a command is needed: run, crowd, arriving, hostile or help".into())),
+        None => Err(Error::Config("a command is needed: run, crowd, arriving, moving, hostile or help".into())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -111,6 +112,30 @@ fn arriving(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// A guest that moves from one port to another while somebody sends to it.
+fn moving(words: &[&str]) -> Result<()> {
+    let mut common = EndSettings::default();
+    let mut ends = Vec::new();
+    let mut rate = 20_000;
+    let mut timeout = Duration::from_secs(20);
+    for word in words {
+        match word.strip_prefix("--").and_then(|option| option.split_once('=')) {
+            Some(("end", list)) => ends.push(end(&common, list)?),
+            Some(("rate", value)) => {
+                rate = value.parse().map_err(|_| Error::Config(format!("rate cannot be '{value}'")))?;
+            }
+            Some(("link-timeout", value)) => timeout = seconds("link-timeout", value)?,
+            Some((name, value)) => common.set(name, value)?,
+            None => return Err(Error::Config(format!("'{word}' is not --name=value; see vhost-frontend help"))),
+        }
+    }
+    let ends = <[EndSettings; 3]>::try_from(ends)
+        .map_err(|_| Error::Config("a move has three ends: who sends, where the guest is, where it goes".into()))?;
+    let report = Moving::join(ends, timeout)?.go(rate)?;
+    say(&format!("{report}\n"));
+    Ok(())
+}
+
 /// Attacks a back-end by name, or lists the names.
 fn hostile(words: &[&str]) -> Result<()> {
     if words == ["--list"] {
@@ -176,6 +201,7 @@ fn help() -> String {
          vhost-frontend run [--OPTION VALUE]… --end NAME=VALUE[,NAME=VALUE]… [--end …]\n\
          vhost-frontend crowd [--link-timeout=SECONDS] [--SETTING=VALUE]… --end=NAME=VALUE[,NAME=VALUE]… [--end=…]\n\
          vhost-frontend arriving [--late=SECONDS] [--link-timeout=SECONDS] --end=NAME=VALUE[,NAME=VALUE]…\n\
+         vhost-frontend moving [--rate=FRAMES/S] [--link-timeout=SECONDS] --end=SENDER --end=HERE --end=THERE\n\
          vhost-frontend hostile CASE [--hold SECONDS] --end NAME=VALUE[,NAME=VALUE]…\n\
          vhost-frontend hostile --list\n\n\
          options of a run:\n",

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::iommu::{Answer, IommuConfig};
 use crate::testing::memory::RegionSpec;
 use crate::testing::wire::features::{self, protocol};
 use crate::testing::{Error, Result};
@@ -71,6 +72,8 @@ pub struct FrontendConfig {
     pub memory_message: MemoryMessage,
     /// The MTU told by `NET_SET_MTU`, where both protocol and virtio MTU bits are agreed on.
     pub mtu: Option<u16>,
+    /// The guest has an IOMMU before the device.
+    pub iommu: Option<IommuConfig>,
     /// Whether the back-end marks what it writes in a dirty log.
     pub log: Logging,
     /// Close the socket instead of sending the message with this number, counted from 0.
@@ -95,6 +98,7 @@ impl FrontendConfig {
             regions: RegionSpec::spread(1, 64 << 20, &Backing::Memfd),
             memory_message: MemoryMessage::Table,
             mtu: None,
+            iommu: None,
             log: Logging::Never,
             hang_up_at: None,
             deadline: Duration::from_secs(5),
@@ -122,6 +126,14 @@ impl FrontendConfig {
             | protocol::STATUS
             | protocol::CONFIGURE_MEM_SLOTS
             | protocol::RESET_DEVICE
+    }
+
+    /// Gives the guest an IOMMU before the device, which answers so.
+    pub fn guard(&mut self, answer: Answer) {
+        self.iommu = Some(IommuConfig { offset: 1 << 40, answer });
+        self.features |= features::IOMMU_PLATFORM;
+        self.required |= features::IOMMU_PLATFORM;
+        self.protocol |= protocol::BACKEND_REQ;
     }
 
     pub(super) fn check(&self) -> Result<()> {

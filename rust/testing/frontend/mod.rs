@@ -14,6 +14,7 @@
 //! offers less is refused, as QEMU does.
 
 mod config;
+pub mod iommu;
 mod log;
 mod negotiate;
 mod postcopy;
@@ -28,6 +29,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::{FrontendConfig, Logging, MemoryMessage, Order, Side};
+pub use iommu::{Answer, Iommu, IommuConfig};
 pub use log::DirtyLog;
 use postcopy::Bases;
 pub use postcopy::{Migration, Serve};
@@ -35,6 +37,7 @@ pub use start::region_entries;
 
 use super::driver::RingPlace;
 use super::memory::GuestRam;
+use super::wire::features::IOMMU_PLATFORM;
 use super::wire::{Channel, Message, Request};
 use super::{Error, Result, sys};
 
@@ -53,6 +56,8 @@ pub struct Session {
     listening: bool,
     /// Where the back-end mapped each region, as it answered then.
     bases: Bases,
+    /// Answers for the guest's IOMMU.
+    iommu: Option<Iommu>,
 }
 
 impl Session {
@@ -168,7 +173,10 @@ impl Frontend {
         let Some(stream) = self.try_stream()? else { return Ok(false) };
         let mut channel = Channel::new(stream, self.config.deadline)?;
         channel.hang_up_at(self.config.hang_up_at);
-        let session = negotiate::negotiate(&self.config, self.settled, &self.calls, channel)?;
+        let mut session = negotiate::negotiate(&self.config, self.settled, &self.calls, channel)?;
+        if let Some(iommu) = self.config.iommu.filter(|_| session.features & IOMMU_PLATFORM != 0) {
+            session.iommu = Some(Iommu::begin(iommu, &self.ram, &session)?);
+        }
         self.settled = Some(session.features);
         self.session = Some(session);
         Ok(true)
@@ -202,6 +210,17 @@ impl Frontend {
         session.started = true;
         self.sessions += 1;
         Ok(())
+    }
+
+    /// Has the back-end announce `mac` from this port, for a guest that moved here and cannot.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end hung up; `Config` without a session.
+    pub fn send_rarp(&self, mac: [u8; 6]) -> Result<()> {
+        let session = self.session.as_ref().ok_or_else(no_session)?;
+        let mut message = Message::number(Request::SEND_RARP, 0);
+        message.payload = [mac.as_slice(), &[0; 2]].concat();
+        start::set(session, message, &[])
     }
 
     /// Enables or disables both vrings of queue pair `pair`.

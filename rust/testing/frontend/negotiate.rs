@@ -28,6 +28,7 @@ pub(super) fn negotiate(
         started: false,
         listening: false,
         bases: Bases::default(),
+        iommu: None,
     };
     if config.order == Order::VirtioUser {
         session.channel.send(&Message::new(Request::SET_OWNER), &[])?;

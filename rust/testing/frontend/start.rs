@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{DirtyLog, FrontendConfig, MemoryMessage, Order, Session};
 use crate::testing::driver::RingPlace;
-use crate::testing::memory::GuestRam;
+use crate::testing::memory::{Gpa, GuestRam};
 use crate::testing::wire::features::{LOG_ALL, protocol};
 use crate::testing::wire::{self, Message, RegionEntry, Request, VringAddresses};
 use crate::testing::{Error, Result};
@@ -106,7 +106,12 @@ pub fn region_entries(ram: &GuestRam) -> Vec<RegionEntry> {
 }
 
 fn set_memory(config: &FrontendConfig, ram: &GuestRam, session: &Session) -> Result<()> {
-    let entries = region_entries(ram);
+    let mut entries = region_entries(ram);
+    if let Some(iommu) = config.iommu.filter(|_| session.iommu.is_some()) {
+        for entry in &mut entries {
+            entry.gpa = entry.gpa.plus(iommu.offset);
+        }
+    }
     if session.listening {
         return super::postcopy::set_memory(config, ram, session, &entries);
     }
@@ -157,10 +162,12 @@ pub(super) fn set_ring(config: &FrontendConfig, ram: &GuestRam, session: &Sessio
 }
 
 fn set_addresses(ram: &GuestRam, session: &Session, index: u32, place: RingPlace, is_logged: bool) -> Result<()> {
+    // As QEMU: those of a guest with an IOMMU go as they are.
+    let address = |gpa: Gpa| if session.iommu.is_some() { Ok(gpa.0) } else { ram.user_address(gpa) };
     let addresses = VringAddresses {
-        descriptors: ram.user_address(place.descriptors)?,
-        used: ram.user_address(place.used)?,
-        available: ram.user_address(place.available)?,
+        descriptors: address(place.descriptors)?,
+        used: address(place.used)?,
+        available: address(place.available)?,
         log: place.used.0,
         flags: u32::from(is_logged),
     };

@@ -6,6 +6,8 @@ use std::os::fd::AsRawFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Attack, Case};
+use crate::testing::memory::{Backing, GuestRam, RegionSpec};
+use crate::testing::wire::features::protocol;
 use crate::testing::wire::{Channel, Message, Request, VERSION};
 use crate::testing::{Error, Result};
 
@@ -114,9 +116,10 @@ cases! {
         channel.send(&inflight(Request::SET_INFLIGHT_FD, 4096, u16::MAX), &[event.as_raw_fd()])
     };
     "log-wraps", "a dirty log whose size and offset wrap", |channel| {
-        let event = eventfd()?;
-        let message = Message::new(Request::SET_LOG_BASE).words(&[u64::MAX - 4095, 8192]);
-        channel.send(&message, &[event.as_raw_fd()])
+        let memory = GuestRam::new(&RegionSpec::spread(1, 8192, &Backing::Memfd))?;
+        let fds: Vec<_> = memory.regions().iter().map(AsRawFd::as_raw_fd).collect();
+        channel.send(&Message::number(Request::SET_PROTOCOL_FEATURES, protocol::LOG_SHMFD), &[])?;
+        channel.send(&Message::new(Request::SET_LOG_BASE).words(&[u64::MAX - 4095, 8192]), &fds)
     };
     "vring-index-past-16-bits", "SET_VRING_NUM, SET_VRING_BASE and SET_VRING_ADDR for vring 65536", |channel| {
         for request in [Request::SET_VRING_NUM, Request::SET_VRING_BASE] {

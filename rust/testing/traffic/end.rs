@@ -195,12 +195,24 @@ impl End {
         Some(state)
     }
 
-    fn connect(&mut self) -> Result<bool> {
+    /// Negotiates with a back-end that is there, and starts nothing, as a virtual machine does that another will move
+    /// to; `false` when nobody is there yet.
+    ///
+    /// # Errors
+    /// `Peer` when the back-end refuses, hangs up or offers too little.
+    pub fn meet(&mut self) -> Result<bool> {
         if !self.frontend.try_connect()? {
             return Ok(false);
         }
         if self.senders.is_empty() {
             self.fit_out()?;
+        }
+        Ok(true)
+    }
+
+    fn connect(&mut self) -> Result<bool> {
+        if !self.meet()? {
+            return Ok(false);
         }
         let config = self.frontend.config();
         if config.order == Order::VirtioUser && self.frontend.sessions() > 0 && self.resume_at.is_none() {

@@ -10,7 +10,8 @@
 //! ```
 //! An [`End`] is one guest: a session, a [`Sender`] per transmitq and a [`Receiver`] per receiveq.
 //! A [`Runner`] takes the ends through link, announcement, warm-up, measurement and drain, and
-//! writes the report. A [`Crowd`] is any number of ends that only listen, an [`Arriving`] a guest whose memory is late.
+//! writes the report. A [`Crowd`] is any number of ends that only listen, an [`Arriving`] a guest whose memory is late, a [`Moving`] one
+//! that changes its port.
 //! Nothing on the packet path allocates, locks or asks the time more than once a pass.
 
 mod arriving;
@@ -21,6 +22,7 @@ mod end;
 mod governor;
 mod latency;
 mod link;
+mod moving;
 mod queues;
 mod receiver;
 mod report;
@@ -37,6 +39,7 @@ pub use counters::{ReceiveCounters, SendCounters, Spread, Streams};
 pub use crowd::Crowd;
 pub use end::End;
 pub use link::LinkState;
+pub use moving::Moving;
 pub use receiver::{Check, Receiver};
 pub use report::Json;
 pub use runner::Runner;

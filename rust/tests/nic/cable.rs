@@ -17,6 +17,21 @@ pub const FAR: [u8; 6] = [2, 0, 0, 0, 0, 0xfa];
 
 /// Runs a test in a namespace of its own, unless this machine cannot.
 pub fn with_cable(mtu: u32, test: impl FnOnce(Cable) + Send + 'static) {
+    with_shape(mtu, [1, 1], test);
+}
+
+/// The same with devices of several queues. A frame arrives at the queue of the number of that it was sent from.
+pub fn with_wide_cable(mtu: u32, queues: u32, test: impl FnOnce(Cable) + Send + 'static) {
+    with_shape(mtu, [queues, queues], test);
+}
+
+/// The same with several queues for the switch to send on, and one where all arrives.
+pub fn with_queues_to_send(mtu: u32, queues: u32, test: impl FnOnce(Cable) + Send + 'static) {
+    with_shape(mtu, [queues, 1], test);
+}
+
+/// `queues` are those that the near device sends and receives on.
+fn with_shape(mtu: u32, queues: [u32; 2], test: impl FnOnce(Cable) + Send + 'static) {
     if let Err(e) = Socket::new() {
         eprintln!("skipped: no AF_XDP socket ({e}): it needs root and CONFIG_XDP_SOCKETS");
         return;
@@ -25,7 +40,7 @@ pub fn with_cable(mtu: u32, test: impl FnOnce(Cable) + Send + 'static) {
         eprintln!("skipped: no program 'ip' (iproute2) to make devices with");
         return;
     }
-    let run = in_own_namespace(move || test(Cable::new(mtu)));
+    let run = in_own_namespace(move || test(Cable::new(mtu, queues)));
     if let Err(e) = run {
         eprintln!("skipped: {e}: it needs root");
     }
@@ -35,12 +50,13 @@ pub fn with_cable(mtu: u32, test: impl FnOnce(Cable) + Send + 'static) {
 pub struct Cable {
     pub far: FarEnd,
     mtu: u32,
+    queues: [u32; 2],
 }
 
 impl Cable {
-    fn new(mtu: u32) -> Self {
-        plug(mtu);
-        Self { far: FarEnd::open("far").unwrap(), mtu }
+    fn new(mtu: u32, queues: [u32; 2]) -> Self {
+        plug(mtu, queues);
+        Self { far: FarEnd::open("far").unwrap(), mtu, queues }
     }
 
     /// Takes the pair away and makes another of the same name.
@@ -51,7 +67,7 @@ impl Cable {
 
     /// Makes the pair anew.
     pub fn plug_in(&mut self) {
-        plug(self.mtu);
+        plug(self.mtu, self.queues);
         self.far = FarEnd::open("far").unwrap();
     }
 
@@ -73,8 +89,11 @@ impl Cable {
     }
 }
 
-fn plug(mtu: u32) {
-    ip("link add near type veth peer name far");
+fn plug(mtu: u32, queues: [u32; 2]) {
+    let [out, back] = queues;
+    let (near, far) =
+        (format!("numtxqueues {out} numrxqueues {back}"), format!("numtxqueues {back} numrxqueues {out}"));
+    ip(&format!("link add near {near} type veth peer name far {far}"));
     for device in ["near", "far"] {
         // No address of its own: then the kernel has nothing to say.
         ip(&format!("link set {device} addrgenmode none mtu {mtu} up"));
@@ -92,7 +111,7 @@ pub fn ip(words: &str) {
 /// A NIC port on `near` with nothing else set.
 pub fn nic(ofport: u16) -> NicConfig {
     let device = NicDevice { mode: XdpMode::Native, ..NicDevice::new("near") };
-    NicConfig { name: "n0".into(), ofport, device, mtu: None, retries: 8 }
+    NicConfig { name: "n0".into(), ofport, device, mtu: None, retries: 8, bond: None }
 }
 
 /// Adds the port to the switch and waits for its link.

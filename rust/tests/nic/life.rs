@@ -62,6 +62,43 @@ fn if_index() -> u32 {
 
 /// Rows: A22, C1.
 #[test]
+fn what_is_in_the_way_of_a_device_is_in_the_log_once_however_often_it_is_tried() {
+    with_cable(1500, |cable| {
+        drop(cable);
+        let switch = Switch::new();
+        let mut lines = Vec::new();
+        let mut read = |what: &str, count: usize| {
+            wait(what, || {
+                let new = switch.datapath().events().into_iter().filter(|event| event.kind == "device_error");
+                lines.extend(new.map(|event| event.text));
+                lines.len() >= count
+            });
+            assert_eq!(lines.len(), count, "{lines:?}");
+            lines.last().cloned().unwrap()
+        };
+        let mut config = nic(100);
+        config.device.n_rxq = 2;
+        switch.datapath().add_nic("br0", config).unwrap();
+        let refused = "n0: near has no queue 1: queues 0 to 1 are asked for";
+        assert!(read("the refusal", 1).starts_with(refused));
+        // It is tried again and again meanwhile.
+        for _ in 0..10 {
+            switch.datapath().refresh_nic("n0").unwrap();
+        }
+        switch.datapath().set_nic("n0", |device| device.n_rxq = 1).unwrap();
+        wait_up(&switch, "n0");
+        assert!(read("the end of it", 2).starts_with(&format!("n0: no longer: {}", &refused[4..])));
+        ip("link set near down");
+        wait_with_news(&switch, "n0", "the link to be down", || !switch.port("n0").link_up);
+        assert!(read("the link", 3).starts_with("n0: near is down: bring it up"));
+        ip("link del near");
+        wait_with_news(&switch, "n0", "the device to be missed", || error(&switch).contains("there is no"));
+        assert!(read("the device", 4).starts_with("n0: there is no network device near: create it"));
+    });
+}
+
+/// Rows: A22, C1.
+#[test]
 fn a_link_that_goes_down_and_comes_back_carries_again() {
     with_cable(1500, |mut cable| {
         let mut switch = Switch::new();

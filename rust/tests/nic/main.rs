@@ -2,9 +2,12 @@
 //! The switch with a network device among its ports: a veth pair in a namespace of each test's own, a guest on one side of
 //! the switch, a packet socket at the far end of the cable. Every frame is counted and compared byte by byte.
 //!
+//! * `bond`: two cables that are one port.
 //! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
 //! * `exchange`: frames both ways, every size, every way they can lie.
 //! * `offloads`: checksums and segments that the device gets finished.
+//! * `queues`: devices of several queues; the device polled in our calls; how long it has our frames.
+//! * `tags`: VLAN tags, and what the device is told to leave alone.
 //! * `life`: devices that go down, away and come back; rings that are full.
 #![allow(unreachable_pub, dead_code, reason = "rooms shared with the switch's tests, of which this one uses a part")]
 #![allow(
@@ -15,11 +18,15 @@
     reason = "a test that meets the unexpected ends, and its numbers are small"
 )]
 
+mod bond;
 mod cable;
 mod exchange;
 mod life;
 mod offloads;
+mod queues;
 #[path = "../switch/rig.rs"]
 mod rig;
 #[path = "../switch/station.rs"]
 mod station;
+mod tags;
+mod zero_copy;

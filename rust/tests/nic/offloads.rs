@@ -7,7 +7,7 @@ use ovsvhost::testing::frames::{
 };
 use ovsvhost::testing::wire::features;
 
-use super::cable::{Cable, FAR, join, with_cable};
+use super::cable::{Cable, FAR, ip, join, wait_carrier, wait_with_news, with_cable};
 use super::rig::{Switch, wait};
 use super::station::Station;
 
@@ -55,6 +55,19 @@ fn guest(switch: &mut Switch) -> Station {
         config.required |= GIVES;
     });
     join(switch, |_| {});
+    guest
+}
+
+/// Descriptors of the smallest ring.
+const SMALL_RING: u64 = 64;
+
+/// A guest beside a device with such a ring.
+fn guest_of_a_small_ring(switch: &mut Switch) -> Station {
+    let guest = Station::join_with(switch, "a", 1, |config| {
+        config.features |= GIVES;
+        config.required |= GIVES;
+    });
+    join(switch, |nic| nic.device.n_txq_desc = SMALL_RING as u32);
     guest
 }
 
@@ -144,28 +157,85 @@ fn a_datagram_left_to_us_to_cut_comes_in_fragments_that_make_it_whole() {
     });
 }
 
-/// Rows: A22, C14.
+/// Rows: A20, A22, C14.
 #[test]
-fn a_frame_of_more_pieces_than_a_ring_holds_is_dropped_by_name_and_the_next_passes() {
+fn a_frame_of_more_pieces_than_a_ring_holds_goes_out_in_parts_and_in_order() {
     with_cable(1500, |mut cable| {
         let mut switch = Switch::new();
-        let mut guest = Station::join_with(&mut switch, "a", 1, |config| config.features |= GIVES);
-        join(&switch, |nic| nic.device.n_txq_desc = 64);
+        let mut guest = guest_of_a_small_ring(&mut switch);
+        let mut expected = 0;
+        for network in [Network::V4, Network::V6] {
+            for (kind, transport) in [(GsoKind::Segments, Transport::Tcp), (GsoKind::Datagrams, Transport::Udp)] {
+                let plan = plan(network, transport, &[16_000, 300], Some(Gso { kind, size: 100, ecn: false }));
+                let (mut bytes, mut first) = (Vec::new(), 0);
+                assert!(plan.pieces(0) > 2 * SMALL_RING);
+                // What comes after it waits its turn.
+                for turn in 0..4 {
+                    plan.build_cut(turn, first, &mut bytes);
+                    send(&mut guest, &bytes);
+                    first += plan.pieces(turn);
+                }
+                for sequence in 0..first {
+                    let piece = Verdict::Numbered { stream: STREAM, sequence };
+                    let verdict = inspector().inspect(&next(&mut cable));
+                    assert_eq!(verdict, piece, "{kind:?} {network:?}, piece {sequence}");
+                }
+                expected += first;
+            }
+        }
+        wait("the count of what was sent", || switch.count("n0", "tx_packets") == expected);
+        assert_eq!(switch.count("n0", "tx_dropped"), 0);
+        assert_eq!(switch.count("n0", "tx_inflight_max"), SMALL_RING);
+    });
+}
+
+/// Rows: A20, A22, C14.
+#[test]
+fn the_rest_of_a_frame_is_given_up_by_name_when_the_device_takes_no_more_and_the_next_passes() {
+    with_cable(1500, |mut cable| {
+        let mut switch = Switch::new();
+        let mut guest = guest_of_a_small_ring(&mut switch);
         let gso = |size| Some(Gso { kind: GsoKind::Segments, size, ecn: false });
         let (small, large) = (
             plan(Network::V4, Transport::Tcp, &[8_000], gso(100)),
             plan(Network::V4, Transport::Tcp, &[8_000], gso(1000)),
         );
         let mut bytes = Vec::new();
+        ip("link set near down");
         small.build_cut(0, 0, &mut bytes);
-        assert!(small.pieces(0) > 64);
         send(&mut guest, &bytes);
-        wait("the drop", || switch.count("n0", "tx_drop_rx_buffer_too_small") == 1);
+        wait("the drop", || switch.count("n0", "tx_dropped") == 1);
+        // The switch may have seen that the device is down before it sent a part, or after.
+        let sent = switch.count("n0", "tx_packets");
+        let by_name = ["tx_drop_no_buffer", "tx_drop_link_down"].map(|name| switch.count("n0", name));
+        assert!((sent == 0 || sent == SMALL_RING) && by_name.iter().sum::<u64>() == 1, "{sent} pieces, {by_name:?}");
+        ip("link set near up");
+        wait_carrier();
+        wait_with_news(&switch, "n0", "the link to be up", || switch.port("n0").link_up);
         large.build_cut(0, 0, &mut bytes);
         send(&mut guest, &bytes);
-        for n in 0..large.pieces(0) {
-            let piece = Verdict::Numbered { stream: STREAM, sequence: n };
-            assert_eq!(inspector().inspect(&next(&mut cable)), piece);
+        let pieces = (0..sent).chain(0..large.pieces(0));
+        for sequence in pieces {
+            assert_eq!(inspector().inspect(&next(&mut cable)), Verdict::Numbered { stream: STREAM, sequence });
         }
+    });
+}
+
+/// Rows: A22, C14.
+#[test]
+fn a_datagram_of_more_fragments_than_a_ring_holds_is_dropped_by_name_and_the_next_passes() {
+    with_cable(1500, |mut cable| {
+        let mut switch = Switch::new();
+        let mut guest = guest_of_a_small_ring(&mut switch);
+        let gso = Some(Gso { kind: GsoKind::Fragments, size: 96, ecn: false });
+        let plan = plan(Network::V4, Transport::Udp, &[8_000, 110], gso);
+        let mut bytes = Vec::new();
+        plan.build(0, &mut bytes);
+        send(&mut guest, &bytes);
+        wait("the drop", || switch.count("n0", "tx_drop_device_refused") == 1);
+        plan.build(1, &mut bytes);
+        send(&mut guest, &bytes);
+        assert_eq!(inspector().inspect(&next(&mut cable)), Verdict::Numbered { stream: STREAM, sequence: 1 });
+        assert_eq!(switch.count("n0", "tx_packets"), 1);
     });
 }

@@ -162,6 +162,7 @@ pub(crate) fn config(kind: EndpointKind, socket: &Path) -> EndpointConfig {
         socket_group: None,
         allow_file_memory: false,
         postcopy: false,
+        iommu: false,
         offer: Arc::default(),
         recovery: Arc::new(Recovery::in_process()),
     }

@@ -25,6 +25,7 @@ mod dice;
 mod driver;
 mod garbage;
 mod guest;
+mod held;
 mod honest;
 mod hostile;
 mod lies;

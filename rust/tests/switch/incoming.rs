@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::thread;
 
-use ovsvhost::memory::{GuestMap, Incoming, Unreachable};
+use ovsvhost::memory::{Access, GuestMap, Incoming, Iova, Unreachable};
 use ovsvhost::sys::file;
 use ovsvhost::testing::become_nobody;
 use ovsvhost::testing::memory::{Backing, GuestRam, MissingPages, RegionSpec, Userfault};
@@ -58,10 +58,10 @@ impl Rig {
     }
 
     fn is_here(&self, page: u64) -> bool {
-        match self.map.translate_whole(ovsvhost::memory::Gpa(page * PAGE), 8) {
+        match self.map.translate_whole(Iova(page * PAGE), 8, Access::READ) {
             Ok(_) => true,
             Err(Unreachable::Absent) => false,
-            Err(Unreachable::Outside) => panic!("page {page} is in no region"),
+            Err(Unreachable::Outside | Unreachable::Unmapped) => panic!("page {page} is in no region"),
         }
     }
 

@@ -13,7 +13,7 @@ use ovsvhost::vhost::EndpointKind;
 
 use super::rig::{Switch, wait};
 
-/// Descriptors of either ring, and buffers in it.
+/// Descriptors of either ring, and buffers in it, unless a test says otherwise.
 const SIZE: u16 = 64;
 const RECEIVE: u32 = 2_048;
 const SEND: usize = 16 << 10;
@@ -54,26 +54,27 @@ impl<D: ChainDriver> StationOf<D> {
         config.ring_size = SIZE;
         config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Memfd);
         change(&mut config);
+        let size = config.ring_size;
         let mut frontend = Frontend::new(config).unwrap();
         wait("the switch to connect", || frontend.try_connect().unwrap());
         let agreed = frontend.session().unwrap().features();
         let mut drivers = Vec::new();
         let mut places = Vec::new();
         for _ in 0..2 {
-            let place = RingPlace::alloc_agreed(frontend.ram_mut(), 0, SIZE, agreed).unwrap();
-            let mut driver = D::over(frontend.ram(), place, SIZE, agreed).unwrap();
+            let place = RingPlace::alloc_agreed(frontend.ram_mut(), 0, size, agreed).unwrap();
+            let mut driver = D::over(frontend.ram(), place, size, agreed).unwrap();
             driver.want_calls(false);
             places.push(place);
             drivers.push(driver);
         }
         let (tx, mut rx) = (drivers.pop().unwrap(), drivers.pop().unwrap());
         let mut receive_buffers = HashMap::new();
-        for _ in 0..SIZE {
+        for _ in 0..size {
             let gpa = frontend.ram_mut().alloc(BUFFERS, RECEIVE as usize, 64).unwrap();
             receive_buffers.insert(rx.add(&[receive(gpa)]).unwrap(), gpa);
         }
         rx.publish();
-        let send_slots = (0..32).map(|_| frontend.ram_mut().alloc(BUFFERS, SEND, 64).unwrap()).collect();
+        let send_slots = (0..size / 4 * 3).map(|_| frontend.ram_mut().alloc(BUFFERS, SEND, 64).unwrap()).collect();
         let bases = vec![D::first_base(); places.len()];
         frontend.start(&places, &bases, 1).unwrap();
         Self {
@@ -108,6 +109,23 @@ impl<D: ChainDriver> StationOf<D> {
         for frame in frames {
             self.post(&[0; 12], frame);
         }
+        self.publish();
+    }
+
+    /// Sends a frame that lies in so many buffers, of which the virtio header is none.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn send_cut(&mut self, frame: &[u8], buffers: usize) {
+        self.reclaim();
+        let gpa = self.send_slots.pop().expect("the switch gives transmit buffers back");
+        let bytes = [&[0; 12][..self.header], frame].concat();
+        self.frontend.ram().window(gpa, bytes.len()).unwrap().write(0, &bytes);
+        let cut = |n: usize| (self.header + frame.len() * n / buffers) as u32;
+        let mut segments = vec![Segment { gpa, len: self.header as u32, writable: false }];
+        segments.extend((0..buffers).map(|n| {
+            let (from, to) = (cut(n), cut(n + 1));
+            Segment { gpa: gpa.plus(from.into()), len: to - from, writable: false }
+        }));
+        self.in_flight.insert(self.tx.add(&segments).unwrap(), gpa);
         self.publish();
     }
 
@@ -146,6 +164,29 @@ impl<D: ChainDriver> StationOf<D> {
             self.reclaim();
             self.in_flight.is_empty()
         });
+    }
+
+    /// Frames that the switch has not given back.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn outstanding(&mut self) -> usize {
+        self.reclaim();
+        self.in_flight.len()
+    }
+
+    /// Frames that can be sent before one must come back.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn room(&mut self) -> usize {
+        self.reclaim();
+        self.send_slots.len()
+    }
+
+    /// Writes over every buffer that was sent and did not come back, as a guest that breaks the rules does.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn scribble(&mut self, byte: u8) {
+        self.reclaim();
+        for gpa in self.in_flight.values() {
+            self.frontend.ram().window(*gpa, SEND).unwrap().fill(byte);
+        }
     }
 
     /// Takes one frame that arrived, header first.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::drops::DropReason;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{Bonding, BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -37,8 +37,18 @@ impl Stage {
             let receiveqs: Vec<_> = slots.get(port).cloned().into_iter().collect();
             let counters = receiveqs.first().map_or_else(Arc::default, |slot| Arc::clone(&slot.counters));
             let (steering, admin_up) = (Steering::Hash, true);
-            let (mtu, retries, backpressure_us) = (1_500, 8, 0);
-            Some(PortView { bridge: 0, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs })
+            let (mtu, retries, backpressure_us, bonding) = (1_500, 8, 0, Bonding::None);
+            Some(PortView {
+                bridge: 0,
+                mtu,
+                admin_up,
+                retries,
+                backpressure_us,
+                steering,
+                counters,
+                receiveqs,
+                bonding,
+            })
         };
         let members = (0..(receivers + senders) as u16).collect();
         let topology = Arc::new(Topology {

@@ -48,6 +48,8 @@ pub(super) struct Port {
     pub(super) allow_file_memory: bool,
     /// Post-copy migration is offered.
     pub(super) postcopy: bool,
+    /// Guests with an IOMMU are served.
+    pub(super) iommu: bool,
     /// What new front-ends are offered at most.
     pub(super) offer: Arc<Offer>,
     /// What the last one was offered.
@@ -58,10 +60,11 @@ pub(super) struct Port {
 
 impl Port {
     pub(super) fn new(config: EndpointConfig, link: Arc<dyn PortLink>) -> Self {
-        let EndpointConfig { name, kind, socket, allow_file_memory, postcopy, offer, recovery, .. } = config;
-        let postcopy = postcopy && kind == EndpointKind::Client;
+        let EndpointConfig { name, kind, socket, allow_file_memory, postcopy, iommu, offer, recovery, .. } = config;
+        let is_client = kind == EndpointKind::Client;
+        let (postcopy, iommu) = (postcopy && is_client, iommu && is_client);
         let made = Lock::default();
-        Self { name, kind, socket, allow_file_memory, postcopy, offer, made, recovery, link }
+        Self { name, kind, socket, allow_file_memory, postcopy, iommu, offer, made, recovery, link }
     }
 
     pub(super) fn path(&self) -> path::Display<'_> {
@@ -370,6 +373,7 @@ mod tests {
             socket_group: None,
             allow_file_memory: false,
             postcopy: false,
+            iommu: false,
             offer: Arc::default(),
             recovery: Arc::new(Recovery::in_process()),
         };

@@ -109,7 +109,8 @@ impl Handler {
     /// Why one may not, though others may.
     pub(super) fn log_obstacle_of(&self, at: usize) -> Option<String> {
         let log = self.migration.log.as_ref().filter(|_| self.wants_log())?;
-        let vring = self.vrings.get(at)?;
+        // Where the used ring of a guest with an IOMMU is, the memory table says; it lies inside the log as that does.
+        let vring = self.vrings.get(at).filter(|_| !self.is_guarded())?;
         let Gpa(used) = log_address(vring.addr.as_ref()?)?;
         let is_packed = self.features.is_some_and(|features| features & feature::RING_PACKED != 0);
         let size = if is_packed { 4 } else { 6 + 8 * u64::from(vring.size) };
@@ -121,6 +122,9 @@ impl Handler {
 
     /// True if a vring at this address marks its used ring in other pages than at that one.
     pub(super) fn marks_elsewhere(&self, before: &VhostUserVringAddr, after: &VhostUserVringAddr) -> bool {
+        if self.is_guarded() {
+            return false;
+        }
         let place = |addr: &VhostUserVringAddr| {
             let told = log_address(addr);
             told.or_else(|| self.memory.as_ref().and_then(|memory| memory.gpa_at(Uva(addr.used))))

@@ -7,6 +7,7 @@
 //!
 //! A refusal is remembered by its subject until the front-end does better, so a port can say why it is down.
 
+mod iommu;
 mod logging;
 mod offer;
 mod postcopy;
@@ -28,8 +29,9 @@ use super::status::SessionState;
 use super::vring::{self, Kick, Vring};
 use super::{Level, PortLink};
 use crate::error::{Error, Result};
-use crate::memory::{GuestMap, RegionSpec, Uva};
+use crate::memory::{GuestMap, RegionSpec};
 use crate::ring::Past;
+use iommu::Iommu;
 use logging::Migration;
 use offer::Bits;
 pub(super) use offer::Made;
@@ -67,6 +69,7 @@ pub(super) struct Handler {
     numa: u32,
     migration: Migration,
     postcopy: Postcopy,
+    iommu: Iommu,
 }
 
 impl Handler {
@@ -90,6 +93,7 @@ impl Handler {
             numa: 0,
             migration: Migration::default(),
             postcopy: Postcopy::default(),
+            iommu: Iommu::default(),
         }
     }
 
@@ -163,7 +167,7 @@ impl Handler {
     fn problem(&self) -> Option<String> {
         let faults = self.vrings.iter().find_map(|vring| vring.fault.as_ref());
         let told = self.refusals.values().next().or(faults).cloned();
-        told.or_else(|| self.overdue_page()).or_else(|| {
+        told.or_else(|| self.overdue_page()).or_else(|| self.overdue_mapping()).or_else(|| {
             let started = self.vrings.iter().take(2).any(|vring| vring.missing().is_none());
             (started && self.memory.is_none()).then(|| {
                 format!(
@@ -201,6 +205,9 @@ impl Handler {
                     "the rest of the guest's memory: it was on its way here when the session before this one ended"
                         .into(),
                 ),
+                None if vring.areas.is_none() => {
+                    Some(format!("the guest's IOMMU to translate the addresses of {name}"))
+                }
                 None if !self.is_ring_here(at) => {
                     Some(format!("the pages of {name} to come from the source of the migration"))
                 }
@@ -264,6 +271,7 @@ impl Handler {
     fn reconcile(&mut self) {
         // Asked once: what it keeps from starting now is looked at again when it is over.
         self.is_held = self.port.recovery.hold_left().is_some();
+        self.place_rings();
         for at in 0..self.vrings.len() {
             if !self.may_run(at) {
                 self.stop(at);
@@ -283,7 +291,7 @@ impl Handler {
         let (Some(vring), Some(features)) = (self.vrings.get(at), self.features) else { return false };
         let is_ready =
             self.memory.is_some() && vring.missing().is_none() && vring.fault.is_none() && vring.is_enabled(features);
-        let is_ready = is_ready && self.is_ring_here(at);
+        let is_ready = is_ready && vring.areas.is_some() && self.is_ring_here(at);
         let is_ready = is_ready && self.log_obstacle().is_none() && self.log_obstacle_of(at).is_none();
         // Frames wait in the guest's ring for those who were there to receive them.
         is_ready && (vring::is_receiveq(at) || vring.live || !self.is_held)
@@ -307,8 +315,7 @@ impl Handler {
         match vring.activate(&memory, features, past, &self.migration.logging) {
             Ok((ring, note)) => {
                 vring.live = true;
-                let ring_at = vring.addr.map_or(0, |addr| addr.descriptor);
-                self.numa = memory.numa_node_at(Uva(ring_at)).unwrap_or(0);
+                self.numa = vring.areas.and_then(|[desc, ..]| memory.numa_node_at(desc)).unwrap_or(0);
                 self.port.link.on_node(self.numa);
                 self.port.recovery.started(&self.port.socket, at);
                 self.tell_start(at, note);
@@ -387,6 +394,7 @@ impl Handler {
         if let Some(before) = before {
             before.replaced_by(self.memory.as_deref());
         }
+        self.guard_memory();
         self.ask_for_acknowledgement();
         self.note_arrival();
         for vring in &mut self.vrings {
@@ -450,6 +458,7 @@ impl Handler {
             self.stop_all();
         }
         self.features = Some(features);
+        self.guard_memory();
         self.reconcile();
         Ok(())
     }

@@ -36,7 +36,7 @@ impl Bits {
             None => port.recovery.features_of(&port.socket).map_or((0, false), |features| (features, true)),
         };
         let bits = Self {
-            virtio: features::VIRTIO & (limit.virtio() | kept),
+            virtio: features::virtio(port.iommu) & (limit.virtio() | kept),
             has_memory_slots: limit.has_memory_slots() || kept_slots,
         };
         *made = Some(Made { pid: peer.pid, virtio: bits.virtio, has_memory_slots: bits.has_memory_slots });
@@ -52,14 +52,14 @@ impl Handler {
 
     /// The protocol bits on offer.
     pub(super) fn protocol_offer(&self) -> VhostUserProtocolFeatures {
-        let mut bits = features::protocol(self.port.postcopy);
+        let mut bits = features::protocol(self.port.postcopy, self.port.iommu);
         bits.set(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS, self.bits.has_memory_slots);
         bits
     }
 
     /// Which bits that are served are held back from this front-end, and how to let them through; None if none is.
     pub(in crate::vhost) fn held_back(&self) -> Option<String> {
-        let held_back = features::VIRTIO & !self.offer();
+        let held_back = features::virtio(self.port.iommu) & !self.offer();
         (held_back != 0).then(|| {
             format!("other_config:vhost-features holds back {}; =all lets all through", features::names(held_back))
         })

@@ -19,6 +19,7 @@ use crate::ring::{check_size, feature};
 use crate::vhost::backend::{Beside, wrap};
 use crate::vhost::features;
 use crate::vhost::vring::{self, Kick, Vring, eventfd};
+use crate::vhost::wire::Iotlb;
 
 const STATUS_FEATURES_OK: u8 = 8;
 
@@ -71,6 +72,14 @@ impl Beside for Handler {
 
     fn postcopy_end(&mut self) -> VhostResult<()> {
         self.end_postcopy().map_err(wrap)
+    }
+
+    fn set_backend_channel(&mut self, file: File) -> VhostResult<()> {
+        self.take_channel(file).map_err(wrap)
+    }
+
+    fn iotlb_message(&mut self, message: Iotlb) -> VhostResult<()> {
+        self.take_iotlb(message).map_err(wrap)
     }
 
     fn is_listening(&self) -> bool {

@@ -89,6 +89,7 @@ fn handler(link: Arc<Shelf>, stream: &UnixStream) -> Handler {
         socket_group: None,
         allow_file_memory: false,
         postcopy: false,
+        iommu: false,
         offer: Arc::default(),
         recovery: Arc::clone(&link.recovery),
     };

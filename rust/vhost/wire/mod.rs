@@ -14,7 +14,7 @@ use std::fmt;
 use std::fs::File;
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserLog, VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator,
+    BackendReq, FrontendReq, VhostUserLog, VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator,
     VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
@@ -108,10 +108,48 @@ pub enum Request {
     PostcopyAdvise,
     PostcopyListen,
     PostcopyEnd,
+    /// The channel that our own requests go through.
+    SetBackendReqFd(File),
+    IotlbMsg(Iotlb),
     /// After the last region of a post-copy memory table: the front-end has our addresses, and answers faults from now on.
     RegionsDone,
     /// A request that this back-end never offered; its payload and descriptors are gone.
     Unserved(u32),
+}
+
+/// The payload of `IOTLB_MSG`, in either direction (`struct vhost_iotlb_msg`), as it was sent: judged by the handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Iotlb {
+    /// I/O virtual address.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The front-end's address of the memory behind it.
+    pub uva: u64,
+    /// What the device may do: 1 read, 2 write.
+    pub access: u8,
+    /// One of [`Iotlb::MISS`] and its like.
+    pub kind: u8,
+}
+
+impl Iotlb {
+    /// From us: what does this address mean?
+    pub const MISS: u8 = 1;
+    /// To us: this.
+    pub const UPDATE: u8 = 2;
+    /// To us: these mean nothing any more.
+    pub const INVALIDATE: u8 = 3;
+    /// From us: what was answered does not allow what the guest asked the device to do.
+    pub const ACCESS_FAIL: u8 = 4;
+    /// Bytes: three words, two bytes, and what is missing to a word.
+    const SIZE: u32 = 32;
+
+    fn read(body: &[u8]) -> Option<Self> {
+        let ([iova, size, uva, rest], []) = body.as_chunks::<8>() else { return None };
+        let [access, kind, ..] = *rest;
+        let [iova, size, uva] = [iova, size, uva].map(|word| u64::from_ne_bytes(*word));
+        Some(Self { iova, size, uva, access, kind })
+    }
 }
 
 /// Why a message is none.
@@ -221,7 +259,7 @@ pub fn request(header: Header, body: &[u8], files: Vec<File>) -> Result<Request,
         FrontendReq::RESET_OWNER => message.empty(Request::ResetOwner),
         FrontendReq::SET_MEM_TABLE => message.mem_table(),
         FrontendReq::SET_LOG_BASE => message.log_base(),
-        FrontendReq::SET_LOG_FD => message.log_fd(),
+        FrontendReq::SET_LOG_FD => message.file_alone().map(Request::SetLogFd),
         FrontendReq::SET_VRING_NUM => message.vring_state(|index, num| Request::SetVringNum { index, num }),
         FrontendReq::SET_VRING_ADDR => message.vring_addr(),
         FrontendReq::SET_VRING_BASE => message.vring_state(|index, base| Request::SetVringBase { index, base }),
@@ -252,6 +290,8 @@ pub fn request(header: Header, body: &[u8], files: Vec<File>) -> Result<Request,
         FrontendReq::POSTCOPY_ADVISE => message.empty(Request::PostcopyAdvise),
         FrontendReq::POSTCOPY_LISTEN => message.empty(Request::PostcopyListen),
         FrontendReq::POSTCOPY_END => message.empty(Request::PostcopyEnd),
+        FrontendReq::SET_BACKEND_REQ_FD => message.file_alone().map(Request::SetBackendReqFd),
+        FrontendReq::IOTLB_MSG => message.iotlb(),
         _ => Ok(Request::Unserved(code)),
     }
 }
@@ -291,6 +331,19 @@ pub fn reply_number(code: u32, value: u64) -> Vec<u8> {
 /// A reply that is a vring's index and a number.
 pub fn reply_vring(code: u32, state: VhostUserVringState) -> Vec<u8> {
     reply(code, state.as_slice())
+}
+
+/// A request of ours to the front-end, which it does not answer (`vhost-user: BACKEND_IOTLB_MSG`).
+pub fn backend_iotlb(message: Iotlb) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for word in [BackendReq::IOTLB_MSG as u32, VERSION, Iotlb::SIZE] {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    for word in [message.iova, message.size, message.uva] {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    bytes.extend_from_slice(&[message.access, message.kind, 0, 0, 0, 0, 0, 0]);
+    bytes
 }
 
 /// A reply that says a log's size and offset again: what `vhost`'s front-end waits for, and more than QEMU looks at.
@@ -387,11 +440,18 @@ impl Message<'_> {
         Ok(Request::SetLogBase { log, file: self.one_file()? })
     }
 
-    fn log_fd(self) -> Result<Request, Malformed> {
+    fn file_alone(self) -> Result<File, Malformed> {
         match self.body.len() {
-            0 => Ok(Request::SetLogFd(self.one_file()?)),
+            0 => self.one_file(),
             size => Err(Malformed::Size { code: self.code, size, needed: 0 }),
         }
+    }
+
+    fn iotlb(self) -> Result<Request, Malformed> {
+        self.no_files()?;
+        let (code, size) = (self.code, self.body.len());
+        let message = Iotlb::read(self.body);
+        message.map(Request::IotlbMsg).ok_or(Malformed::Size { code, size, needed: Iotlb::SIZE as usize })
     }
 
     fn mem_table(self) -> Result<Request, Malformed> {

@@ -62,6 +62,11 @@ fn encode(request: Request) -> (u32, Vec<u8>, Vec<File>) {
         Request::PostcopyAdvise => (FrontendReq::POSTCOPY_ADVISE, (vec![], vec![])),
         Request::PostcopyListen => (FrontendReq::POSTCOPY_LISTEN, (vec![], vec![])),
         Request::PostcopyEnd => (FrontendReq::POSTCOPY_END, (vec![], vec![])),
+        Request::SetBackendReqFd(file) => (FrontendReq::SET_BACKEND_REQ_FD, (vec![], vec![file])),
+        Request::IotlbMsg(message) => {
+            let words = [message.iova, message.size, message.uva].map(u64::to_ne_bytes).concat();
+            (FrontendReq::IOTLB_MSG, ([&words[..], &[message.access, message.kind, 0, 0, 0, 0, 0, 0]].concat(), vec![]))
+        }
         Request::RegionsDone => (FrontendReq::ADD_MEM_REG, (number(0), vec![])),
         Request::Unserved(code) => return (code, vec![], vec![]),
     };
@@ -105,6 +110,8 @@ impl fmt::Debug for Request {
             Self::PostcopyAdvise => f.write_str("advise"),
             Self::PostcopyListen => f.write_str("listen"),
             Self::PostcopyEnd => f.write_str("end"),
+            Self::SetBackendReqFd(_) => f.write_str("channel"),
+            Self::IotlbMsg(message) => write!(f, "{message:x?}"),
             Self::RegionsDone => f.write_str("regions done"),
         }
     }
@@ -159,6 +166,10 @@ fn well_formed() -> impl Strategy<Value = Request> {
         any::<[u64; 2]>()
             .prop_map(|[size, offset]| Request::SetLogBase { log: VhostUserLog::new(size, offset), file: null() }),
         Just(()).prop_map(|()| Request::SetLogFd(null())),
+        Just(()).prop_map(|()| Request::SetBackendReqFd(null())),
+        (any::<[u64; 3]>(), any::<[u8; 2]>()).prop_map(|([iova, size, uva], [access, kind])| {
+            Request::IotlbMsg(Iotlb { iova, size, uva, access, kind })
+        }),
         any::<u64>().prop_map(Request::SetStatus),
         Just(()).prop_map(|()| Request::GetStatus),
         (45..u32::MAX).prop_map(Request::Unserved),

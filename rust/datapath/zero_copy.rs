@@ -1,0 +1,316 @@
+//! Which guest's transmitq has a lane to which network device, and whose turn it is to open and close them.
+//!
+//! ```text
+//!   a port wants it (dq-zero-copy) ─┐
+//!   its transmitq is with a thread ─┼─▶ thread nic-<port>: open ─▶ the poll thread that has the queue
+//!   the device has a queue left ────┘                      ◀─ close ─ or whoever stops that queue
+//! ```
+//!
+//! A lane is opened by the device's thread, which alone gives its queues away: sessions and poll threads never wait for
+//! guest memory to be pinned. It is closed by that thread (the device leaves, the option is taken back) or by the session
+//! that stops the queue. No buffer goes back to the guest before the lane that it is on is closed, so one that a device's
+//! thread is closing is waited for: [`Lanes::closing`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::port::PortRecord;
+use super::threads::Seat;
+use crate::lock::Lock;
+use crate::pmd::{Lane, PolledQueue};
+use crate::port::afxdp::{self, LaneGauges, LanePlan};
+use crate::ring::Obstacle;
+use crate::switch::PortId;
+use crate::vhost::Level;
+
+/// How long frames on their way may take when a lane is closed.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How soon a lane that was refused is asked for again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Which lane: a guest's port, its vring, a device's port.
+type Key = (PortId, u16, PortId);
+
+/// What became of a lane that is wanted.
+enum Laid {
+    /// It is there.
+    Open { seat: Arc<Seat>, keeper: u16, queue: u32, plan: LanePlan, netdev: String },
+    /// It cannot be had now.
+    Refused { seat: Arc<Seat>, text: String, until: Instant },
+    /// The device has too few queues.
+    NoQueue { netdev: String },
+}
+
+/// All lanes of a datapath.
+#[derive(Default)]
+pub(super) struct Lanes {
+    /// Held while a lane is closed that belongs to a queue which may be stopped meanwhile.
+    closing: Lock<()>,
+    laid: Lock<BTreeMap<Key, Laid>>,
+    /// The last keeper's number.
+    keeper: Lock<u16>,
+}
+
+/// A network device as its thread offers it for lanes.
+pub(super) struct Offer<'a> {
+    pub nic: PortId,
+    pub record: &'a Arc<PortRecord>,
+    /// Of a lane on its first queue that is nobody's.
+    pub plan: LanePlan,
+    /// That queue's number in the port.
+    pub first: u16,
+    /// How many there are.
+    pub queues: u32,
+}
+
+/// A transmitq of a guest whose port wants lanes.
+pub(super) struct Wish {
+    pub guest: Arc<PortRecord>,
+    pub vring: u16,
+    pub seat: Arc<Seat>,
+}
+
+impl Lanes {
+    fn next_keeper(&self) -> u16 {
+        let mut keeper = self.keeper.lock();
+        *keeper = keeper.wrapping_add(1);
+        *keeper
+    }
+
+    /// What is in the way of zero copy for a guest's port, or nothing: Interface `status:zero-copy`.
+    pub(super) fn state_of(&self, guest: PortId, obstacles: &[Option<Obstacle>]) -> String {
+        if obstacles.is_empty() {
+            return "Waiting(guest): it has no transmitq that runs".into();
+        }
+        if let Some(obstacle) = obstacles.iter().flatten().next() {
+            return match obstacle {
+                Obstacle::InOrder => {
+                    "Waiting(in_order): its driver wants buffers back in order, so frames are copied; \
+                                      restart the driver"
+                        .into()
+                }
+                Obstacle::Packed => "Waiting(packed): its driver uses packed rings, so frames are copied".into(),
+                Obstacle::Guarded => "Waiting(iommu): the guest's IOMMU guards its memory, so frames are copied".into(),
+                Obstacle::Postcopy => "Suspended(postcopy): a migration brings its memory; frames are copied".into(),
+            };
+        }
+        let laid = self.laid.lock();
+        let mut open = Vec::new();
+        for laid in laid.range((guest, 0, 0)..=(guest, u16::MAX, PortId::MAX)).map(|(_, laid)| laid) {
+            match laid {
+                Laid::Open { netdev, queue, .. } => open.push(format!("{netdev} queue {queue}")),
+                Laid::Refused { text, .. } => return format!("Waiting(device): {text}"),
+                Laid::NoQueue { netdev } => {
+                    return format!("Waiting(queue): every queue of {netdev} is taken; raise its xdp-zc-queues");
+                }
+            }
+        }
+        if open.is_empty() {
+            let text = "Waiting(device): no network device of its bridge has queues for it (xdp-zc-queues); frames to \
+                        guests are copied once, from guest to guest";
+            return text.into();
+        }
+        format!("Active: {}", open.join(", "))
+    }
+}
+
+impl Shared {
+    /// Opens the lanes to a device that are wanted, and closes those that are not. The device's own thread, and no other.
+    pub(super) fn lay_lanes(&self, offer: Option<&Offer<'_>>, nic: PortId) {
+        let wishes = match offer.filter(|offer| offer.queues > 0) {
+            Some(_) => self.state().wishes_for(nic),
+            None => Vec::new(),
+        };
+        self.close_unwanted(&wishes, offer, nic);
+        let Some(offer) = offer else { return };
+        for wish in &wishes {
+            self.lay(wish, offer);
+        }
+    }
+
+    fn close_unwanted(&self, wishes: &[Wish], offer: Option<&Offer<'_>>, nic: PortId) {
+        let is_wanted = |key: &Key, seat: &Arc<Seat>, queue: Option<(u32, &LanePlan)>| {
+            let fits = queue.is_none_or(|(queue, plan)| {
+                offer.is_some_and(|offer| {
+                    let wanted = LanePlan { queue, ..offer.plan.clone() };
+                    (offer.plan.queue..offer.plan.queue + offer.queues).contains(&queue) && *plan == wanted
+                })
+            });
+            fits && wishes
+                .iter()
+                .any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1) && Arc::ptr_eq(&wish.seat, seat))
+        };
+        let mut unwanted = Vec::new();
+        {
+            let mut laid = self.lanes.laid.lock();
+            let keys: Vec<Key> = laid.keys().filter(|key| key.2 == nic).copied().collect();
+            for key in keys {
+                let keep = match laid.get(&key) {
+                    Some(Laid::Open { seat, queue, plan, .. }) => is_wanted(&key, seat, Some((*queue, plan))),
+                    Some(Laid::Refused { seat, .. }) => is_wanted(&key, seat, None),
+                    _ => false,
+                };
+                if !keep && let Some(Laid::Open { seat, keeper, .. }) = laid.remove(&key) {
+                    unwanted.push((seat, keeper));
+                }
+            }
+        }
+        for (seat, keeper) in unwanted {
+            let _closing = self.lanes.closing.lock();
+            // Where the queue was stopped meanwhile, its session closed the lane.
+            if let Some(lane) = seat.remove_lane(keeper, &self.events)
+                && self.close_lane(*lane, Instant::now() + DRAIN)
+            {
+                seat.lane_closed(keeper);
+            }
+        }
+    }
+
+    /// True if nothing reads guest memory through it any more.
+    fn close_lane(&self, lane: Lane, until: Instant) -> bool {
+        match lane.queue.close(until) {
+            Ok(_) => true,
+            Err(e) => {
+                let text = format!("{e}: the buffers that it has stay out until the guest's queue stops");
+                self.events.push(Level::Error, "notice", None, text);
+                false
+            }
+        }
+    }
+
+    fn lay(&self, wish: &Wish, offer: &Offer<'_>) {
+        let key = (wish.guest.id, wish.vring, offer.nic);
+        let Ok(memory) = wish.seat.memory() else { return };
+        let mut known = None;
+        let queue = {
+            let mut laid = self.lanes.laid.lock();
+            match laid.get(&key) {
+                Some(Laid::Refused { text, until, .. }) if Instant::now() >= *until => known = Some(text.clone()),
+                Some(_) => return,
+                None => {}
+            }
+            let taken = |queue: u32| {
+                laid.iter()
+                    .any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
+            };
+            let free = (offer.plan.queue..offer.plan.queue + offer.queues).find(|queue| !taken(*queue));
+            let Some(queue) = free else {
+                laid.insert(key, Laid::NoQueue { netdev: offer.plan.netdev.clone() });
+                return;
+            };
+            queue
+        };
+        let plan = LanePlan { queue, ..offer.plan.clone() };
+        let (seat, netdev) = (Arc::clone(&wish.seat), plan.netdev.clone());
+        let refused = match afxdp::Lane::open(plan.clone(), memory) {
+            Ok(lane) => {
+                #[allow(clippy::cast_possible_truncation, reason = "at most 128 queues")]
+                let number = offer.first + (queue - offer.plan.queue) as u16;
+                let (keeper, gauges) = (self.lanes.next_keeper(), lane.watch());
+                let counters = offer.record.counters_of(2 * number);
+                let lane = Box::new(Lane { nic: offer.nic, keeper, queue: lane, counters });
+                offer.record.watch_lane(number, gauges);
+                if let Some(lane) = seat.add_lane(lane, memory, &self.events) {
+                    // The queue was stopped meanwhile: nothing was ever sent on it.
+                    self.close_lane(*lane, Instant::now());
+                    return;
+                }
+                // Where it is stopped from here on its session closes the lane, and the next look forgets it.
+                self.lanes.laid.lock().insert(key, Laid::Open { seat, keeper, queue, plan, netdev: netdev.clone() });
+                let guest = &wish.guest.name;
+                let text = format!(
+                    "Zero copy enabled for vHost port {guest}: what its transmitq {} sends to {netdev} is not copied (queue \
+                     {queue})",
+                    wish.vring / 2
+                );
+                self.events.push(Level::Info, "notice", Some(guest), text);
+                return;
+            }
+            Err(e) => e.to_string(),
+        };
+        if known.as_ref() != Some(&refused) {
+            let text = format!("{}: {refused}", wish.guest.name);
+            self.events.push(Level::Warning, "notice", Some(&wish.guest.name), text);
+        }
+        let until = Instant::now() + RETRY;
+        self.lanes.laid.lock().insert(key, Laid::Refused { seat, text: refused, until });
+    }
+
+    /// Ends what a queue has with devices, for a queue that no thread has: then all its buffers are the guest's again.
+    pub(super) fn settle_lanes(&self, queue: &mut PolledQueue) {
+        let Some(zero_copy) = queue.zero_copy() else { return };
+        let lanes = zero_copy.remove_all();
+        let until = Instant::now() + DRAIN;
+        // A lane that a device's thread took out may be on its way to be closed.
+        let _closing = self.lanes.closing.lock();
+        for lane in lanes {
+            self.close_lane(*lane, until);
+        }
+        queue.settle_lanes();
+        let (port, vring) = (queue.port, queue.vring);
+        let mut laid = self.lanes.laid.lock();
+        laid.retain(|key, laid| {
+            (key.0, key.1) != (port, vring) || matches!(laid, Laid::Open { seat, .. } if seat.run != queue.run)
+        });
+    }
+
+    /// Has the devices' threads look whether lanes are to be opened or closed for this port.
+    pub(super) fn ask_for_lanes(&self, port: PortId) {
+        self.state().refresh_nics_beside(port);
+    }
+}
+
+/// What a device's statistics say of its lanes.
+#[derive(Debug, Default)]
+pub(super) struct LaneTotals {
+    /// By queue of the port: the lane that has it now or had it last, and what those before did.
+    queues: BTreeMap<u16, (LaneGauges, Sums)>,
+}
+
+/// Of the lanes that a queue had before.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    completed: u64,
+    abandoned: u64,
+    sent: u64,
+    inflight_max: u64,
+}
+
+impl Sums {
+    fn and(self, lane: &LaneGauges) -> Self {
+        let gauges = lane.gauges();
+        Self {
+            completed: self.completed + gauges.completed,
+            abandoned: self.abandoned + lane.abandoned(),
+            sent: self.sent + lane.sent(),
+            inflight_max: self.inflight_max.max(gauges.inflight_max),
+        }
+    }
+}
+
+impl LaneTotals {
+    pub(super) fn watch(&mut self, queue: u16, lane: LaneGauges) {
+        let sums = self.queues.get(&queue).map_or(Sums::default(), |(before, sums)| sums.and(before));
+        self.queues.insert(queue, (lane, sums));
+    }
+
+    /// Adds what lanes count.
+    pub(super) fn add_to(&self, all: &mut BTreeMap<String, u64>) {
+        for (queue, (lane, before)) in &self.queues {
+            let (inflight, now) = (lane.gauges().inflight, before.and(lane));
+            for (name, n) in [
+                ("tx_inflight", inflight),
+                ("tx_completed", now.completed),
+                ("tx_abandoned", now.abandoned),
+                ("tx_zero_copy_packets", now.sent),
+            ] {
+                *all.entry(name.to_owned()).or_default() += n;
+                let (side, name) = name.split_at(2);
+                all.insert(format!("{side}_q{queue}{name}"), n);
+            }
+            all.insert(format!("tx_q{queue}_inflight_max"), now.inflight_max);
+        }
+    }
+}
