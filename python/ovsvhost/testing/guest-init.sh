@@ -27,7 +27,7 @@ done
 
 agent() {
     exec 3<>/dev/ttyS1
-    stty raw -echo -echoe -echok <&3
+    stty raw -echo -echoe -echok 115200 <&3
     echo ready >&3
     while read -r id command <&3; do
         echo "$command" | base64 -d >/tmp/agent.command
