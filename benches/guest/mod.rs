@@ -9,12 +9,13 @@ pub(crate) mod way;
 
 use std::sync::Arc;
 
-use ovsvhost::memory::{DirtyLog, GuestMap, Logging, RegionSpec};
+use ovsvhost::memory::{Access, DirtyLog, GuestMap, Iotlb, Iova, Logging, RegionSpec, Uva};
 use ovsvhost::ring::{Receiveq, RingConfig, Transmitq, feature};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
 use ovsvhost::testing::frames::{Checksum, FramePlan, Mac, Network, PlanConfig, Transport};
-use ovsvhost::testing::memory::{Backing, GuestRam, RegionSpec as RamSpec};
+use ovsvhost::testing::memory::{Backing, Gpa, GuestRam, RegionSpec as RamSpec};
 use ovsvhost::testing::traffic::Sender;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Descriptors in a ring.
 pub(crate) const RING_SIZE: u16 = 1024;
@@ -23,6 +24,8 @@ pub(crate) const FRAMES: u16 = 128;
 /// Bytes of frame in a receive buffer.
 const ROOM: usize = 2048;
 const HEADER_SIZE: usize = 12;
+const LINE: usize = 64;
+const PAGE: usize = 4096;
 const FEATURES: u64 = feature::VERSION_1 | feature::MRG_RXBUF | feature::INDIRECT_DESC | feature::EVENT_IDX;
 
 /// Address of the sending guest.
@@ -42,10 +45,21 @@ pub(crate) struct Kind {
     pub(crate) destinations: u32,
     /// Whether the receiver moves: what is written to it is marked in a dirty log.
     moves: bool,
+    /// What the IOMMUs of both guests map, if they have any.
+    mappings: Option<Mappings>,
+}
+
+/// What an IOMMU maps: buffers, not rings, for those are found once.
+#[derive(Clone, Copy)]
+struct Mappings {
+    /// Bytes of each.
+    size: usize,
+    /// Bytes from buffer to buffer, at least.
+    stride: usize,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
-    Kind { name, layout, features, destinations: 1, moves: false }
+    Kind { name, layout, features, destinations: 1, moves: false, mappings: None }
 }
 
 /// One buffer a frame in split rings.
@@ -71,6 +85,12 @@ pub(crate) const MOVES: [Kind; 2] = [
     Kind { name: "packed, one buffer, logged", moves: true, ..OTHERS[0] },
 ];
 
+/// From and to guests with an IOMMU whose mappings stay: huge pages, and for each buffer a mapping of its own.
+pub(crate) const GUARDED: [Kind; 2] = [
+    Kind { name: "one buffer, iommu", mappings: Some(Mappings { size: 2 << 20, stride: 0 }), ..PLAIN },
+    Kind { name: "one buffer, iommu, each mapped", mappings: Some(Mappings { size: 4160, stride: 4160 }), ..PLAIN },
+];
+
 /// A guest that sends.
 pub(crate) struct SendingGuest {
     sender: Sender,
@@ -80,7 +100,7 @@ pub(crate) struct SendingGuest {
 impl SendingGuest {
     /// With frames of `size` bytes; and the switch's side of its transmitq.
     pub(crate) fn new(kind: Kind, size: usize) -> (Self, Transmitq) {
-        let (mut ram, place) = memory(usize::from(RING_SIZE) * (size + 256));
+        let (mut ram, place) = memory(kind, size);
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
             destination: Mac(RECEIVER),
@@ -96,12 +116,14 @@ impl SendingGuest {
             gso: None,
         })
         .unwrap();
+        let buffers = ram.alloc(0, 0, PAGE).unwrap();
         let driver = slots(&mut ram, place, kind, size, false);
         let device = device(&ram, place, kind, &driver);
+        let memory = guarded(map(&ram), &ram, buffers, kind, Access::READ);
         let mut sender = Sender::new(driver, plan, true);
         // Memory that nobody ever wrote is taken for private.
         sender.pass(1);
-        let mut queue = Transmitq::new(device.activate(&map(&ram), None, None).unwrap());
+        let mut queue = Transmitq::new(device.activate(&memory, None, None).unwrap());
         queue.gather().unwrap();
         queue.commit();
         sender.take_back();
@@ -130,14 +152,16 @@ impl ReceivingGuest {
     /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them; and the switch's side of its receiveq.
     pub(crate) fn new(kind: Kind) -> (Self, Receiveq) {
         let kind = Kind { layout: Layout::One, ..kind };
-        let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
+        let (mut ram, place) = memory(kind, ROOM);
+        let buffers = ram.alloc(0, 0, PAGE).unwrap();
         let mut driver = slots(&mut ram, place, kind, ROOM, true);
         let device = device(&ram, place, kind, &driver);
         while let Some(slot) = driver.take_free() {
             driver.post(slot, HEADER_SIZE + ROOM);
         }
         driver.publish();
-        let mut ring = device.activate(&map(&ram), None, None).unwrap();
+        let memory = guarded(map(&ram), &ram, buffers, kind, Access::WRITE);
+        let mut ring = device.activate(&memory, None, None).unwrap();
         ring.log_to(&if kind.moves { log() } else { Arc::default() }, None, false);
         (Self { driver, _ram: ram }, Receiveq::new(ring))
     }
@@ -174,15 +198,21 @@ pub(crate) fn regions(count: usize, size: usize) -> (GuestRam, Arc<GuestMap>) {
     (ram, map)
 }
 
-fn memory(size: usize) -> (GuestRam, RingPlace) {
-    let size = (size + (1 << 20)).next_multiple_of(1 << 21);
+/// For a ring and its buffers of so many bytes.
+fn memory(kind: Kind, room: usize) -> (GuestRam, RingPlace) {
+    let buffer = (room + 256).max(kind.mappings.map_or(0, |mappings| mappings.stride));
+    let size = (usize::from(RING_SIZE) * buffer + (1 << 20)).next_multiple_of(1 << 21);
     let mut ram = GuestRam::new(&RamSpec::spread(1, size, &Backing::Memfd)).unwrap();
     let place = RingPlace::alloc(&mut ram, 0, RING_SIZE).unwrap();
     (ram, place)
 }
 
 fn slots(ram: &mut GuestRam, place: RingPlace, kind: Kind, room: usize, writable: bool) -> SlotRing {
-    let shape = Shape { layout: kind.layout, header_size: HEADER_SIZE, room, gap: 0 };
+    let stride = kind.mappings.map_or(0, |mappings| mappings.stride);
+    // A shape rounds up to an odd number of lines.
+    let gap = stride.saturating_sub(HEADER_SIZE + room + LINE);
+    let shape = Shape { layout: kind.layout, header_size: HEADER_SIZE, room, gap };
+    assert!(stride == 0 || shape.stride() == stride, "buffers do not lie where they are mapped");
     let config =
         SlotRingConfig { place, size: RING_SIZE, agreed: FEATURES | kind.features, shape, writable, rewrite: true };
     SlotRing::new(ram, config).unwrap()
@@ -197,6 +227,19 @@ fn map(ram: &GuestRam) -> Arc<GuestMap> {
         file: region.file().try_clone().unwrap(),
     });
     Arc::new(GuestMap::map(specs.collect(), false).unwrap())
+}
+
+/// The same memory, its buffers mapped as `kind` has it.
+fn guarded(map: Arc<GuestMap>, ram: &GuestRam, buffers: Gpa, kind: Kind, access: Access) -> Arc<GuestMap> {
+    let Some(mappings) = kind.mappings else { return map };
+    let map = map.guarded_by(Some(Iotlb::new(EventFd::new(0).unwrap())));
+    let (end, step) = (ram.regions()[0].size() as u64, mappings.size as u64);
+    for (number, at) in (buffers.0..end).step_by(mappings.size).enumerate() {
+        // Neighbours that allow the same would be one mapping.
+        let access = if number % 2 == 0 { Access::BOTH } else { access };
+        map.map_iova(Iova(at), step.min(end - at), Uva(ram.user_address(Gpa(at)).unwrap()), access).unwrap();
+    }
+    Arc::new(map)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the low half is the base")]
