@@ -68,10 +68,10 @@ class Case:
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
         nic: ``out``: the guest sends to a network device, the switch's other port; ``in``: it gets what that sends.
-        iommu_kib: KiB of the pages in which the IOMMU before each guest's device maps its memory, once for all; 0: there
-            is none.
-        buffers: buffers of a queue, used in turn, each on a page of its own; 0: one for each entry of the usual ring, side
-            by side.
+        iommu_kib: KiB of the pages in which the IOMMU before each guest's device maps its memory, once for all; 0: no
+            guest has one.
+        buffers: buffers of a queue, used in turn, each on a page of its own; 0: one for each entry of the usual ring,
+            side by side.
         log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
         others: what guests of ports without traffic do: ``silent`` ones are connected, ``absent`` ones are not, and the
             first of those that are ``arriving`` comes by post-copy meanwhile, its pages late.
