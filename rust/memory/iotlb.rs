@@ -37,7 +37,7 @@ const PROBES: usize = 8;
 /// Most bytes that are looked at together: no frame and no ring area is longer.
 const REACH: u64 = 1 << 20;
 /// Bytes of the smallest page that an IOMMU has.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// What the device may do with memory, or wants to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -378,7 +378,7 @@ impl Iotlb {
 /// The page of an address, spread over 16 bits.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "16 bits")]
-pub(super) fn spread(iova: u64) -> usize {
+fn spread(iova: u64) -> usize {
     ((iova / PAGE).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 

@@ -5,8 +5,8 @@
     left ── br0 ── [testpmd in a guest] ── br1 ── right
 
 It passes every frame from one of its ports to the other, so the two guests beside it reach each other through it alone.
-Its driver asks for no offload: what the others leave to the switch, the switch completes. Once the guest has an IOMMU, and
-testpmd its NICs through vfio-pci: the switch reaches what testpmd mapped for them.
+Its driver asks for no offload: what the others leave to the switch, the switch completes. Once the guest has an IOMMU,
+and testpmd its NICs through vfio-pci: the switch reaches what testpmd mapped for them.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
         forwarder.statistics()[0].rx_packets
 
 The program and its libraries are those installed here (package ``dpdk-dev``). Linux lets go of the NICs for
-``uio_pci_generic``, which needs no IOMMU, or in a guest that has one (``GUARDED_FORWARDER``) for ``vfio-pci``, which maps
-testpmd's hugepages for them and nothing else.
+``uio_pci_generic``, which needs no IOMMU, or in a guest that has one (``GUARDED_FORWARDER``) for ``vfio-pci``, which
+maps testpmd's hugepages for them and nothing else.
 """
 
 from __future__ import annotations
