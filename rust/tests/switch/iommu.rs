@@ -151,8 +151,8 @@ fn mappings_of_whole_regions_are_asked_for_once() {
 #[test]
 fn every_frame_passes_when_no_two_neighbours_are_one_mapping() {
     let (_, asked) = talk::<SplitDriver>(|config| config.guard_by(16 * PAGE, Answer::Apart));
-    // Both regions once for reading and once for writing, and what was on its way at the start.
-    assert!(asked <= 2 * 2 * SIZE / (16 * PAGE) + 64, "{asked} questions");
+    // More than for whole regions, less than for each page.
+    assert!((64..2 * 2 * SIZE / PAGE).contains(&asked), "{asked} questions");
 }
 
 /// Rows: A14.
