@@ -134,7 +134,7 @@ impl EndSettings {
         ("regions", "memory regions, rings and buffers spread over them"),
         ("memory-message", "table (SET_MEM_TABLE) | regions (ADD_MEM_REG)"),
         ("mtu", "MTU told by NET_SET_MTU"),
-        ("iommu", "KiB of the pages of an IOMMU that the guest has before the device, each a mapping; default: it has none"),
+        ("iommu", "KiB of a page of the IOMMU before the device, each page a mapping; default: there is none"),
         ("log", "no | yes | off-again: have the back-end keep a dirty log, as while a guest moves"),
         ("layout", "sent frames: one | two | chain:N | indirect:N"),
         ("rx-layout", "receive buffers: one | two | chain:N | indirect:N"),
