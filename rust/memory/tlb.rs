@@ -67,7 +67,7 @@ impl Tlb {
 #[allow(clippy::cast_possible_truncation, reason = "ten bits")]
 fn line_of(iova: u64) -> usize {
     let page = iova / PAGE;
-    ((page ^ page / LINES as u64) % LINES as u64) as usize
+    ((page ^ (page / LINES as u64)) % LINES as u64) as usize
 }
 
 #[cfg(test)]

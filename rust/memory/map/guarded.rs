@@ -182,9 +182,9 @@ impl GuestMap {
     }
 
     /// Asks for what is not at hand of a buffer at an address that the device was given, before it is needed: its mappings,
-    /// or its first page. What the queue's own cache has is at hand.
-    pub fn ask_for(&self, at: Iova, len: u32, access: Access, tlb: &mut Tlb) {
-        if tlb.access == access && tlb.line(at.0).is_some_and(|line| line.span(at.0, len).is_some()) {
+    /// or its first page. What is at hand is kept in the queue's own cache.
+    pub fn ask_for(&self, at: Iova, len: u32, access: Access, hint: Hint, tlb: &mut Tlb) {
+        if tlb.access == access && (hint.span(at.0, len).is_some() || self.look_up(at, len, tlb).is_some()) {
             return;
         }
         if self.iotlb.as_ref().is_none_or(|iotlb| iotlb.has_all(at.0, len.min(ASKED_AHEAD), access, Need::Ahead)) {
