@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from ovsvhost import options
+from ovsvhost import options, other_config
 from ovsvhost.daemon import bonds
-from ovsvhost.daemon.settings import Startup, pending
+from ovsvhost.daemon.settings import Startup, not_served, pending
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
     AGING_S_DEFAULT,
     AGING_S_RANGE,
+    BOOLEANS,
     FDB_SIZE_DEFAULT,
     FDB_SIZE_RANGE,
     MTU_DEFAULT,
@@ -40,7 +42,7 @@ from ovsvhost.model import (
 )
 from ovsvhost.nic.port import SYSFS, TYPE_OF, Asked, interpret
 from ovsvhost.numeral import is_whole
-from ovsvhost.pmd_settings import poll_threads, rxq_affinity
+from ovsvhost.pmd_settings import poll_threads
 from ovsvhost.vhost_features import feature_limit
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import AnyPort, Bond, FeatureLimit, PortType
+    from ovsvhost.model import AnyPort, Bond, FeatureLimit, PortType, TxSteering
 
 
 POLL_THREADS_DEFAULT = PollThreads()
@@ -171,14 +173,17 @@ def configure(
                 bonded.append(bond)
             for interface in port.interfaces:
                 verdict = _verdict(row, port, interface, () if bridge else errors)
+                at_port = other_config.complaints("Port", f"port {port.name!r}", port.other_config)
                 if verdict.kind == "local" and bridge:
-                    verdict = replace(verdict, errors=errors)
+                    own = other_config.complaints("local", f"interface {interface.name!r}", interface.other_config)
+                    verdict = replace(verdict, errors=(*errors, *at_port, *own))
                 if verdict.kind != "active":
                     verdicts.append(verdict)
                     continue
                 try:
                     want = _interpret(row, interface, at_start, rundir, sysfs)
-                    wanted.append(bond.join(interface, want) if bond is not None else want)
+                    want = bond.join(interface, want) if bond is not None else want
+                    wanted.append(replace(want, errors=(*want.errors, *at_port)))
                 except ConfigError as error:
                     verdicts.append(_refused(verdict, str(error)))
     ports, shared = _share_out(wanted, held)
@@ -198,7 +203,7 @@ def configure(
         ),
         tuple(verdicts),
         pending(at_start, root.other_config),
-        refused | refused_limit,
+        not_served(root.other_config) | refused | refused_limit,
     )
 
 
@@ -230,7 +235,13 @@ def _bridge(row: BridgeRow) -> tuple[Bridge | None, tuple[str, ...]]:
     complaints: list[str] = []
     aging = _number(row, "mac-aging-time", AGING_S_DEFAULT, AGING_S_RANGE, complaints)
     size = _number(row, "mac-table-size", FDB_SIZE_DEFAULT, FDB_SIZE_RANGE, complaints)
-    forward_bpdu = row.other_config.get("forward-bpdu") == "true"
+    forward_bpdu = _boolean(row, "forward-bpdu", complaints)
+    if (address := row.other_config.get("hwaddr")) is not None and not _is_address(address):
+        complaints.append(
+            f"other_config:hwaddr={address!r} of bridge {row.name!r} is not in force: give an address of one station, "
+            "as 02:00:00:00:00:01"
+        )
+    complaints += other_config.complaints("Bridge", f"bridge {row.name!r}", row.other_config)
     bridge = Bridge(key=row.uuid, name=row.name, mac_aging_time_s=aging, mac_table_size=size, forward_bpdu=forward_bpdu)
     return bridge, tuple(complaints)
 
@@ -246,6 +257,21 @@ def _number(row: BridgeRow, key: str, default: int, valid: tuple[int, int], comp
         f"give a number {valid[0]}..{valid[1]}"
     )
     return default
+
+
+def _boolean(row: BridgeRow, key: str, complaints: list[str]) -> bool:
+    text = row.other_config.get(key, "false")
+    if text not in BOOLEANS:
+        complaints.append(
+            f"other_config:{key}={text!r} of bridge {row.name!r} is not in force (false is): "
+            f"give {' or '.join(BOOLEANS)}"
+        )
+    return BOOLEANS.get(text, False)
+
+
+def _is_address(text: str) -> bool:
+    """Whether ``text`` is the address of one station."""
+    return text != NO_MAC and bool(re.fullmatch("[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", text))
 
 
 def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[str, ...]) -> Verdict:
@@ -282,29 +308,25 @@ def _type_error(row: InterfaceRow) -> str:
 
 def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, sysfs: Path) -> _Wanted:
     nic_type = TYPE_OF.get(row.type)
+    settings = other_config.interface("guest" if nic_type is None else "device", row.name, row.other_config)
     if nic_type is None:
-        want = _vhost(bridge, row, at_start, rundir)
+        want = _vhost(bridge, row, at_start, rundir, settings.tx_steering)
     else:
         asked = Asked(key=row.uuid, name=row.name, type=nic_type, options=row.options, mtu_request=row.mtu_request)
         port, complaints = interpret(asked, sysfs)
         want = _Wanted(row, bridge.name, complaints, ("device", port.device), port)
-    affinity: tuple[tuple[int, int], ...] | None = None
-    try:
-        affinity = rxq_affinity(row.other_config.get("pmd-rxq-affinity", ""))
-    except ConfigError as error:
-        text = row.other_config["pmd-rxq-affinity"]
-        complaint = f"other_config:pmd-rxq-affinity={text!r} of interface {row.name!r} is refused: {error}"
-        want = replace(want, errors=(*want.errors, complaint))
-    return replace(want, port=want.port and replace(want.port, rxq_affinity=affinity))
+    return replace(
+        want,
+        port=want.port and replace(want.port, rxq_affinity=settings.rxq_affinity),
+        errors=(*want.errors, *settings.complaints),
+    )
 
 
-def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path) -> _Wanted:
+def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, steering: TxSteering) -> _Wanted:
     port_type: PortType = options.SERVER if row.type == options.SERVER else options.CLIENT
     directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
     settings = options.parse(row.name, port_type, row.options, directory)
     errors = list(settings.complaints)
-    steering, complaints = options.tx_steering(row.name, row.other_config)
-    errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
     mtu = row.mtu_request or MTU_DEFAULT
@@ -394,7 +416,8 @@ def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, A
 
 def _local_mac(bridge: BridgeRow, row: InterfaceRow) -> str:
     """``hwaddr``, the interface's ``mac``, or one made from the bridge's uuid: local, and the same every time."""
-    asked = bridge.other_config.get("hwaddr") or row.mac
+    hwaddr = bridge.other_config.get("hwaddr", "")
+    asked = hwaddr if _is_address(hwaddr) else row.mac
     if asked:
         return asked.lower()
     digest = hashlib.sha256(bridge.uuid.encode()).digest()

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 from ovsvhost import apply, events, observed, vhost_features
 from ovsvhost.daemon import bond_commands, commands, nic_commands, pmd_commands, rows, writeback
 from ovsvhost.daemon.configure import Configuration, configure
-from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
+from ovsvhost.daemon.settings import stats_interval_ms
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import NIC_TYPES, PORT_TYPES, Bridge, Desired, NicPort
 from ovsvhost.nic.device import Facts, facts
 from ovsvhost.nic.links import LinkWatch
 from ovsvhost.numeral import is_whole
+from ovsvhost.other_config import READ_AT_START
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
@@ -72,6 +73,7 @@ class Control:
         self._held: dict[str, int] = {}
         self._failures: dict[str, str] = {}
         self._said: dict[str, str] = {}
+        self._refused: Mapping[str, str] = {}
         self._root: rows.RootRow | None = None
         self._answered: tuple[str, int] | None = None
         self._seen = (-1, -1)
@@ -178,8 +180,9 @@ class Control:
             self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
             for bond in bridge.bonds:
                 self._say(bond.key, self._failures.get(bond.key, ""), bridge=bridge.name)
-        for option in (*LIVE, vhost_features.KEY):
-            problems = (self.configuration.refused.get(option), self._failures.get(option))
+        refused, self._refused = self._refused, self.configuration.refused
+        for option in sorted({*LIVE, vhost_features.KEY, *refused, *self._refused}):
+            problems = (self._refused.get(option), self._failures.get(option))
             self._say(option, "; ".join(filter(None, problems)))
 
     def _refresh(self, changed: AbstractSet[str]) -> None:
