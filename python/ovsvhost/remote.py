@@ -55,7 +55,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class RemotePort:
-    """A port's row, read at one moment; see `ovsvhost.switch.PortView`."""
+    """A port's row, read at one moment; see `ovsvhost.backend.PortView`."""
 
     name: str
     bridge: str
@@ -70,7 +70,7 @@ class RemotePort:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFdbEntry:
-    """One line of ``fdb/show``; see `ovsvhost.switch.FdbView`."""
+    """One line of ``fdb/show``; see `ovsvhost.backend.FdbView`."""
 
     ofport: int
     vlan: int
