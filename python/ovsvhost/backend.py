@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from ovsvhost.errors import ConfigError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ovsvhost.model import NicType, PortType
+
+
+def no_port(name: str, bridge: str | None = None, ports: Iterable[str] = ()) -> ConfigError:
+    """What is raised for a port that is not there: on ``bridge``, which has ``ports``, or nowhere."""
+    if bridge is None:
+        return ConfigError(f"there is no port {name!r}: add it with add_port")
+    there = ", ".join(sorted(ports))
+    return ConfigError(
+        f"there is no port {name!r} on bridge {bridge!r}: {f'its ports are {there}' if there else 'it has none'}"
+    )
 
 
 class PortView(Protocol):

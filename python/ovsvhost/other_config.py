@@ -113,7 +113,9 @@ def complaints(kind: Kind, row: str, other_config: Mapping[str, str]) -> tuple[s
     return tuple(not_in_force(key, row) for key in unserved(kind, other_config))
 
 
-def interface(kind: Literal["guest", "device"], name: str, other_config: Mapping[str, str]) -> InterfaceSettings:
+def interface_settings(
+    kind: Literal["guest", "device"], name: str, other_config: Mapping[str, str]
+) -> InterfaceSettings:
     """Reads the column of interface ``name``."""
     said = list(complaints(kind, f"interface {name!r}", other_config))
     steering: TxSteering = "hash"

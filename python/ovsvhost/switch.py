@@ -10,7 +10,8 @@
     with connect() as switch:                            the same objects over a running ovsvhost daemon
         print(switch.bridges)
 
-The objects hold names and ask anew at every question; what answers is an `ovsvhost.backend.Backend`.
+The objects hold names and ask anew at every question; what answers is an `ovsvhost.backend.Backend`. Over a daemon
+every question may raise PeerError: the database, or the switch behind it, does not answer in time.
 """
 
 from __future__ import annotations
@@ -80,13 +81,16 @@ class Port:
         self._backend.set_mtu(self.name, mtu)
 
     def set_rxq_affinity(self, affinity: str) -> None:
-        """Pins transmitqs of the guest to cores, live; those not named are shared out.
+        """Pins the port's queues to cores, live; those not named are shared out.
+
+        They are what poll threads receive from: a guest's transmitqs, a network device's receive queues.
 
         Args:
             affinity: ``queue:core`` pairs, as ``0:3,1:7`` (``pmd-rxq-affinity`` in ``ovs-vswitchd.conf.db(5)``).
 
         Raises:
             ConfigError: it is no list of pairs.
+            PeerError: over a daemon: it, or its database, does not answer.
         """
         self._backend.set_rxq_affinity(self.name, affinity)
 
@@ -119,7 +123,7 @@ class Bridge:
 
     @property
     def ports(self) -> tuple[Port, ...]:
-        """Its ports."""
+        """Its ports; the links of bonds are among them. Bonds are made and deleted by ``ovs-vsctl``."""
         return tuple(Port(self._backend, name) for name in self._backend.ports(self.name))
 
     def add_port(
@@ -135,18 +139,21 @@ class Bridge:
         """Adds a port for a guest, or a network device of this machine; it comes up by itself (see `Port.wait_link`).
 
         Args:
-            name: unique in the switch; of an ``afxdp`` port the device's name.
+            name: unique in the switch; of an ``afxdp`` or ``system`` port the device's name.
             type: who makes a guest's socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``). Or a network
-                device: ``afxdp``, or ``dpdk`` with ``dpdk-devargs``.
+                device: ``afxdp``, ``dpdk`` with ``dpdk-devargs``, or ``system``, which is any device over AF_PACKET.
             options: as in the database's ``options`` column: ``vhost-server-path``, ``tx-retries-max``,
                 ``backpressure-us``, ``dpdk-devargs``, ``n_rxq``, ``xdp-mode`` …
             ofport: 1..65279; None takes the lowest free one.
             mtu: bytes of IP payload, 68..9702; None is 1500 for a guest, and what a device has.
-            other_config: as in the database's ``other_config`` column of ``Interface``: ``tx-steering``.
+            other_config: as in the database's ``other_config`` column of ``Interface``: ``pmd-rxq-affinity``, and of a
+                guest's port ``tx-steering``.
 
         Raises:
-            ConfigError: an option, name, number or path that cannot be; nothing changed.
+            ConfigError: an option, key, name, number or path that cannot be, or over a daemon whatever the switch
+                refused; nothing changed.
             KernelError: the socket could not be created.
+            PeerError: over a daemon: it, or its database, does not answer.
         """
         self._backend.add_port(
             self.name,
@@ -160,7 +167,12 @@ class Bridge:
         return Port(self._backend, name)
 
     def del_port(self, name: str) -> None:
-        """Deletes a port; its guest gets every buffer back. ConfigError if there is none of that name here."""
+        """Deletes a port; its guest gets every buffer back.
+
+        Raises:
+            ConfigError: there is none of that name here, or it is a link of a bond.
+            PeerError: over a daemon: it, or its database, does not answer.
+        """
         self._backend.del_port(self.name, name)
 
     def fdb(self) -> Sequence[FdbView]:
@@ -263,7 +275,9 @@ class Switch:
                 ``{"pmd-cpu-mask": "0x6", "pmd-rxq-assign": "group"}``; what is left out has its default.
 
         Raises:
-            ConfigError: one of them cannot be, or a core is not this process's; nothing changed.
+            ConfigError: one of them cannot be, or a core is not the switch's to use; nothing changed.
+            KernelError: no thread to be had.
+            PeerError: over a daemon: it, or its database, does not answer.
         """
         self._backend.set_pmds(settings)
 
@@ -281,7 +295,8 @@ def connect(db: str | None = None, *, rundir: str | os.PathLike[str] | None = No
         timeout_s: how long the database, and the switch after a change, may take to answer.
 
     Raises:
-        ConfigError: the database does not answer.
+        ConfigError: the database does not answer, or is none of a switch's.
+        PeerError: it has stopped to answer.
     """
     from ovsvhost.remote import OverDatabase  # noqa: PLC0415 - loads the database client
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovsvhost.errors import ConfigError
-from ovsvhost.other_config import SERVED, complaints, interface, unserved
+from ovsvhost.other_config import SERVED, complaints, interface_settings, unserved
 
 if TYPE_CHECKING:
     from ovsvhost.other_config import Kind
@@ -69,10 +69,10 @@ def test_each_key_is_served_passed_by_or_said_once(kind: Kind, other_config: dic
 
 @pytest.mark.rows("L5")
 def test_an_interface_has_what_can_be_and_says_the_rest() -> None:
-    settings = interface("guest", "v0", {"tx-steering": "thread", "pmd-rxq-affinity": "0:3,1:7"})
+    settings = interface_settings("guest", "v0", {"tx-steering": "thread", "pmd-rxq-affinity": "0:3,1:7"})
     assert settings.checked() == settings
     assert (settings.tx_steering, settings.rxq_affinity) == ("thread", ((0, 3), (1, 7)))
-    odd = interface("device", "eth1", {"tx-steering": "thread", "pmd-rxq-affinity": "0"})
+    odd = interface_settings("device", "eth1", {"tx-steering": "thread", "pmd-rxq-affinity": "0"})
     assert (odd.tx_steering, odd.rxq_affinity) == ("hash", None)
     key, affinity = odd.complaints
     assert key.startswith("other_config:tx-steering of interface 'eth1' is not in force")

@@ -308,7 +308,7 @@ def _type_error(row: InterfaceRow) -> str:
 
 def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, sysfs: Path) -> _Wanted:
     nic_type = TYPE_OF.get(row.type)
-    settings = other_config.interface("guest" if nic_type is None else "device", row.name, row.other_config)
+    settings = other_config.interface_settings("guest" if nic_type is None else "device", row.name, row.other_config)
     if nic_type is None:
         want = _vhost(bridge, row, at_start, rundir, settings.tx_steering)
     else:
