@@ -85,6 +85,8 @@ REBALANCE_DEFAULT_MS = 10_000
 """Between two rebalancings of a bond (``ovs-vswitchd.conf.db(5)``: bond-rebalance-interval)."""
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
 """How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
+NO_MAC = "00:00:00:00:00:00"
+"""What OVS shows where there is no address, and for a vhost-user port: that one's is the guest's business."""
 AGING_S_DEFAULT = 300
 AGING_S_RANGE = (15, 3600)
 FDB_SIZE_DEFAULT = 8192

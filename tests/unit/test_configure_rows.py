@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.daemon.configure import Configuration, Verdict, configure
+from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
 from ovsvhost.daemon.settings import Startup, startup
 from ovsvhost.model import AnyPort, Desired, NicPort, Port
+
+if TYPE_CHECKING:
+    from ovsvhost.daemon.verdict import Verdict
 
 RUN = Path("/run/x")
 
