@@ -12,8 +12,8 @@ pytest the modules serve scripts just as well; ``scripts/demo`` is one::
     frontend                the project's front-end      testpmd                         DPDK's front-ends, and a switch
     kernel_host             Linux behind a veth pair     namespace                       where it lives
     stock                   Open vSwitch's own tools     hugepages                       memory for those that want it
-    ovsdb                   database servers             ovsdb_twins · vsctl_twins       ours and the real ones, compared
-    process · lasting       programs with logs; ends     wait                            waiting with a deadline
+    ovsdb                   database servers             ovsdb_twins · vsctl_twins       ours beside the real ones
+    process · lasting       programs with logs; ends     wait · errors                   deadlines; what is raised
 """
 
 pytest_plugins = ["ovsvhost.testing.fixtures"]
