@@ -73,7 +73,8 @@ REBALANCE_MIN_MAX = 20_000
 BACKPRESSURE_MAX_US = 100_000
 XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
 """How an XDP program is attached (``ovs-vswitchd.conf.db(5)``: xdp-mode)."""
-NIC_QUEUES_MAX = 64
+NIC_QUEUES_MAX = 128
+"""What the core's queue numbers hold (``QUEUES_MAX`` in ``rust/datapath/nic.rs``)."""
 NIC_DESCRIPTORS_RANGE = (64, 4096)
 """Descriptors of a NIC's ring; a power of two."""
 BUSY_BUDGET_MAX = 65_535
@@ -137,14 +138,14 @@ class NicSettings:
     """How a NIC port's device is used; another value attaches it anew.
 
     Attributes:
-        n_rxq: receive queues, 1..64, from `xdp_start_queue` on.
+        n_rxq: receive queues, 1..128, from `xdp_start_queue` on.
         n_rxq_desc: descriptors of each receive ring, a power of two in 64..4096.
         n_txq_desc: descriptors of each transmit ring, and of its completion ring; likewise.
         xdp_mode: how the XDP program is attached.
         use_need_wakeup: the kernel says when it wants to be called.
         xdp_start_queue: the device's first queue that is used.
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
-        xdp_zc_queues: queues above `n_rxq` that guests send on without a copy, 0..64; the device has to have them.
+        xdp_zc_queues: queues above `n_rxq` that guests send on without a copy, 0..128; the device has to have them.
     """
 
     n_rxq: int = 1

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.model import NicSettings
+from ovsvhost.model import NIC_QUEUES_MAX, NicSettings
 from ovsvhost.nic.settings import NicOptions, parse
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def afxdp(**options: str) -> NicOptions:
@@ -51,6 +56,16 @@ def test_the_ring_sizes_of_the_guide_are_served(size: str) -> None:
     assert (afxdp(n_txq_desc=size).settings.n_txq_desc, afxdp(n_txq_desc=size).complaints) == (int(size), ())
 
 
+@pytest.mark.rows("A10", "A22")
+def test_as_many_queues_are_served_as_the_core_has_and_documents() -> None:
+    (core,) = re.findall(r"^const QUEUES_MAX: u32 = (\d+);$", (ROOT / "rust/datapath/nic.rs").read_text(), re.MULTILINE)
+    stub = (ROOT / "python/ovsvhost/_core.pyi").read_text()
+    documented = re.findall(r"(?:n_rxq: 1|zc_queues: 0)\.\.(\d+) queues", stub)
+    assert [int(core), *map(int, documented)] == [NIC_QUEUES_MAX] * 3
+    most = str(NIC_QUEUES_MAX)
+    assert (afxdp(n_rxq=most).complaints, afxdp(xdp__zc__queues=most).complaints) == ((), ())
+
+
 @pytest.mark.rows("A20", "L5")
 @pytest.mark.parametrize(
     ("option", "setting", "value", "cure"),
@@ -59,13 +74,13 @@ def test_the_ring_sizes_of_the_guide_are_served(size: str) -> None:
         ("n_txq_desc", "n_txq_desc", "32", "a power of two in 64..4096"),
         ("n_rxq_desc", "n_rxq_desc", "8192", "a power of two in 64..4096"),
         ("n_rxq_desc", "n_rxq_desc", "-64", "a power of two in 64..4096"),
-        ("n_rxq", "n_rxq", "0", "a number 1..64"),
-        ("n_rxq", "n_rxq", "many", "a number 1..64"),
+        ("n_rxq", "n_rxq", "0", "a number 1..128"),
+        ("n_rxq", "n_rxq", "many", "a number 1..128"),
         ("xdp-mode", "xdp_mode", "fast", "best-effort, native-with-zerocopy, native, generic"),
         ("use-need-wakeup", "use_need_wakeup", "1", "true or false"),
-        ("xdp-start-queue", "xdp_start_queue", "64", "a number 0..63"),
+        ("xdp-start-queue", "xdp_start_queue", "128", "a number 0..127"),
         ("xdp-busy-budget", "xdp_busy_budget", "65536", "a number 0..65535"),
-        ("xdp-zc-queues", "xdp_zc_queues", "65", "a number 0..64"),
+        ("xdp-zc-queues", "xdp_zc_queues", "129", "a number 0..128"),
     ],
 )
 def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stays(
