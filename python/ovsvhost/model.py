@@ -169,6 +169,7 @@ class NicPort:
         device: the kernel's name of it, unique in the switch.
         ofport: 1..65279, unique on its bridge.
         mtu: bytes of IP payload, 68..9702, of the device and the port; None leaves what the device has.
+        tx_retries_max: 0..32, as of a vhost-user port: how often a full transmit ring is tried again while it drains.
         brings_up: the device is set up when it comes, as DPDK starts its devices.
         settings: see there.
         keeps: names of settings for which something impossible was asked: what the port has stays.
@@ -182,6 +183,7 @@ class NicPort:
     device: str
     ofport: int
     mtu: int | None = None
+    tx_retries_max: int = TX_RETRIES_DEFAULT
     brings_up: bool = False
     settings: NicSettings = NicSettings()
     keeps: frozenset[str] = frozenset()

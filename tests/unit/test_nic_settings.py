@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from ovsvhost.model import NIC_QUEUES_MAX, NicSettings
 from ovsvhost.nic.settings import NicOptions, parse
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -117,6 +116,16 @@ def test_an_option_of_another_place_names_that_place(option: str, why: str) -> N
     (complaint,) = parse("afxdp", "afxdp", {option: "true"}).complaints
     assert complaint.startswith(f"options:{option} is not in force, remove it: ")
     assert why in complaint
+
+
+@pytest.mark.rows("A22", "B4", "L5")
+def test_how_often_a_full_ring_is_tried_again_is_an_option_as_of_a_guest() -> None:
+    assert (afxdp().tx_retries_max, afxdp(tx__retries__max="0").tx_retries_max) == (8, 0)
+    packet = parse("system", "packet", {"tx-retries-max": "32"})
+    assert (packet.tx_retries_max, packet.complaints) == (32, ())
+    odd = afxdp(tx__retries__max="33")
+    assert odd.tx_retries_max == 8
+    assert odd.complaints == ("options:tx-retries-max='33' is not in force (8 is): give a number 0..32",)
 
 
 def test_an_unknown_option_is_named() -> None:
