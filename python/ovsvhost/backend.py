@@ -39,7 +39,7 @@ class PortView(Protocol):
 
     @property
     def link_up(self) -> bool:
-        """Whether a guest is there and its first queue pair runs."""
+        """Whether a guest is there and its first queue pair runs; of a network device, whether it has a carrier."""
 
     @property
     def link_resets(self) -> int:

@@ -53,7 +53,7 @@ class Port:
 
     @property
     def link_up(self) -> bool:
-        """Whether a guest is there and its first queue pair runs."""
+        """Whether a guest is there and its first queue pair runs; of a network device, whether it has a carrier."""
         return self.state.link_up
 
     @property
@@ -68,7 +68,7 @@ class Port:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """As the ``statistics`` column of ``Interface``; rx is what the guest sent; cumulative."""
+        """As the ``statistics`` column of ``Interface``; rx is what came from the guest or device; cumulative."""
         return self.state.statistics
 
     @property
