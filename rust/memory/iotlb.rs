@@ -16,6 +16,7 @@
 //! The session that takes something back waits for every poll thread before it answers; a queue catches up at the start of
 //! each burst.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -37,7 +38,7 @@ const PROBES: usize = 8;
 /// Most bytes that are looked at together: no frame and no ring area is longer.
 const REACH: u64 = 1 << 20;
 /// Bytes of the smallest page that an IOMMU has.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// What the device may do with memory, or wants to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -274,9 +275,9 @@ impl Iotlb {
         self.updates.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Puts mappings, in order, in the place of all that was in `[from, to)`. True if something was taken back by it: then
-    /// it is gone when every poll thread has passed. The session's.
-    pub(super) fn replace(&self, from: u64, to: u64, new: &[Mapping]) -> Result<bool> {
+    /// Puts mappings, in order, in the place of all that was in `[from, to)`. Gives the addresses among which something was
+    /// taken back, if anything was: it is gone when every poll thread has passed. The session's.
+    pub(super) fn replace(&self, from: u64, to: u64, new: &[Mapping]) -> Result<Option<Range<u64>>> {
         let mut table = Table::clone(&self.table.load());
         let gone = table.replace(from, to, new);
         if table.count > MAPPINGS_MAX && !new.is_empty() {
@@ -296,7 +297,7 @@ impl Iotlb {
         if !new.is_empty() {
             self.look_again();
         }
-        Ok(is_less)
+        Ok(is_less.then_some(from..to))
     }
 
     /// The mapping of one address, if it allows that.

@@ -276,6 +276,9 @@ fn iotlb_messages_that_make_no_sense_are_refused_and_harm_nobody() {
         ("addresses that wrap", message(iotlb::UPDATE, !0xfff, 2 * PAGE, uva, READ_WRITE)),
         ("memory that wraps", message(iotlb::UPDATE, 1 << 50, 2 * PAGE, !0xfff, READ_WRITE)),
         ("all addresses there are", message(iotlb::UPDATE, 1, u64::MAX, uva, READ_WRITE)),
+        ("an address inside a page", message(iotlb::UPDATE, (1 << 50) + 1, PAGE, uva, READ_WRITE)),
+        ("a part of a page", message(iotlb::UPDATE, 1 << 50, 1, uva, READ_WRITE)),
+        ("memory inside a page", message(iotlb::UPDATE, 1 << 50, PAGE, uva + 8, READ_WRITE)),
         ("unknown permissions", message(iotlb::UPDATE, 1 << 50, PAGE, uva, 4)),
         ("an invalidation of nothing", message(iotlb::INVALIDATE, 1 << 50, 0, 0, 0)),
         ("a question, which only we ask", message(iotlb::MISS, 1 << 50, PAGE, uva, READ_WRITE)),
@@ -290,6 +293,7 @@ fn iotlb_messages_that_make_no_sense_are_refused_and_harm_nobody() {
     for (what, odd) in [
         ("past the last address", message(iotlb::INVALIDATE, 1 << 50, !0, 0, 0)),
         ("what was never there", message(iotlb::INVALIDATE, 1 << 50, PAGE, 0, 0)),
+        ("a part of a page", message(iotlb::INVALIDATE, REGIONS[1] + 8, 16, 0, 0)),
         ("a mapping over others", message(iotlb::UPDATE, REGIONS[1] + PAGE, 64 * PAGE, uva + PAGE, READ_WRITE)),
         ("a page of a mapping again", message(iotlb::UPDATE, REGIONS[1] + PAGE, PAGE, uva + PAGE, READ_WRITE)),
         ("one address for two", message(iotlb::UPDATE, 1 << 50, PAGE, uva, READ_WRITE)),

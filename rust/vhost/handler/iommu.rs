@@ -21,6 +21,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -160,7 +161,7 @@ impl Handler {
             return Err(Error::Peer(text.into()));
         };
         let (iova, size) = (Iova(message.iova), message.size);
-        let is_less = match (message.kind, message.access, Access::from_bits(message.access)) {
+        let taken_back = match (message.kind, message.access, Access::from_bits(message.access)) {
             (wire::Iotlb::UPDATE, _, Some(access)) => memory.map_iova(iova, size, Uva(message.uva), access)?,
             // Nothing may be done there: that is an answer too.
             (wire::Iotlb::UPDATE, 0, None) | (wire::Iotlb::INVALIDATE, ..) => memory.unmap_iova(iova, size)?,
@@ -175,10 +176,10 @@ impl Handler {
                 )));
             }
         };
-        if is_less {
-            let to = message.iova.saturating_add(size);
-            self.iommu.ahead.retain(|&(page, _)| page < message.iova || page >= to);
-            self.shut_rings(&memory, message.iova, size);
+        let is_less = taken_back.is_some();
+        if let Some(gone) = taken_back {
+            self.iommu.ahead.retain(|(page, _)| !gone.contains(page));
+            self.shut_rings(&memory, &gone);
             if self.vrings.iter().any(|vring| vring.live) {
                 self.link().pass();
             }
@@ -192,13 +193,12 @@ impl Handler {
         Ok(())
     }
 
-    /// Has the rings left alone that have areas among `size` bytes at `from`.
-    fn shut_rings(&self, memory: &GuestMap, from: u64, size: u64) {
+    /// Has the rings left alone that have areas among addresses that were taken back.
+    fn shut_rings(&self, memory: &GuestMap, gone: &Range<u64>) {
         let Some(iotlb) = memory.iotlb() else { return };
-        let to = from.saturating_add(size);
         for (at, vring) in (0..).zip(&self.vrings).filter(|(_, vring)| vring.live) {
             let told = vring.told(self.features.unwrap_or(0)).unwrap_or_default();
-            if told.iter().any(|&(start, len)| start < to && from < start.saturating_add(len.into())) {
+            if told.iter().any(|&(start, len)| start < gone.end && gone.start < start.saturating_add(len.into())) {
                 iotlb.shut(at, true);
             }
         }
