@@ -194,6 +194,11 @@ impl Table {
         gone
     }
 
+    /// Of no mappings; whatever there was up to this generation is gone.
+    fn empty_since(generation: u64) -> Self {
+        Self { complete_since: generation, ..Self::default() }
+    }
+
     fn remember(&mut self, generation: u64, gone: Vec<Mapping>) {
         if gone.len() > REMEMBERED {
             self.gone.clear();
@@ -280,24 +285,35 @@ impl Iotlb {
     pub(super) fn replace(&self, from: u64, to: u64, new: &[Mapping]) -> Result<Option<Range<u64>>> {
         let mut table = Table::clone(&self.table.load());
         let gone = table.replace(from, to, new);
+        let is_less = !gone.is_empty();
+        let generation = self.generation() + u64::from(is_less);
+        if is_less {
+            table.remember(generation, gone);
+        }
         if table.count > MAPPINGS_MAX && !new.is_empty() {
             return Err(Error::Peer(format!(
                 "a mapping past the {MAPPINGS_MAX} that are kept: the guest's driver maps memory in smaller pieces than a \
                  network device needs; give it huge pages, or iommu=pt"
             )));
         }
-        let is_less = !gone.is_empty();
-        let generation = self.generation() + u64::from(is_less);
-        if is_less {
-            table.remember(generation, gone);
-        }
-        self.table.store(Arc::new(table));
-        // Who sees the number finds the table.
-        self.generation.store(generation, Ordering::Release);
+        self.put(table, generation);
         if !new.is_empty() {
             self.look_again();
         }
         Ok(is_less.then_some(from..to))
+    }
+
+    /// Forgets every mapping, and what is wanted. No ring of it may be in use. The session's.
+    pub fn forget(&self) {
+        let generation = self.generation() + 1;
+        self.put(Table::empty_since(generation), generation);
+        self.take_wanted(|_, _, _| {});
+    }
+
+    fn put(&self, table: Table, generation: u64) {
+        self.table.store(Arc::new(table));
+        // Who sees the number finds the table.
+        self.generation.store(generation, Ordering::Release);
     }
 
     /// The mapping of one address, if it allows that.

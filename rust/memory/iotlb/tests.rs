@@ -167,3 +167,16 @@ fn a_queue_that_is_far_behind_cannot_be_told_what_is_gone() {
     assert!(iotlb.each_gone_since(1, |gone| last.push(gone.iova)));
     assert_eq!(last.len(), REMEMBERED);
 }
+
+/// Rows: A14, C9.
+#[test]
+fn nothing_is_mapped_or_wanted_after_all_of_it_was_forgotten() {
+    let iotlb = iotlb();
+    put(&iotlb, mapping(3, 5, 7, Access::BOTH));
+    let generation = iotlb.generation();
+    iotlb.want(0x5000, Access::READ, Need::Now);
+    iotlb.forget();
+    assert_eq!(iotlb.count(), 0);
+    iotlb.take_wanted(|page, _, _| panic!("{page:#x} is wanted"));
+    assert!(!iotlb.each_gone_since(generation, |_| panic!("told in part")));
+}

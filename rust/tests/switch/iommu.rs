@@ -4,7 +4,7 @@
 
 use ovsvhost::testing::driver::{ChainDriver, PackedDriver, SplitDriver};
 use ovsvhost::testing::frontend::iommu::{READ_WRITE, iotlb, message};
-use ovsvhost::testing::frontend::{Answer, FrontendConfig, Iommu, Side};
+use ovsvhost::testing::frontend::{Answer, FrontendConfig, Iommu, Order, Side};
 use ovsvhost::testing::memory::Gpa;
 use ovsvhost::testing::wire::features::{IOMMU_PLATFORM, RING_PACKED, protocol};
 use ovsvhost::testing::wire::{Message, Request};
@@ -261,6 +261,48 @@ fn what_was_taken_back_is_not_touched_after_the_answer() {
     }
     // What was asked for meanwhile and is not wanted any more is forgotten.
     wait("nothing to be wrong", || switch.port("guarded").error.is_none());
+}
+
+/// Rows: A14, C9.
+#[test]
+fn what_addresses_meant_before_the_device_stopped_is_asked_for_again() {
+    let stopped = |guarded: &mut Station| guarded.frontend.stop_rings().unwrap();
+    // A front-end need not ask where they stopped, if it says then which features the next driver takes.
+    let disabled = |guarded: &mut Station| {
+        guarded.frontend.enable_pair(0, false).unwrap();
+        [&guarded.rx, &guarded.tx].map(|driver| driver.ring().used_index().into()).to_vec()
+    };
+    let ways: [(Order, fn(&mut Station) -> Vec<u32>); 2] = [(Order::Qemu, stopped), (Order::VirtioUser, disabled)];
+    for (order, stop) in ways {
+        let mut switch = switch();
+        let mut guarded = Station::join_with(&mut switch, "guarded", 1, |config| {
+            config.guard(Answer::Region);
+            config.order = order;
+        });
+        let mut friend = Station::join(&mut switch, "friend", 2);
+        introduce(&mut [&mut guarded, &mut friend]);
+        exchange(&switch, &mut friend, &mut guarded, 5);
+        iommu(&guarded).answer(Answer::Never);
+        let bases = stop(&mut guarded);
+        // As QEMU does, nobody says what the guest's IOMMU takes back now. The next driver's buffers are other pages.
+        let asked = iommu(&guarded).pages().len();
+        guarded.resume(&bases);
+        assert_eq!(guarded.frontend.map(Gpa(REGIONS[0]), SIZE, READ_WRITE).unwrap(), 0);
+        switch.wait_link("guarded", true);
+        let mut frame = friend.frame(guarded.mac, 14);
+        frame.resize(300, 0xe7);
+        friend.send(&frame);
+        wait("its buffers to be asked for", || iommu(&guarded).pages()[asked..].iter().any(|page| *page >= REGIONS[1]));
+        let uva = guarded.frontend.ram().user_address(Gpa(REGIONS[1])).unwrap();
+        let elsewhere = message(iotlb::UPDATE, REGIONS[1], SIZE - PAGE, uva + PAGE, READ_WRITE);
+        assert_eq!(guarded.frontend.tell_iotlb(elsewhere).unwrap(), 0);
+        // If the machine was slow the first was given up.
+        friend.send(&frame);
+        assert_ne!(guarded.next(), frame, "it is in the page that the last driver's buffer was");
+        let mut bytes = vec![0; SIZE as usize];
+        guarded.frontend.ram().window(Gpa(REGIONS[1]), bytes.len()).unwrap().read(0, &mut bytes);
+        assert!(bytes.windows(frame.len()).any(|found| found == frame));
+    }
 }
 
 /// Rows: A14, C13.

@@ -137,6 +137,18 @@ impl Handler {
         }
     }
 
+    /// Forgets what addresses mean once the device is stopped: what is taken back from then on nobody tells (QEMU listens to
+    /// the guest's IOMMU while the device runs), and the next driver's may mean other pages.
+    pub(super) fn forget_mappings(&mut self) {
+        if self.vrings.iter().any(|vring| vring.live) {
+            return;
+        }
+        self.iommu.forget();
+        if let Some(iotlb) = self.memory.as_ref().and_then(|memory| memory.iotlb()) {
+            iotlb.forget();
+        }
+    }
+
     pub(super) fn take_channel(&mut self, file: File) -> Result<()> {
         if self.protocol & VhostUserProtocolFeatures::BACKEND_REQ.bits() == 0 {
             let text = "a back-end channel is not offered here; set other_config:vhost-iommu-support=true and restart the \

@@ -459,6 +459,7 @@ impl Handler {
         }
         self.features = Some(features);
         self.guard_memory();
+        self.forget_mappings();
         self.reconcile();
         Ok(())
     }
@@ -470,6 +471,7 @@ impl Handler {
             self.vring(at).kick = Kick::Stopped;
             self.forget(at);
         }
+        self.forget_mappings();
         self.report();
     }
 }
