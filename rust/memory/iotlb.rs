@@ -37,6 +37,8 @@ const WANTED: usize = 256;
 const PROBES: usize = 8;
 /// Most bytes that are looked at together: no frame and no ring area is longer.
 const REACH: u64 = 1 << 20;
+/// Every address that a mapping can have.
+const ALL: Range<u64> = 0..u64::MAX;
 /// Bytes of the smallest page that an IOMMU has.
 pub(super) const PAGE: u64 = 4096;
 
@@ -284,23 +286,27 @@ impl Iotlb {
     /// taken back, if anything was: it is gone when every poll thread has passed. The session's.
     pub(super) fn replace(&self, from: u64, to: u64, new: &[Mapping]) -> Result<Option<Range<u64>>> {
         let mut table = Table::clone(&self.table.load());
-        let gone = table.replace(from, to, new);
+        let (gone, mut range) = (table.replace(from, to, new), from..to);
         let is_less = !gone.is_empty();
         let generation = self.generation() + u64::from(is_less);
         if is_less {
             table.remember(generation, gone);
         }
-        if table.count > MAPPINGS_MAX && !new.is_empty() {
-            return Err(Error::Peer(format!(
-                "a mapping past the {MAPPINGS_MAX} that are kept: the guest's driver maps memory in smaller pieces than a \
-                 network device needs; give it huge pages, or iommu=pt"
-            )));
+        if table.count > MAPPINGS_MAX {
+            if !new.is_empty() {
+                return Err(Error::Peer(format!(
+                    "a mapping past the {MAPPINGS_MAX} that are kept: the guest's driver maps memory in smaller pieces \
+                     than a network device needs; give it huge pages, or iommu=pt"
+                )));
+            }
+            // Holes made more of them. An invalidation is not refused: all of it goes, and is asked for again.
+            (table, range) = (Table::empty_since(generation), ALL);
         }
         self.put(table, generation);
         if !new.is_empty() {
             self.look_again();
         }
-        Ok(is_less.then_some(from..to))
+        Ok(is_less.then_some(range))
     }
 
     /// Forgets every mapping, and what is wanted. No ring of it may be in use. The session's.

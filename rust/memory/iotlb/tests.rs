@@ -168,6 +168,27 @@ fn a_queue_that_is_far_behind_cannot_be_told_what_is_gone() {
     assert_eq!(last.len(), REMEMBERED);
 }
 
+/// Rows: C9, C13.
+#[test]
+fn holes_that_make_too_many_mappings_of_few_take_back_all_of_them() {
+    let iotlb = iotlb();
+    let most = MAPPINGS_MAX as u64;
+    let mut all: Vec<_> = (0..most).map(|at| mapping(4 * at, 1, 8 * at, Access::BOTH)).collect();
+    all[0].size = 3 * PAGE;
+    assert_eq!(iotlb.replace(0, 4 * most * PAGE, &all).unwrap(), None);
+    let generation = iotlb.generation();
+    // Its end makes no more of them.
+    assert_eq!(iotlb.replace(2 * PAGE, 3 * PAGE, &[]).unwrap(), Some(2 * PAGE..3 * PAGE));
+    assert_eq!(iotlb.count(), MAPPINGS_MAX);
+    put(&iotlb, mapping(2, 1, 2, Access::BOTH));
+    // The middle does.
+    assert_eq!(iotlb.replace(PAGE, 2 * PAGE, &[]).unwrap(), Some(ALL));
+    assert_eq!((iotlb.count(), iotlb.generation()), (0, generation + 2));
+    assert!(!iotlb.each_gone_since(generation, |_| panic!("told in part")));
+    put(&iotlb, mapping(4, 1, 0, Access::BOTH));
+    assert!(iotlb.maps(4 * PAGE, Access::WRITE));
+}
+
 /// Rows: A14, C9.
 #[test]
 fn nothing_is_mapped_or_wanted_after_all_of_it_was_forgotten() {
