@@ -14,7 +14,8 @@
 //! A table names memory by region and offset, never by address: whoever reads it asks the map it belongs to, which checks
 //! the bounds. What is taken back is counted in `generation` and listed for a while, so that queues forget exactly that.
 //! The session that takes something back waits for every poll thread before it answers; a queue catches up at the start of
-//! each burst.
+//! each burst. A table that was replaced goes when nobody reads it any more, and by the session's hand: a poll thread frees
+//! none.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use arc_swap::ArcSwap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 
 /// Most mappings of one guest, neighbours merged; a table of so many takes 3 MiB.
 pub const MAPPINGS_MAX: usize = 1 << 16;
@@ -219,6 +221,8 @@ impl Table {
 #[derive(Debug)]
 pub struct Iotlb {
     table: ArcSwap<Table>,
+    /// Tables that were replaced, until nobody reads them any more. The session's.
+    replaced: Lock<Vec<Arc<Table>>>,
     /// Counts up whenever something is taken back.
     generation: AtomicU64,
     /// Counts up whenever something is mapped. Who waits for a mapping looks again when it has moved.
@@ -236,6 +240,7 @@ impl Iotlb {
     pub fn new(bell: EventFd) -> Self {
         Self {
             table: ArcSwap::default(),
+            replaced: Lock::default(),
             generation: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             wanted: [(); 2].map(|()| (0..WANTED).map(|_| AtomicU64::new(0)).collect()),
@@ -317,9 +322,13 @@ impl Iotlb {
     }
 
     fn put(&self, table: Table, generation: u64) {
-        self.table.store(Arc::new(table));
+        let before = self.table.swap(Arc::new(table));
         // Who sees the number finds the table.
         self.generation.store(generation, Ordering::Release);
+        let mut replaced = self.replaced.lock();
+        replaced.push(before);
+        // Whoever reads one counts for it since it was replaced, and nobody finds it any more.
+        replaced.retain(|table| Arc::strong_count(table) > 1);
     }
 
     /// The mapping of one address, if it allows that.

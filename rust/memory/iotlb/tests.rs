@@ -201,3 +201,17 @@ fn nothing_is_mapped_or_wanted_after_all_of_it_was_forgotten() {
     iotlb.take_wanted(|page, _, _| panic!("{page:#x} is wanted"));
     assert!(!iotlb.each_gone_since(generation, |_| panic!("told in part")));
 }
+
+/// Rows: C8.
+#[test]
+fn a_table_that_somebody_reads_is_freed_by_who_replaces_the_next() {
+    let iotlb = iotlb();
+    put(&iotlb, mapping(3, 5, 7, Access::BOTH));
+    let (read, seen) = (iotlb.table.load(), Arc::downgrade(&iotlb.table.load_full()));
+    put(&iotlb, mapping(9, 5, 7, Access::BOTH));
+    drop(read);
+    assert!(seen.upgrade().is_some(), "its reader freed it");
+    put(&iotlb, mapping(20, 5, 7, Access::BOTH));
+    assert!(seen.upgrade().is_none());
+    assert!(iotlb.replaced.lock().is_empty());
+}
