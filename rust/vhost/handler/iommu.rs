@@ -95,8 +95,14 @@ impl Iommu {
             // It is asked for with the next look.
             Entry::Vacant(_) => return,
         }
-        if self.unsent.len() < OPEN_MAX {
-            self.unsent.push_back(question_of(page, access, wire::Iotlb::MISS));
+        self.say(page, access, wire::Iotlb::MISS);
+    }
+
+    /// Has a message sent as soon as the channel takes it. Without one nobody hears it, and what finds no room is not said:
+    /// it is asked for again.
+    fn say(&mut self, page: u64, access: Access, kind: u8) {
+        if self.channel.is_some() && self.unsent.len() < OPEN_MAX {
+            self.unsent.push_back(question_of(page, access, kind));
         }
     }
 
@@ -296,16 +302,19 @@ impl Handler {
     /// Forgets the questions that a mapping answers. One that does not allow what is wanted is said to be a refusal, once.
     fn close_questions(&mut self, iova: u64, size: u64, allowed: u8) {
         let to = iova.saturating_add(size);
-        let (open, unsent) = (&mut self.iommu.open, &mut self.iommu.unsent);
-        open.retain(|&(page, access), question| {
+        let mut refused = Vec::new();
+        self.iommu.open.retain(|&(page, access), question| {
             let is_answered = iova <= page && page < to;
             let is_granted = allowed & access.bits() == access.bits();
             if is_answered && !is_granted && !question.is_refused {
                 question.is_refused = true;
-                unsent.push_back(question_of(page, access, wire::Iotlb::ACCESS_FAIL));
+                refused.push((page, access));
             }
             !(is_answered && is_granted)
         });
+        for (page, access) in refused {
+            self.iommu.say(page, access, wire::Iotlb::ACCESS_FAIL);
+        }
     }
 
     /// How long until questions have to be looked at; None without any.
@@ -364,6 +373,7 @@ impl Handler {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Ok(_) | Err(_) => {
                     self.iommu.channel = None;
+                    self.iommu.unsent.clear();
                     let text = format!("{}: the back-end channel was closed by {}", self.port.name, self.peer);
                     return self.event(Level::Warning, "notice", text);
                 }
@@ -421,5 +431,18 @@ mod tests {
         assert_eq!(bytes[..12], [1, 0, 0, 0, 1, 0, 0, 0, 32, 0, 0, 0]);
         assert_eq!(bytes[12..20], 0x7000_u64.to_le_bytes());
         assert_eq!(bytes[36..], [2, 1, 0, 0, 0, 0, 0, 0]);
+    }
+
+    /// Rows: C13.
+    #[test]
+    fn what_a_front_end_does_not_read_is_kept_up_to_a_limit_and_nothing_without_a_channel() {
+        let mut iommu = Iommu::default();
+        iommu.say(0x1000, Access::READ, wire::Iotlb::ACCESS_FAIL);
+        assert_eq!(iommu.unsent.len(), 0);
+        iommu.channel = Some(UnixStream::pair().unwrap().0);
+        for page in 0..2 * OPEN_MAX as u64 {
+            iommu.say(page << 12, Access::READ, wire::Iotlb::ACCESS_FAIL);
+        }
+        assert_eq!(iommu.unsent.len(), OPEN_MAX);
     }
 }
