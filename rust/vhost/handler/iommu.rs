@@ -16,7 +16,7 @@
 //! second. When all of it is mapped again, to the same memory, it opens.
 //!
 //! Invariants: what was taken back is out of everybody's reach before that is acknowledged; what is kept of a front-end's
-//! answers and questions is bounded.
+//! answers and questions is bounded, and so is how often it has poll threads pass (`pace`).
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +32,7 @@ use vhost::vhost_user::VhostUserProtocolFeatures;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Handler;
+use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::memory::{Access, GuestMap, Iotlb, Iova, Located, Need, Uva};
 use crate::ring::feature;
@@ -68,6 +69,8 @@ pub(super) struct Iommu {
     unsent: VecDeque<wire::Iotlb>,
     /// The page that was named as overdue.
     named: Option<u64>,
+    /// How often poll threads may be asked to pass.
+    pace: Pace,
 }
 
 /// One that was asked.
@@ -199,6 +202,7 @@ impl Handler {
             self.iommu.ahead.retain(|(page, _)| !gone.contains(page));
             self.shut_rings(&memory, &gone);
             if self.vrings.iter().any(|vring| vring.live) {
+                std::thread::sleep(self.iommu.pace.take(Instant::now()));
                 self.link().pass();
             }
         }

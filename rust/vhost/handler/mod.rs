@@ -10,6 +10,7 @@
 mod iommu;
 mod logging;
 mod offer;
+mod pace;
 mod postcopy;
 mod requests;
 #[cfg(test)]
