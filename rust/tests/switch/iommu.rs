@@ -266,14 +266,7 @@ fn what_was_taken_back_is_not_touched_after_the_answer() {
 /// Rows: A14, C9.
 #[test]
 fn what_addresses_meant_before_the_device_stopped_is_asked_for_again() {
-    let stopped = |guarded: &mut Station| guarded.frontend.stop_rings().unwrap();
-    // A front-end need not ask where they stopped, if it says then which features the next driver takes.
-    let disabled = |guarded: &mut Station| {
-        guarded.frontend.enable_pair(0, false).unwrap();
-        [&guarded.rx, &guarded.tx].map(|driver| driver.ring().used_index().into()).to_vec()
-    };
-    let ways: [(Order, fn(&mut Station) -> Vec<u32>); 2] = [(Order::Qemu, stopped), (Order::VirtioUser, disabled)];
-    for (order, stop) in ways {
+    for order in [Order::Qemu, Order::VirtioUser] {
         let mut switch = switch();
         let mut guarded = Station::join_with(&mut switch, "guarded", 1, |config| {
             config.guard(Answer::Region);
@@ -283,7 +276,13 @@ fn what_addresses_meant_before_the_device_stopped_is_asked_for_again() {
         introduce(&mut [&mut guarded, &mut friend]);
         exchange(&switch, &mut friend, &mut guarded, 5);
         iommu(&guarded).answer(Answer::Never);
-        let bases = stop(&mut guarded);
+        let bases = if order == Order::Qemu {
+            guarded.frontend.stop_rings().unwrap()
+        } else {
+            // A front-end need not ask where they stopped, if it says then which features the next driver takes.
+            guarded.frontend.enable_pair(0, false).unwrap();
+            [&guarded.rx, &guarded.tx].map(|driver| driver.ring().used_index().into()).to_vec()
+        };
         // As QEMU does, nobody says what the guest's IOMMU takes back now. The next driver's buffers are other pages.
         let asked = iommu(&guarded).pages().len();
         guarded.resume(&bases);
