@@ -15,7 +15,7 @@ fn main() {
     let frames: usize = words.next().and_then(|word| word.parse().ok()).unwrap_or(100_000);
     let all = LAYOUTS.into_iter().flat_map(|kind| SIZES.map(|size| (kind, size)));
     // What the others cost beyond a frame's bytes shows at the smallest.
-    let others = OTHERS.into_iter().chain([MANY]).chain(MOVES).chain(GUARDED).map(|kind| (kind, SIZES[0]));
+    let others = OTHERS.into_iter().chain([MANY, GUARDED]).chain(MOVES).map(|kind| (kind, SIZES[0]));
     for (kind, size) in all.chain(others) {
         let case = format!("{}, {size} B", kind.name);
         if wanted == "LIST" {

@@ -24,7 +24,6 @@ pub(crate) const FRAMES: u16 = 128;
 /// Bytes of frame in a receive buffer.
 const ROOM: usize = 2048;
 const HEADER_SIZE: usize = 12;
-const LINE: usize = 64;
 const PAGE: usize = 4096;
 const FEATURES: u64 = feature::VERSION_1 | feature::MRG_RXBUF | feature::INDIRECT_DESC | feature::EVENT_IDX;
 
@@ -45,17 +44,8 @@ pub(crate) struct Kind {
     pub(crate) destinations: u32,
     /// Whether the receiver moves: what is written to it is marked in a dirty log.
     moves: bool,
-    /// What the IOMMUs of both guests map, if they have any.
-    mappings: Option<Mappings>,
-}
-
-/// What an IOMMU maps: buffers, not rings, for those are found once.
-#[derive(Clone, Copy)]
-struct Mappings {
-    /// Bytes of each.
-    size: usize,
-    /// Bytes from buffer to buffer, at least.
-    stride: usize,
+    /// Bytes that the IOMMUs of both guests map at a time, if they have any.
+    mappings: Option<usize>,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
@@ -85,11 +75,8 @@ pub(crate) const MOVES: [Kind; 2] = [
     Kind { name: "packed, one buffer, logged", moves: true, ..OTHERS[0] },
 ];
 
-/// From and to guests with an IOMMU whose mappings stay: huge pages, and for each buffer a mapping of its own.
-pub(crate) const GUARDED: [Kind; 2] = [
-    Kind { name: "one buffer, iommu", mappings: Some(Mappings { size: 2 << 20, stride: 0 }), ..PLAIN },
-    Kind { name: "one buffer, iommu, each mapped", mappings: Some(Mappings { size: 4160, stride: 4160 }), ..PLAIN },
-];
+/// From and to guests with an IOMMU that maps huge pages, once for all.
+pub(crate) const GUARDED: Kind = Kind { name: "one buffer, iommu", mappings: Some(2 << 20), ..PLAIN };
 
 /// A guest that sends.
 pub(crate) struct SendingGuest {
@@ -100,7 +87,7 @@ pub(crate) struct SendingGuest {
 impl SendingGuest {
     /// With frames of `size` bytes; and the switch's side of its transmitq.
     pub(crate) fn new(kind: Kind, size: usize) -> (Self, Transmitq) {
-        let (mut ram, place) = memory(kind, size);
+        let (mut ram, place) = memory(usize::from(RING_SIZE) * (size + 256));
         let plan = FramePlan::new(PlanConfig {
             source: Mac(SENDER),
             destination: Mac(RECEIVER),
@@ -152,7 +139,7 @@ impl ReceivingGuest {
     /// With buffers of 2 KiB, each in one piece, in rings as `kind` has them; and the switch's side of its receiveq.
     pub(crate) fn new(kind: Kind) -> (Self, Receiveq) {
         let kind = Kind { layout: Layout::One, ..kind };
-        let (mut ram, place) = memory(kind, ROOM);
+        let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
         let buffers = ram.alloc(0, 0, PAGE).unwrap();
         let mut driver = slots(&mut ram, place, kind, ROOM, true);
         let device = device(&ram, place, kind, &driver);
@@ -198,21 +185,15 @@ pub(crate) fn regions(count: usize, size: usize) -> (GuestRam, Arc<GuestMap>) {
     (ram, map)
 }
 
-/// For a ring and its buffers of so many bytes.
-fn memory(kind: Kind, room: usize) -> (GuestRam, RingPlace) {
-    let buffer = (room + 256).max(kind.mappings.map_or(0, |mappings| mappings.stride));
-    let size = (usize::from(RING_SIZE) * buffer + (1 << 20)).next_multiple_of(1 << 21);
+fn memory(size: usize) -> (GuestRam, RingPlace) {
+    let size = (size + (1 << 20)).next_multiple_of(1 << 21);
     let mut ram = GuestRam::new(&RamSpec::spread(1, size, &Backing::Memfd)).unwrap();
     let place = RingPlace::alloc(&mut ram, 0, RING_SIZE).unwrap();
     (ram, place)
 }
 
 fn slots(ram: &mut GuestRam, place: RingPlace, kind: Kind, room: usize, writable: bool) -> SlotRing {
-    let stride = kind.mappings.map_or(0, |mappings| mappings.stride);
-    // A shape rounds up to an odd number of lines.
-    let gap = stride.saturating_sub(HEADER_SIZE + room + LINE);
-    let shape = Shape { layout: kind.layout, header_size: HEADER_SIZE, room, gap };
-    assert!(stride == 0 || shape.stride() == stride, "buffers do not lie where they are mapped");
+    let shape = Shape { layout: kind.layout, header_size: HEADER_SIZE, room, gap: 0 };
     let config =
         SlotRingConfig { place, size: RING_SIZE, agreed: FEATURES | kind.features, shape, writable, rewrite: true };
     SlotRing::new(ram, config).unwrap()
@@ -229,12 +210,12 @@ fn map(ram: &GuestRam) -> Arc<GuestMap> {
     Arc::new(GuestMap::map(specs.collect(), false).unwrap())
 }
 
-/// The same memory, its buffers mapped as `kind` has it.
+/// The same memory, its buffers mapped as `kind` has it. Rings are found once, and not here.
 fn guarded(map: Arc<GuestMap>, ram: &GuestRam, buffers: Gpa, kind: Kind, access: Access) -> Arc<GuestMap> {
-    let Some(mappings) = kind.mappings else { return map };
+    let Some(size) = kind.mappings else { return map };
     let map = map.guarded_by(Some(Iotlb::new(EventFd::new(0).unwrap())));
-    let (end, step) = (ram.regions()[0].size() as u64, mappings.size as u64);
-    for (number, at) in (buffers.0..end).step_by(mappings.size).enumerate() {
+    let (end, step) = (ram.regions()[0].size() as u64, size as u64);
+    for (number, at) in (buffers.0..end).step_by(size).enumerate() {
         // Neighbours that allow the same would be one mapping.
         let access = if number % 2 == 0 { Access::BOTH } else { access };
         map.map_iova(Iova(at), step.min(end - at), Uva(ram.user_address(Gpa(at)).unwrap()), access).unwrap();
