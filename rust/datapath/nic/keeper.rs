@@ -24,6 +24,7 @@ use super::super::events::Allowance;
 use super::super::port::PortRecord;
 use super::super::zero_copy::Offer;
 use super::offloads::Offloads;
+use super::spare::Spare;
 use super::{Command, NicDevice, Report};
 use crate::error::Result;
 use crate::lock::Lock;
@@ -143,9 +144,10 @@ impl Keeper {
             return shared.lay_lanes(None, record.id);
         };
         let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());
-        let (plan, queues) = (self.device.lane(plan.ifindex, is_zero_copy), self.device.zc_queues);
+        let plan = self.device.lane(plan.ifindex, is_zero_copy);
+        let Spare { queues, lack } = Spare::of(&self.device, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
-        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues }), record.id);
+        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack }), record.id);
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
@@ -288,7 +290,8 @@ impl Keeper {
         if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
             let text = format!(
                 "{name}: {netdev} has {count} queues; what it receives on others than {start_queue} to {last} is the \
-                 host's: set n_rxq, or give it fewer (ethtool -L {netdev} combined {queues})"
+                 host's: set n_rxq, have it spread over those only (ethtool -X {netdev} start {start_queue} equal \
+                 {queues}), or give it fewer (ethtool -L {netdev} combined {queues})"
             );
             self.say(Level::Warning, "notice", text);
         }

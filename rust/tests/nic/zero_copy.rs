@@ -20,12 +20,12 @@ const LEAST: usize = ovsvhost::port::afxdp::ZERO_COPY_MIN as usize;
 /// Bytes of a frame of which the head alone is copied.
 const HEAD: usize = 64;
 
-fn joins(nic: &mut NicConfig) {
+pub fn joins(nic: &mut NicConfig) {
     nic.device.zc_queues = 3;
 }
 
 /// A guest whose port wants no copies, with rings of `size`.
-fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
+pub fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
     let socket = switch.add_with(name, EndpointKind::Client, |port| port.zero_copy = true);
     let guest = Station::plug(&socket, last, |config| {
         config.ring_size = size;
@@ -35,12 +35,12 @@ fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
     guest
 }
 
-fn state(switch: &Switch, name: &str) -> String {
+pub fn state(switch: &Switch, name: &str) -> String {
     switch.port(name).status.get("zero-copy").cloned().unwrap_or_default()
 }
 
 #[track_caller]
-fn wait_active(switch: &Switch, name: &str) {
+pub fn wait_active(switch: &Switch, name: &str) {
     let begun = Instant::now();
     while !state(switch, name).starts_with("Active") {
         assert!(begun.elapsed().as_secs() < 20, "zero copy of {name}: {}", state(switch, name));
@@ -50,18 +50,18 @@ fn wait_active(switch: &Switch, name: &str) {
 
 /// Lets the switch learn where the far end is: what it does not know it floods, and a frame to many is copied.
 #[track_caller]
-fn introduce(cable: &Cable, guest: &mut Station) {
+pub fn introduce(cable: &Cable, guest: &mut Station) {
     let greeting = from_far(guest.mac, 60, 0);
     cable.send(&greeting);
     while guest.next() != greeting {}
 }
 
-fn not_copied(switch: &Switch) -> u64 {
+pub fn not_copied(switch: &Switch) -> u64 {
     switch.count("n0", "tx_zero_copy_packets")
 }
 
 /// A frame of `len` bytes to the far end that tells itself from others.
-fn marked(guest: &Station, len: usize, mark: usize) -> Vec<u8> {
+pub fn marked(guest: &Station, len: usize, mark: usize) -> Vec<u8> {
     let mut frame = guest.frame(FAR, len);
     frame[20..28].copy_from_slice(&(mark as u64).to_le_bytes());
     frame
@@ -69,7 +69,7 @@ fn marked(guest: &Station, len: usize, mark: usize) -> Vec<u8> {
 
 /// Takes the link down and posts frames to the device that takes none, before the switch finds out. Gives those that the
 /// device has now.
-fn strand(switch: &Switch, guest: &mut Station, cable: &mut Cable, count: usize, len: usize) -> Vec<Vec<u8>> {
+pub fn strand(switch: &Switch, guest: &mut Station, cable: &mut Cable, count: usize, len: usize) -> Vec<Vec<u8>> {
     for _ in 0..10 {
         let before = (not_copied(switch), switch.port("n0").link_resets);
         ip("link set near down");
@@ -91,7 +91,7 @@ fn strand(switch: &Switch, guest: &mut Station, cable: &mut Cable, count: usize,
     panic!("a link that is down was noticed ten times before {count} frames were posted");
 }
 
-fn bring_up(switch: &Switch) {
+pub fn bring_up(switch: &Switch) {
     ip("link set near up");
     wait_carrier();
     wait_with_news(switch, "n0", "the link to be up", || switch.port("n0").link_up);
@@ -258,7 +258,7 @@ fn lanes_come_and_go_with_frames_on_their_way_and_every_one_carries() {
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
         join(&switch, joins);
-        for round in 0..20 {
+        for round in 0..100 {
             wait_active(&switch, "a");
             introduce(&cable, &mut guest);
             let frame = marked(&guest, 2000 + round, round);
