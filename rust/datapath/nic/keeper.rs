@@ -109,12 +109,14 @@ impl Keeper {
             }
         }
         self.let_go();
+        self.claim.shared.recovery.device_settled(&self.claim.record.name);
     }
 
     /// Makes what is what should be, as far as that can be done now.
     fn look(&mut self) {
         let name = self.device.netdev.clone();
         let found = self.asker.find(&name);
+        let is_there = matches!(found, Ok(Some(_)));
         let (error, device) = match found {
             Ok(Some(device)) => self.hold_on(device),
             Ok(None) => {
@@ -132,6 +134,10 @@ impl Keeper {
         if is_up {
             // Last: a link that is up has a status.
             self.tell_carrier(true);
+        }
+        // After a crash frames wait for a device that is about to carry, and for no other.
+        if is_up || device.map_or(!is_there, |device| !device.is_up) {
+            self.claim.shared.recovery.device_settled(&self.claim.record.name);
         }
         self.lay_lanes();
     }
