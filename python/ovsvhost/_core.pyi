@@ -408,8 +408,8 @@ class Datapath:
             start_queue: the first of the device's queues.
             busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
                 back meanwhile; 0 leaves it to them.
-            zc_queues: 0..128, at most so many queues above the port's own are guests', one for each of their queues that
-                sends without a copy; there are as many as the device has, and none is taken before a guest wants it.
+            zc_queues: 0..128, how many queues above the port's own guests may have, one for each of their queues that
+                sends without a copy; no more than the device has, and none before a guest wants it.
             bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:
