@@ -108,9 +108,11 @@ impl Lanes {
             }
         }
         match (open.is_empty(), lack) {
-            (true, None) => "Waiting(device): no network device of its bridge is held over AF_XDP (type=afxdp, type=dpdk); \
+            (true, None) => {
+                "Waiting(device): no network device of its bridge is held over AF_XDP (type=afxdp, type=dpdk); \
                              frames to guests are copied once, from guest to guest"
-                .into(),
+                    .into()
+            }
             (true, Some(lack)) => lack,
             (false, None) => format!("Active: {}", open.join(", ")),
             (false, Some(lack)) => format!("Active: {}; {lack}", open.join(", ")),

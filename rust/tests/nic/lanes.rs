@@ -70,10 +70,9 @@ fn a_queue_that_nobody_has_is_a_guests_for_the_asking_and_too_few_are_named_with
         ethtool("-L near tx 2");
         wait_state(&switch, "a", "Active: near queue 1");
         send_one(&switch, &mut guest, &mut cable, 2);
-        for (queues, text) in [
-            (0, "Waiting(queue): xdp-zc-queues of near is 0: remove it"),
-            (128, "Active: near queue 1"),
-        ] {
+        for (queues, text) in
+            [(0, "Waiting(queue): xdp-zc-queues of near is 0: remove it"), (128, "Active: near queue 1")]
+        {
             switch.datapath().set_nic("n0", |device| device.zc_queues = queues).unwrap();
             wait_state(&switch, "a", text);
         }
