@@ -90,7 +90,7 @@ impl Lanes {
             return match obstacle {
                 Obstacle::InOrder => {
                     "Waiting(in_order): its driver wants buffers back in order, so frames are copied; \
-                                      restart the driver"
+                                      start its virtual machine anew, this port no longer offers that"
                         .into()
                 }
                 Obstacle::Packed => "Waiting(packed): its driver uses packed rings, so frames are copied".into(),

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use ovsvhost::datapath::{NicConfig, PortChange};
+use ovsvhost::testing::frontend::FrontendConfig;
 use ovsvhost::testing::memory::{Backing, RegionSpec};
 use ovsvhost::testing::wire::features;
 use ovsvhost::vhost::EndpointKind;
@@ -326,9 +327,12 @@ fn two_guests_have_a_queue_each_and_one_too_many_copies_and_says_so() {
 fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
     with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
-        let socket = switch.add_with("a", EndpointKind::Client, |port| port.zero_copy = true);
-        let mut guest = Station::plug(&socket, 1, |config| config.features |= features::IN_ORDER);
+        let socket = switch.add("a", EndpointKind::Client);
+        let in_order = |config: &mut FrontendConfig| config.features |= features::IN_ORDER;
+        let mut guest = Station::plug(&socket, 1, in_order);
         switch.wait_link("a", true);
+        let change = PortChange { zero_copy: Some(true), ..PortChange::default() };
+        switch.datapath().set_port("a", &change).unwrap();
         join(&switch, joins);
         wait("the reason", || state(&switch, "a").starts_with("Waiting(in_order)"));
         let frame = marked(&guest, 1500, 1);
@@ -342,5 +346,11 @@ fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
         };
         let text = switch.datapath().add_port("br0", refused).unwrap_err().to_string();
         assert!(text.starts_with("s: dq-zero-copy is for client ports"), "{text}");
+        // The option was there first: one that starts now is not offered an order.
+        let socket = switch.add_with("b", EndpointKind::Client, |port| port.zero_copy = true);
+        let guest = Station::plug(&socket, 2, in_order);
+        switch.wait_link("b", true);
+        assert_eq!(guest.frontend.session().unwrap().offered() & features::IN_ORDER, 0);
+        wait_active(&switch, "b");
     });
 }
