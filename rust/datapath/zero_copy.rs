@@ -39,8 +39,8 @@ enum Laid {
     Open { seat: Arc<Seat>, keeper: u16, queue: u32, plan: LanePlan, netdev: String },
     /// It cannot be had now.
     Refused { seat: Arc<Seat>, queue: u32, text: String, until: Instant },
-    /// The device has too few queues.
-    NoQueue { seat: Arc<Seat>, text: String },
+    /// The device has no queue left, or is down: asked for again whenever its thread looks. `status` has this.
+    Lacking { seat: Arc<Seat>, text: String },
 }
 
 /// All lanes of a datapath.
@@ -65,6 +65,8 @@ pub(super) struct Offer<'a> {
     pub queues: u32,
     /// What to tell who finds none left.
     pub lack: String,
+    /// None can be taken while it is down; those that are stay.
+    pub is_up: bool,
 }
 
 /// A transmitq of a guest whose port wants lanes.
@@ -79,6 +81,34 @@ impl Lanes {
         let mut keeper = self.keeper.lock();
         *keeper = keeper.wrapping_add(1);
         *keeper
+    }
+
+    /// A queue that is to be asked for now, and whether none was refused yet.
+    fn queue_for(&self, key: Key, wish: &Wish, offer: &Offer<'_>) -> Option<(u32, bool)> {
+        let mut laid = self.laid.lock();
+        let refused = match laid.get(&key) {
+            Some(Laid::Refused { queue, until, .. }) if Instant::now() >= *until => Some(*queue),
+            Some(Laid::Lacking { .. }) | None => None,
+            Some(Laid::Open { .. } | Laid::Refused { .. }) => return None,
+        };
+        let netdev = &offer.plan.netdev;
+        let text = if offer.is_up {
+            let is_taken = |queue: u32| {
+                laid.iter()
+                    .any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
+            };
+            let mut free = (offer.plan.queue..offer.plan.queue + offer.queues).filter(|queue| !is_taken(*queue));
+            // What was refused somebody else may have: first those behind it.
+            let behind = free.clone().find(|queue| refused.is_some_and(|refused| *queue > refused));
+            if let Some(queue) = behind.or_else(|| free.next()) {
+                return Some((queue, refused.is_none()));
+            }
+            format!("Waiting(queue): {}", offer.lack)
+        } else {
+            format!("Waiting(device): {netdev} is down: bring it up (ip link set {netdev} up)")
+        };
+        laid.insert(key, Laid::Lacking { seat: Arc::clone(&wish.seat), text });
+        None
     }
 
     /// What is in the way of zero copy for a guest's port, or nothing: Interface `status:zero-copy`.
@@ -104,7 +134,7 @@ impl Lanes {
             match laid {
                 Laid::Open { netdev, queue, .. } => open.push(format!("{netdev} queue {queue}")),
                 Laid::Refused { text, .. } => lack = Some(format!("Waiting(device): {text}")),
-                Laid::NoQueue { text, .. } => lack = Some(format!("Waiting(queue): {text}")),
+                Laid::Lacking { text, .. } => lack = Some(text.clone()),
             }
         }
         match (open.is_empty(), lack) {
@@ -150,7 +180,7 @@ impl Shared {
             for key in keys {
                 let keep = match laid.get(&key) {
                     Some(Laid::Open { seat, queue, plan, .. }) => is_wanted(&key, seat, Some((*queue, plan))),
-                    Some(Laid::Refused { seat, .. } | Laid::NoQueue { seat, .. }) => is_wanted(&key, seat, None),
+                    Some(Laid::Refused { seat, .. } | Laid::Lacking { seat, .. }) => is_wanted(&key, seat, None),
                     None => false,
                 };
                 if !keep && let Some(Laid::Open { seat, keeper, .. }) = laid.remove(&key) {
@@ -184,27 +214,7 @@ impl Shared {
     fn lay(&self, wish: &Wish, offer: &Offer<'_>) {
         let key = (wish.guest.id, wish.vring, offer.nic);
         let Ok(memory) = wish.seat.memory() else { return };
-        let mut refused = None;
-        let queue = {
-            let mut laid = self.lanes.laid.lock();
-            match laid.get(&key) {
-                Some(Laid::Refused { queue, until, .. }) if Instant::now() >= *until => refused = Some(*queue),
-                Some(Laid::NoQueue { .. }) | None => {}
-                Some(_) => return,
-            }
-            let taken = |queue: u32| {
-                laid.iter()
-                    .any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
-            };
-            let mut free = (offer.plan.queue..offer.plan.queue + offer.queues).filter(|queue| !taken(*queue));
-            // What was refused somebody else may have: first those behind it.
-            let behind = free.clone().find(|queue| refused.is_some_and(|refused| *queue > refused));
-            let Some(queue) = behind.or_else(|| free.next()) else {
-                laid.insert(key, Laid::NoQueue { seat: Arc::clone(&wish.seat), text: offer.lack.clone() });
-                return;
-            };
-            queue
-        };
+        let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return };
         let plan = LanePlan { queue, ..offer.plan.clone() };
         let (seat, netdev) = (Arc::clone(&wish.seat), plan.netdev.clone());
         let text = match afxdp::Lane::open(plan.clone(), memory) {
@@ -234,7 +244,7 @@ impl Shared {
             Err(e) => e.to_string(),
         };
         // The log has it once, `status` whatever is the latest.
-        if refused.is_none() {
+        if is_first {
             let line = format!("{}: {text}", wish.guest.name);
             self.events.push(Level::Warning, "notice", Some(&wish.guest.name), line);
         }

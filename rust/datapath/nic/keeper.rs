@@ -139,11 +139,11 @@ impl Keeper {
         if is_up || device.map_or(!is_there, |device| !device.is_up) {
             self.claim.shared.recovery.device_settled(&self.claim.record.name);
         }
-        self.lay_lanes();
+        self.lay_lanes(device.is_some_and(|device| device.is_up));
     }
 
     /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
-    fn lay_lanes(&self) {
+    fn lay_lanes(&self, is_up: bool) {
         let Claim { shared, record } = &self.claim;
         let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
         else {
@@ -153,7 +153,7 @@ impl Keeper {
         let plan = self.device.lane(plan.ifindex, is_zero_copy);
         let Spare { queues, lack } = Spare::of(&self.device, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
-        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack }), record.id);
+        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id);
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
