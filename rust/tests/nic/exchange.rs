@@ -101,7 +101,7 @@ fn numbered(mut frame: Vec<u8>, round: usize, n: usize) -> Vec<u8> {
     frame
 }
 
-/// Rows: A22, B8.
+/// Rows: A22.
 #[test]
 fn tags_stay_where_they_are() {
     with_cable(1500, |mut cable| {

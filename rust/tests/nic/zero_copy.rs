@@ -322,7 +322,7 @@ fn two_guests_have_a_queue_each_and_one_too_many_copies_and_says_so() {
     });
 }
 
-/// Rows: A16, A19.
+/// Rows: A19.
 #[test]
 fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
     with_queues_to_send(9000, 4, |mut cable| {
