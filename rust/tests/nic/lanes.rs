@@ -166,7 +166,9 @@ fn two_devices_that_give_nothing_back_have_half_of_a_ring_together_and_nobody_el
         for round in 0..50 {
             let frames: Vec<_> = (0..8).map(|n| to_other(&a, 8 * round + n)).collect();
             a.send_together(&frames);
-            frames.iter().for_each(|frame| wait_at(&mut far, frame));
+            for frame in &frames {
+                wait_at(&mut far, frame);
+            }
             let frame = to_other(&b, round);
             b.send(&frame);
             wait_at(&mut far, &frame);
@@ -193,7 +195,9 @@ fn two_devices_that_give_nothing_back_have_half_of_a_ring_together_and_nobody_el
         for frame in &kept {
             assert!(std::iter::repeat_with(|| cable.next()).any(|arrived| arrived == *frame));
         }
-        kept_by_other.iter().for_each(|frame| wait_at(&mut far, frame));
+        for frame in &kept_by_other {
+            wait_at(&mut far, frame);
+        }
         a.wait_sent();
         for (name, port) in [("n0", "near"), ("n1", "near2")] {
             wait(&format!("every descriptor of {port}"), || switch.count(name, "tx_inflight") == 0);
@@ -217,7 +221,9 @@ fn memory_is_plugged_in_and_pulled_out_while_frames_are_in_flight() {
             guest.wait_sent();
             bring_up(&switch);
             wait_active(&switch, "a");
-            (0..12).for_each(|_| guest.add_send_slot(2));
+            for _ in 0..12 {
+                guest.add_send_slot(2);
+            }
             send_one(&switch, &mut guest, &mut cable, 1000 + round);
 
             // Now they lie in what is taken away.
