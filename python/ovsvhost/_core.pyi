@@ -82,13 +82,18 @@ class PortState:
         ``peer-program``, ``waiting-for``, ``mtu-mismatch``, ``migration`` (``logging`` while a dirty log is kept),
         ``stops-move-to-ovs-3.1`` (what the guest accepted and Open vSwitch 3.1 does not offer),
         ``iommu`` (``on``), ``postcopy`` (``on``, ``over``), ``postcopy-pages-missing``, ``postcopy-faults-served``,
-        ``postcopy-stall-ms``.
+        ``postcopy-stall-ms``, ``zero-copy`` (where ``dq-zero-copy`` asks for it: ``Active: …`` with the devices'
+        queues, or ``Waiting(…): …`` and ``Suspended(…): …`` with what is in the way).
+
+        Of a NIC, OVS's: ``if_name``, ``n_rxq``, ``n_txq``, ``n_rxq_desc``, ``n_txq_desc``, ``xdp-mode``,
+        ``use-need-wakeup``, and once it was taken over ``xdp-mode-in-use``, ``if_index``, ``numa_id``, ``driver_name``,
+        ``link_speed``; and ours: ``xdp-busy-budget``, where the kernel took it.
         """
     @property
     def statistics(self) -> dict[str, int]:
-        """Interface ``statistics`` with OVS's names; cumulative over reconnects; rx is what the guest sent.
+        """Interface ``statistics`` with OVS's names; cumulative over reconnects; rx is what came from guest or device.
 
-        A frame taken from the guest is in exactly one of ``rx_packets`` and ``rx_dropped``; one meant for it in exactly
+        A frame taken from there is in exactly one of ``rx_packets`` and ``rx_dropped``; one meant for it in exactly
         one of ``tx_packets`` and ``tx_dropped``. ``rx_drop_*`` and ``tx_drop_*`` say why, and per queue ``rx_qN_*`` and
         ``tx_qN_*`` sum up to the port's; what is dropped before a queue is chosen counts at queue 0.
         """
@@ -188,7 +193,7 @@ class NicQueue:
 
 @final
 class RxqState:
-    """One transmitq of a guest: what a poll thread receives from."""
+    """One queue that a poll thread receives from: a guest's transmitq, or a NIC's receive queue."""
 
     @property
     def port(self) -> str: ...
@@ -226,7 +231,7 @@ class PmdState:
     def cycles_per_us(self) -> int: ...
     @property
     def packets(self) -> int:
-        """Frames taken from guests."""
+        """Frames taken from guests and NICs."""
     @property
     def bursts(self) -> int:
         """Bursts they came in."""
@@ -261,11 +266,11 @@ class PmdState:
         """Busy time that belongs to no queue, 0..100; None before the first 5 s are over."""
     @property
     def rxqs(self) -> list[RxqState]:
-        """Every transmitq that this thread polls, by port and number."""
+        """Every queue that this thread polls, by port and number."""
 
 @final
 class Datapath:
-    """The switch itself: poll threads, bridges, ports.
+    """The switch itself: poll threads, bridges, ports. ConfigError at every question once it was closed.
 
     Args:
         pmd_cpus: cores to pin poll threads to, one each; empty means the first core this process may run on.
@@ -318,13 +323,32 @@ class Datapath:
         """
     def events(self) -> list[Event]:
         """Takes what happened since the last call, oldest first. Bounded: past 4096 the oldest are dropped."""
-    def add_bridge(self, name: str) -> None: ...
+    def add_bridge(self, name: str) -> None:
+        """Adds a bridge without ports, with the settings that ``set_bridge`` has by default.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
     def set_bridge(
         self, name: str, *, mac_aging_time_s: int = 300, mac_table_size: int = 8192, forward_bpdu: bool = False
     ) -> None:
-        """Changes a bridge live. ``mac_aging_time_s`` 15..3600, ``mac_table_size`` 10..1000000; ConfigError outside."""
+        """Changes a bridge live.
+
+        Args:
+            name: an existing bridge.
+            mac_aging_time_s: 15..3600 for which a silent address is remembered.
+            mac_table_size: 10..1000000 addresses.
+            forward_bpdu: forward reserved multicast (01:80:c2:00:00:0x) too.
+
+        Raises:
+            ConfigError: an unknown bridge, or a value out of range; nothing changed then.
+        """
     def del_bridge(self, name: str) -> None:
-        """Deletes a bridge and every port on it; guests see their sockets close."""
+        """Deletes a bridge and every port and bond on it, each as ``del_port`` does.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
     def add_port(
         self,
         bridge: str,
@@ -408,8 +432,8 @@ class Datapath:
             start_queue: the first of the device's queues.
             busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
                 back meanwhile; 0 leaves it to them.
-            zc_queues: 0..128, how many queues above the port's own guests may have, one for each of their queues that
-                sends without a copy; no more than the device has, and none before a guest wants it.
+            zc_queues: 0..128 queues above the port's own that guests may have, one for each of their queues that sends
+                without a copy; no more than the device has, and none before a guest wants it.
             bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:
@@ -466,7 +490,10 @@ class Datapath:
     def del_port(self, name: str) -> None:
         """Ends the session, gives every buffer back to the guest, removes a socket that is still ours.
 
-        A NIC is the host's again.
+        A NIC is the host's again. Returns when it is so: a second at most.
+
+        Raises:
+            ConfigError: there is none of that name.
         """
     def add_bond(
         self,
@@ -532,26 +559,38 @@ class Datapath:
     def port(self, name: str) -> PortState:
         """One port. ConfigError if there is none of that name."""
     def ports(self) -> list[PortState]: ...
-    def fdb(self, bridge: str) -> list[FdbEntry]: ...
+    def fdb(self, bridge: str) -> list[FdbEntry]:
+        """The addresses that a bridge has learned; a copy, in no order. ConfigError for an unknown bridge."""
     def fdb_stats(self, bridge: str) -> dict[str, int]:
-        """Addresses ``learned`` anew, ``expired``, ``evicted`` for others and ``moved`` to another port, so far."""
-    def flush_fdb(self, bridge: str) -> None: ...
+        """Addresses ``learned`` anew, ``expired``, ``evicted`` for others and ``moved`` to another port, so far.
+
+        Raises:
+            ConfigError: an unknown bridge.
+        """
+    def flush_fdb(self, bridge: str) -> None:
+        """Forgets every address that a bridge has learned. ConfigError for an unknown bridge."""
     def pmds(self, seconds: int = 60) -> list[PmdState]:
         """The poll threads by core; queues' shares are of the last ``seconds``, rounded up to 5, at most 60."""
     def clear_pmd_stats(self, cpu: int | None = None) -> None:
-        """Counts from zero again: the thread on ``cpu``, or all."""
+        """Counts from zero again: the thread on ``cpu``, or all. A core without a thread is none's: nothing happens."""
     def set_pmds(self, cpus: Sequence[int]) -> None:
         """Changes which cores have poll threads, live: threads start, queues move without losing a frame, threads end.
 
         Args:
-            cpus: as for the constructor.
+            cpus: as for the constructor, in any order; empty means the first core this process may run on.
 
         Raises:
             ConfigError: a core that this process may not use; nothing changed.
             KernelError: no thread or descriptor to be had; nothing changed.
         """
     def set_sleep(self, max_sleep_us: int | None = None, by_cpu: Mapping[int, int] = ...) -> None:
-        """Changes the longest sleep of idle poll threads live, in µs; ``by_cpu`` for those of some cores."""
+        """Changes the longest sleep of idle poll threads, live.
+
+        Args:
+            max_sleep_us: µs; None is adaptive, 0 never sleeps. No limit is held here: the database's options allow
+                10000 (``ovs-vswitchd.conf.db(5)``: pmd-sleep-max).
+            by_cpu: the same for the threads of some cores, by core, those to come included.
+        """
     def set_sharing(
         self, policy: str = "cycles", *, isolate: bool = True, auto_lb: tuple[int, int, int] | None = None
     ) -> None:
@@ -567,7 +606,15 @@ class Datapath:
             ConfigError: no such policy.
         """
     def set_affinity(self, port: str, cpus: Mapping[int, int]) -> None:
-        """Pins transmitqs of a port to cores by number; others are shared out. ConfigError: no such port."""
+        """Pins queues of a port (a guest's transmitqs, a NIC's receive queues) to cores; others are shared out.
+
+        Args:
+            port: an existing port.
+            cpus: core by queue; a queue or core that is not there now counts when it comes.
+
+        Raises:
+            ConfigError: no such port.
+        """
     def rebalance(self) -> None:
         """Shares every queue out anew, by the loads of the last minute; returns when each is in its place."""
     def close(self) -> None:

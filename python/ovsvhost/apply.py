@@ -194,7 +194,8 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             ledger.set_up.add(device.set_up(nic.device))
         case SetNic(port=nic):
             datapath.set_nic(nic.name, **_nic(nic.settings))
-            ledger.ports[nic.name] = replace(nic, rxq_affinity=ledger.ports[nic.name].rxq_affinity)
+            there = ledger.ports[nic.name]
+            ledger.ports[nic.name] = replace(nic, rxq_affinity=there.rxq_affinity, tx_retries_max=there.tx_retries_max)
         case AddPort(bridge=on, port=NicPort() as port):
             settings = _nic(port.settings)
             datapath.add_nic(
@@ -204,6 +205,7 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
                 netdev=port.device,
                 driver=port.driver,
                 mtu=port.mtu,
+                tx_retries_max=port.tx_retries_max,
                 bond=port.bond,
                 **settings,
             )
@@ -228,6 +230,7 @@ def _carry_out(datapath: Datapath, ledger: Ledger, action: Action) -> None:
             _keep(datapath, ledger, port)
         case SetPort(port=NicPort() as nic, changes=changes):
             datapath.set_port(nic.name, **changes)
+            ledger.ports[nic.name] = replace(ledger.ports[nic.name], tx_retries_max=nic.tx_retries_max)
         case SetPort(port=port, changes=changes):
             datapath.set_port(port.name, **changes)
             ledger.ports[port.name] = replace(port, rxq_affinity=ledger.ports[port.name].rxq_affinity)

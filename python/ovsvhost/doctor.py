@@ -33,6 +33,8 @@ _AF_XDP = 44
 """What Python 3.11's socket module does not name."""
 _NIC_RIGHTS = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_BPF": 39}
 """To attach a program to a device, to open its sockets, and to load the program (``capabilities(7)``)."""
+_NIC_QUEUE_MIB = 16
+"""Of frames, with rings of 2048 descriptors, as they are unless asked for otherwise: 4096 frames of 4 KiB."""
 _SWITCHES = frozenset({"ovs-vswitchd", "vpp", "vpp_main", "dpdk-testpmd", "testpmd", "snabb"})
 
 
@@ -86,7 +88,7 @@ def hugepages(root: Path = _HUGEPAGES) -> Iterable[Finding]:
 
 
 def userfaultfd() -> Iterable[Finding]:
-    """What post-copy migration will need."""
+    """What guests that move in by post-copy need."""
     device = Path("/dev/userfaultfd")
     allowed = os.access(device, os.R_OK | os.W_OK) or os.geteuid() == 0
     if not allowed:
@@ -132,8 +134,9 @@ def limits() -> Iterable[Finding]:
         yield Finding(
             "memlock",
             "warn",
-            f"{locked // 1024} KiB of memory may be locked: physical ports will need more, vhost ports need none",
-            "LimitMEMLOCK=infinity in the unit",
+            f"{locked // 1024} KiB of memory may be locked: a network device over AF_XDP locks {_NIC_QUEUE_MIB} MiB a "
+            "queue, and zero-copy transmit a guest's memory; ports of guests need none",
+            "LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited",
         )
 
 
@@ -172,7 +175,7 @@ def shared_memory() -> Iterable[Finding]:
 
 
 def network_devices(status: Path = Path("/proc/self/status")) -> Iterable[Finding]:
-    """What ports of ``type=afxdp`` and ``dpdk`` will need; guests' ports need none of it."""
+    """What ports of ``type=afxdp`` and ``dpdk`` need; guests' ports need none of it."""
     try:
         socket.socket(_AF_XDP, socket.SOCK_RAW).close()
     except OSError as error:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed, pmd_settings
 from ovsvhost import options as port_options
+from ovsvhost.backend import no_port
 from ovsvhost.errors import ConfigError, OvsvhostError
 from ovsvhost.model import (
     AGING_S_RANGE,
@@ -34,6 +35,7 @@ from ovsvhost.model import (
 )
 from ovsvhost.nic.links import LinkWatch
 from ovsvhost.nic.port import TYPE_OF, Asked, interpret
+from ovsvhost.other_config import interface_settings
 from ovsvhost.plan import plan
 from ovsvhost.rundir import make_private, run_directory
 
@@ -142,7 +144,7 @@ class InProcess:
         mtu: int | None,
         other_config: Mapping[str, str],
     ) -> None:
-        """ConfigError: an option, name, number or path that cannot be. KernelError: no socket to be had."""
+        """ConfigError: an option, key, name, number or path that cannot be. KernelError: no socket to be had."""
         with self._lock:
             taken = [there.ofport for there in self._bridge(bridge).ports]
             number = free_ofport(taken) if ofport is None else ofport
@@ -153,8 +155,8 @@ class InProcess:
     def del_port(self, bridge: str, name: str) -> None:
         """ConfigError if there is none of that name on the bridge."""
         with self._lock:
-            if name not in self.ports(bridge):
-                raise ConfigError(f"there is no port {name!r} on bridge {bridge!r}")
+            if name not in (there := self.ports(bridge)):
+                raise no_port(name, bridge, there)
             self._change_ports(bridge, lambda ports: tuple(port for port in ports if port.name != name))
 
     def set_mtu(self, name: str, mtu: int) -> None:
@@ -167,7 +169,10 @@ class InProcess:
 
     def port(self, name: str) -> PortState:
         """A port's live state; ConfigError if there is none of that name."""
-        return observed.port_state(self._running(), name)
+        datapath = self._running()
+        if not any(port.name == name for bridge in self._desired.bridges for port in bridge.ports):
+            raise no_port(name)
+        return observed.port_state(datapath, name)
 
     def wait_change(self, timeout_ms: float) -> None:
         """Waits until something may have changed, and logs what happened."""
@@ -230,27 +235,27 @@ class InProcess:
         mtu: int | None,
         other_config: Mapping[str, str],
     ) -> AnyPort:
-        nic_type = TYPE_OF.get(port_type)
-        if nic_type is not None:
-            return self._nic(name, nic_type, asked, ofport, mtu)
+        if port_type in NIC_TYPES:
+            nic = self._nic(name, TYPE_OF[port_type], asked, ofport, mtu)
+            return replace(nic, rxq_affinity=interface_settings("device", name, other_config).checked().rxq_affinity)
         if port_type != port_options.CLIENT and port_type != port_options.SERVER:  # noqa: PLR1714 - narrows the type
             raise ConfigError(
                 f"type={port_type!r} is not served: give one of {', '.join(sorted((*PORT_TYPES, *NIC_TYPES)))}"
             )
         mtu = MTU_DEFAULT if mtu is None else mtu
         port_options.check_mtu(name, mtu)
-        steering, complaints = port_options.tx_steering(name, other_config)
-        if complaints:
-            raise ConfigError("; ".join(complaints))
+        settings = interface_settings("guest", name, other_config).checked()
         directory = self._socket_dir() if port_type == port_options.SERVER else None
         meant = port_options.parse(name, port_type, asked, directory)
         if meant.complaints:
             raise ConfigError("; ".join(meant.complaints))
         key = str(uuid.uuid4())
-        port = meant.port(key=key, name=name, port_type=port_type, ofport=ofport, mtu=mtu, steering=steering)
+        port = meant.port(
+            key=key, name=name, port_type=port_type, ofport=ofport, mtu=mtu, steering=settings.tx_steering
+        )
         if port is None:
             raise ConfigError(f"port {name!r} has no path: give options={{'vhost-server-path': '/…'}}")
-        return port
+        return replace(port, rxq_affinity=settings.rxq_affinity)
 
     def _nic(self, name: str, kind: NicType, asked: Mapping[str, str], ofport: int, mtu: int | None) -> NicPort:
         """ConfigError unless every option can be as asked; the device itself may come later."""

@@ -73,7 +73,8 @@ REBALANCE_MIN_MAX = 20_000
 BACKPRESSURE_MAX_US = 100_000
 XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
 """How an XDP program is attached (``ovs-vswitchd.conf.db(5)``: xdp-mode)."""
-NIC_QUEUES_MAX = 64
+NIC_QUEUES_MAX = 128
+"""What the core's queue numbers hold (``QUEUES_MAX`` in ``rust/datapath/nic.rs``)."""
 NIC_DESCRIPTORS_RANGE = (64, 4096)
 """Descriptors of a NIC's ring; a power of two."""
 BUSY_BUDGET_MAX = 65_535
@@ -85,6 +86,8 @@ REBALANCE_DEFAULT_MS = 10_000
 """Between two rebalancings of a bond (``ovs-vswitchd.conf.db(5)``: bond-rebalance-interval)."""
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
 """How one of several receiveqs is chosen: by the frame's flow, or by the thread that delivers."""
+NO_MAC = "00:00:00:00:00:00"
+"""What OVS shows where there is no address, and for a vhost-user port: that one's is the guest's business."""
 AGING_S_DEFAULT = 300
 AGING_S_RANGE = (15, 3600)
 FDB_SIZE_DEFAULT = 8192
@@ -135,14 +138,14 @@ class NicSettings:
     """How a NIC port's device is used; another value attaches it anew.
 
     Attributes:
-        n_rxq: receive queues, 1..64, from `xdp_start_queue` on.
+        n_rxq: receive queues, 1..128, from `xdp_start_queue` on.
         n_rxq_desc: descriptors of each receive ring, a power of two in 64..4096.
         n_txq_desc: descriptors of each transmit ring, and of its completion ring; likewise.
         xdp_mode: how the XDP program is attached.
         use_need_wakeup: the kernel says when it wants to be called.
         xdp_start_queue: the device's first queue that is used.
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
-        xdp_zc_queues: how many queues above `n_rxq` guests may have to send on without a copy, 0..64; no more than
+        xdp_zc_queues: how many queues above `n_rxq` guests may have to send on without a copy, 0..128; no more than
             the device has.
     """
 
@@ -167,6 +170,7 @@ class NicPort:
         device: the kernel's name of it, unique in the switch.
         ofport: 1..65279, unique on its bridge.
         mtu: bytes of IP payload, 68..9702, of the device and the port; None leaves what the device has.
+        tx_retries_max: 0..32, as of a vhost-user port: how often a full transmit ring is tried again while it drains.
         brings_up: the device is set up when it comes, as DPDK starts its devices.
         settings: see there.
         keeps: names of settings for which something impossible was asked: what the port has stays.
@@ -180,6 +184,7 @@ class NicPort:
     device: str
     ofport: int
     mtu: int | None = None
+    tx_retries_max: int = TX_RETRIES_DEFAULT
     brings_up: bool = False
     settings: NicSettings = NicSettings()
     keeps: frozenset[str] = frozenset()

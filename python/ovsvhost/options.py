@@ -135,7 +135,7 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
             for option in ("socket-mode", "socket-owner", "socket-group")
             if left.pop(option, None) is not None
         ]
-    retries = take("tx-retries-max", TX_RETRIES_DEFAULT, _retries)
+    retries = take("tx-retries-max", TX_RETRIES_DEFAULT, tx_retries)
     backpressure = take("backpressure-us", 0, _backpressure)
     file_memory = bool(take("allow-file-memory", 0, _bool))
     zero_copy = bool(take("dq-zero-copy", 0, _bool))
@@ -151,6 +151,13 @@ def parse(name: str, port_type: PortType, options: Mapping[str, str], socket_dir
         else:
             complaints.append(f"options:{option} is unknown: remove it or correct its name")
     return PortOptions(socket, tuple(complaints), retries, backpressure, mode, owner, group, file_memory, zero_copy)
+
+
+def tx_retries(text: str) -> int:
+    """What ``tx-retries-max`` asks for; ConfigError with the end of a sentence about it if that cannot be."""
+    if is_whole(text) and int(text) <= TX_RETRIES_MAX:
+        return int(text)
+    raise ConfigError(f" ({TX_RETRIES_DEFAULT} is): give a number 0..{TX_RETRIES_MAX}")
 
 
 def tx_steering(name: str, other_config: Mapping[str, str]) -> tuple[TxSteering, tuple[str, ...]]:
@@ -218,12 +225,6 @@ def within(what: str, value: int, least: int, most: int) -> None:
     """ConfigError, with the range, when ``value`` lies outside of it."""
     if not least <= value <= most:
         raise ConfigError(f"{what}={value} is out of range: give {least}..{most}")
-
-
-def _retries(text: str) -> int:
-    if is_whole(text) and int(text) <= TX_RETRIES_MAX:
-        return int(text)
-    raise ConfigError(f" ({TX_RETRIES_DEFAULT} is): give a number 0..{TX_RETRIES_MAX}")
 
 
 def _backpressure(text: str) -> int:

@@ -277,6 +277,7 @@ def _same(wanted: tuple[str, AnyPort], now: tuple[str, AnyPort]) -> bool:
             return port == replace(
                 there,
                 mtu=port.mtu,
+                tx_retries_max=port.tx_retries_max,
                 brings_up=port.brings_up,
                 settings=port.settings,
                 rxq_affinity=port.rxq_affinity,
@@ -288,9 +289,9 @@ def _changes(wanted: AnyPort, now: AnyPort) -> PortChanges:
     changes: PortChanges = {}
     if wanted.mtu is not None and wanted.mtu != now.mtu:
         changes["mtu"] = wanted.mtu
+    if wanted.tx_retries_max != now.tx_retries_max:
+        changes["tx_retries_max"] = wanted.tx_retries_max
     if isinstance(wanted, Port) and isinstance(now, Port):
-        if wanted.tx_retries_max != now.tx_retries_max:
-            changes["tx_retries_max"] = wanted.tx_retries_max
         if wanted.backpressure_us != now.backpressure_us:
             changes["backpressure_us"] = wanted.backpressure_us
         if wanted.tx_steering != now.tx_steering:

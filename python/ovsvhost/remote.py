@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ovsvhost import options as port_options
 from ovsvhost import pmd_settings
 from ovsvhost.appctl.client import control_socket, transact
+from ovsvhost.backend import no_port
 from ovsvhost.errors import ConfigError, PeerError
 from ovsvhost.model import (
     AGING_S_RANGE,
@@ -32,9 +33,10 @@ from ovsvhost.model import (
 )
 from ovsvhost.nic import settings as nic_settings
 from ovsvhost.nic.port import TYPE_OF
+from ovsvhost.other_config import interface_settings
 from ovsvhost.poll import Poller
 from ovsvhost.rundir import DATABASE_SOCKET, PIDFILE, database_remote, run_directory
-from ovsvhost.store import idl
+from ovsvhost.store import idl, operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +57,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class RemotePort:
-    """A port's row, read at one moment; see `ovsvhost.switch.PortView`."""
+    """A port's row, read at one moment; see `ovsvhost.backend.PortView`."""
 
     name: str
     bridge: str
@@ -70,7 +72,7 @@ class RemotePort:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFdbEntry:
-    """One line of ``fdb/show``; see `ovsvhost.switch.FdbView`."""
+    """One line of ``fdb/show``; see `ovsvhost.backend.FdbView`."""
 
     ofport: int
     vlan: int
@@ -87,7 +89,8 @@ class OverDatabase:
         timeout_s: how long the database and the switch may take to answer.
 
     Raises:
-        ConfigError: the database does not answer.
+        ConfigError: the database does not answer, or is none of a switch's.
+        PeerError: it has stopped to answer.
     """
 
     def __init__(self, db: str | None, rundir: str | os.PathLike[str] | None, timeout_s: float) -> None:
@@ -139,10 +142,10 @@ class OverDatabase:
             }
             self._commit(
                 [
-                    _insert("Interface", "interface", {"name": name, "type": "internal"}),
-                    _insert("Port", "port", {"name": name, "interfaces": ["named-uuid", "interface"]}),
-                    _insert("Bridge", "bridge", bridge),
-                    _change("Open_vSwitch", self._root(), "bridges", "insert", ["named-uuid", "bridge"]),
+                    operations.insert("Interface", "interface", {"name": name, "type": "internal"}),
+                    operations.insert("Port", "port", {"name": name, "interfaces": ["named-uuid", "interface"]}),
+                    operations.insert("Bridge", "bridge", bridge),
+                    operations.change("Open_vSwitch", self._root(), "bridges", "insert", ["named-uuid", "bridge"]),
                 ]
             )
 
@@ -150,7 +153,7 @@ class OverDatabase:
         """ConfigError if there is none of that name."""
         with self._lock:
             bridge = ["uuid", str(self._bridge(name).uuid)]
-            self._commit([_change("Open_vSwitch", self._root(), "bridges", "delete", bridge)])
+            self._commit([operations.change("Open_vSwitch", self._root(), "bridges", "delete", bridge)])
 
     def fdb(self, bridge: str) -> Sequence[RemoteFdbEntry]:
         """The addresses a bridge has learned, asked over the control socket."""
@@ -166,8 +169,9 @@ class OverDatabase:
         self._ask("fdb/flush", bridge)
 
     def ports(self, bridge: str) -> Sequence[str]:
-        """Names, sorted, without the bridge's own."""
-        return sorted(port.name for port in self._bridge(bridge).ports if port.name != bridge)
+        """Names, sorted, without the bridge's own; of a bond those of its links, as in the datapath."""
+        ports = (port for port in self._bridge(bridge).ports if port.name != bridge)
+        return sorted(interface.name for port in ports for interface in port.interfaces)
 
     def add_port(
         self,
@@ -182,13 +186,10 @@ class OverDatabase:
     ) -> None:
         """ConfigError: what can be judged here, and what the switch refused, in its words."""
         self._judge(name, type, options, ofport, mtu)
-        if type in PORT_TYPES:
-            _, complaints = port_options.tx_steering(name, other_config)
-            if complaints:
-                raise ConfigError("; ".join(complaints))
+        interface_settings("device" if type in NIC_TYPES else "guest", name, other_config).checked()
         with self._lock:
             on = self._bridge(bridge)
-            if any(port.name == name for other in self._root().bridges for port in other.ports):
+            if name in self._names():
                 raise ConfigError(f"port {name!r} is already there: choose another")
             row: dict[str, Any] = {"name": name, "type": type, "options": ["map", sorted(map(list, options.items()))]}
             if other_config:
@@ -199,9 +200,9 @@ class OverDatabase:
                 row["mtu_request"] = mtu
             self._commit(
                 [
-                    _insert("Interface", "interface", row),
-                    _insert("Port", "port", {"name": name, "interfaces": ["named-uuid", "interface"]}),
-                    _change("Bridge", on, "ports", "insert", ["named-uuid", "port"]),
+                    operations.insert("Interface", "interface", row),
+                    operations.insert("Port", "port", {"name": name, "interfaces": ["named-uuid", "interface"]}),
+                    operations.change("Bridge", on, "ports", "insert", ["named-uuid", "port"]),
                 ]
             )
             _, interface = self._interface(name)
@@ -211,14 +212,16 @@ class OverDatabase:
                 raise ConfigError(refusal)
 
     def del_port(self, bridge: str, name: str) -> None:
-        """ConfigError if there is none of that name on the bridge."""
+        """ConfigError if there is none of that name on the bridge, or it is a link of a bond."""
         with self._lock:
             on = self._bridge(bridge)
-            for port in on.ports:
-                if port.name == name and name != bridge:
-                    self._commit([_change("Bridge", on, "ports", "delete", ["uuid", str(port.uuid)])])
-                    return
-        raise ConfigError(f"there is no port {name!r} on bridge {bridge!r}")
+            there = self.ports(bridge)
+            if name not in there:
+                raise no_port(name, bridge, there)
+            (port,) = (port for port in on.ports if any(link.name == name for link in port.interfaces))
+            if len(port.interfaces) > 1:
+                raise ConfigError(f"port {name!r} is a link of bond {port.name!r}: ovs-vsctl del-port {port.name}")
+            self._commit([operations.change("Bridge", on, "ports", "delete", ["uuid", str(port.uuid)])])
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Changes it live; ConfigError out of range."""
@@ -233,7 +236,7 @@ class OverDatabase:
         pmd_settings.rxq_affinity(affinity)
         with self._lock:
             _, row = self._interface(name)
-            self._commit([_set_keys("Interface", row, ["pmd-rxq-affinity"], {"pmd-rxq-affinity": affinity})])
+            self._commit([operations.set_keys("Interface", row, ["pmd-rxq-affinity"], {"pmd-rxq-affinity": affinity})])
 
     def set_pmds(self, settings: Mapping[str, str]) -> None:
         """Changes the poll threads live; ConfigError: what can be judged here, and cores that the switch refused."""
@@ -255,7 +258,7 @@ class OverDatabase:
     def _write_pmds(self, settings: Mapping[str, str]) -> None:
         root = self._root()
         old = {key for key in root.other_config if key.startswith(pmd_settings.PREFIX)}
-        self._commit([_set_keys("Open_vSwitch", root, sorted(old | set(settings)), settings)])
+        self._commit([operations.set_keys("Open_vSwitch", root, sorted(old | set(settings)), settings)])
 
     def port(self, name: str) -> RemotePort:
         """A port's row as it is now; ConfigError if there is none of that name."""
@@ -343,15 +346,20 @@ class OverDatabase:
                 for interface in port.interfaces:
                     if interface.name == name:
                         return bridge.name, interface
-        raise ConfigError(f"there is no port {name!r}")
+        raise no_port(name)
 
-    def _commit(self, operations: Sequence[Operation]) -> None:
+    def _names(self) -> set[str]:
+        """Names that no new port can have."""
+        ports = [port for bridge in self._root().bridges for port in bridge.ports]
+        return {row.name for port in ports for row in (port, *port.interfaces)}
+
+    def _commit(self, changes: Sequence[Operation]) -> None:
         """Writes one transaction and waits until the switch has followed."""
         root = self._root()
         where = [["_uuid", "==", ["uuid", str(root.uuid)]]]
         count = {"op": "mutate", "table": "Open_vSwitch", "where": where, "mutations": [["next_cfg", "+=", 1]]}
         replies: list[list[str]] = []
-        if not self._pump().write([*operations, count], replies.append):
+        if not self._pump().write([*changes, count], replies.append):
             raise PeerError(f"database {self._remote} has hung up: connect again")
         self._until(lambda _replica: bool(replies), f"database {self._remote} does not answer")
         if replies[0]:
@@ -361,7 +369,13 @@ class OverDatabase:
         self._until(lambda _replica: root.cur_cfg >= target, "the switch does not follow its database: is it running?")
 
     def _ask(self, command: str, *arguments: str) -> str:
-        fine, answer = transact(self._control_socket(), command, arguments, timeout_s=self._timeout_s)
+        path = self._control_socket()
+        try:
+            fine, answer = transact(path, command, arguments, timeout_s=self._timeout_s)
+        except TimeoutError:
+            raise PeerError(
+                f"the switch does not answer on {str(path)!r} (after {self._timeout_s:g} s): look into its log"
+            ) from None
         if not fine:
             raise ConfigError(answer.strip())
         return answer
@@ -372,24 +386,6 @@ class OverDatabase:
         if self._remote == f"unix:{beside}/{DATABASE_SOCKET}":
             rundir = run_directory(beside)
         return control_socket(PIDFILE.removesuffix(".pid"), rundir)
-
-
-def _insert(table: str, name: str, row: dict[str, Any]) -> Operation:
-    return {"op": "insert", "table": table, "uuid-name": name, "row": row}
-
-
-def _change(table: str, row: Any, column: str, how: str, value: list[str]) -> Operation:
-    where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
-    return {"op": "mutate", "table": table, "where": where, "mutations": [[column, how, ["set", [value]]]]}
-
-
-def _set_keys(table: str, row: Any, old: Sequence[str], new: Mapping[str, str]) -> Operation:
-    """Takes keys out of ``other_config`` and puts others in."""
-    where = [["_uuid", "==", ["uuid", str(row.uuid)]]]
-    mutations: list[list[Any]] = [["other_config", "delete", ["set", list(old)]]]
-    if new:
-        mutations.append(["other_config", "insert", ["map", sorted(map(list, new.items()))]])
-    return {"op": "mutate", "table": table, "where": where, "mutations": mutations}
 
 
 def _only(values: Sequence[Any]) -> Any:

@@ -10,13 +10,14 @@
     with connect() as switch:                            the same objects over a running ovsvhost daemon
         print(switch.bridges)
 
-The objects hold names and ask anew at every question; what answers is a `Backend`.
+The objects hold names and ask anew at every question; what answers is an `ovsvhost.backend.Backend`. Over a daemon
+every question may raise PeerError: the database, or the switch behind it, does not answer in time.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from ovsvhost.model import AGING_S_DEFAULT, FDB_SIZE_DEFAULT
 
@@ -25,126 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from ovsvhost.backend import Backend, FdbView, PortView
     from ovsvhost.model import NicType, PortType
-
-
-class PortView(Protocol):
-    """What a port is, read at one moment; the datapath's own `PortState` is one."""
-
-    @property
-    def bridge(self) -> str:
-        """The bridge it is on."""
-
-    @property
-    def ofport(self) -> int:
-        """Its number on the bridge."""
-
-    @property
-    def link_up(self) -> bool:
-        """Whether a guest is there and its first queue pair runs."""
-
-    @property
-    def link_resets(self) -> int:
-        """How often the link changed."""
-
-    @property
-    def mtu(self) -> int:
-        """Bytes of IP payload."""
-
-    @property
-    def error(self) -> str | None:
-        """Why the link is down or degraded, with the cure."""
-
-    @property
-    def status(self) -> dict[str, str]:
-        """As the ``status`` column of ``Interface``."""
-
-    @property
-    def statistics(self) -> dict[str, int]:
-        """As the ``statistics`` column of ``Interface``."""
-
-
-class FdbView(Protocol):
-    """One learned address; the datapath's own `FdbEntry` is one."""
-
-    @property
-    def ofport(self) -> int:
-        """Where it is."""
-
-    @property
-    def vlan(self) -> int:
-        """0 when untagged."""
-
-    @property
-    def mac(self) -> str:
-        """``aa:bb:cc:dd:ee:ff``."""
-
-    @property
-    def age_s(self) -> int:
-        """Seconds since it was heard."""
-
-
-class Backend(Protocol):
-    """What carries a `Switch` out."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether there is nothing to ask any more."""
-
-    def close(self) -> None:
-        """Ends it."""
-
-    def bridges(self) -> Sequence[str]:
-        """Names."""
-
-    def add_bridge(self, name: str, mac_aging_time_s: int, mac_table_size: int, forward_bpdu: bool) -> None:
-        """Adds a bridge."""
-
-    def del_bridge(self, name: str) -> None:
-        """Deletes a bridge and its ports."""
-
-    def fdb(self, bridge: str) -> Sequence[FdbView]:
-        """The addresses a bridge has learned."""
-
-    def flush_fdb(self, bridge: str) -> None:
-        """Forgets them."""
-
-    def ports(self, bridge: str) -> Sequence[str]:
-        """Names of the ports of a bridge."""
-
-    def add_port(
-        self,
-        bridge: str,
-        name: str,
-        *,
-        type: PortType | NicType,  # noqa: A002 - the column's name
-        options: Mapping[str, str],
-        ofport: int | None,
-        mtu: int | None,
-        other_config: Mapping[str, str],
-    ) -> None:
-        """Adds a port to a bridge."""
-
-    def del_port(self, bridge: str, name: str) -> None:
-        """Deletes a port."""
-
-    def set_mtu(self, name: str, mtu: int) -> None:
-        """Changes a port's MTU live."""
-
-    def port(self, name: str) -> PortView:
-        """A port's state, read now."""
-
-    def set_rxq_affinity(self, name: str, affinity: str) -> None:
-        """Pins queues of a port to cores, live."""
-
-    def set_pmds(self, settings: Mapping[str, str]) -> None:
-        """Sets the poll threads up anew, live."""
-
-    def rebalance(self) -> None:
-        """Shares the queues out anew."""
-
-    def wait_change(self, timeout_ms: float) -> None:
-        """Waits until something may have changed."""
 
 
 class Port:
@@ -170,7 +53,7 @@ class Port:
 
     @property
     def link_up(self) -> bool:
-        """Whether a guest is there and its first queue pair runs."""
+        """Whether a guest is there and its first queue pair runs; of a network device, whether it has a carrier."""
         return self.state.link_up
 
     @property
@@ -185,7 +68,7 @@ class Port:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """As the ``statistics`` column of ``Interface``; rx is what the guest sent; cumulative."""
+        """As the ``statistics`` column of ``Interface``; rx is what came from the guest or device; cumulative."""
         return self.state.statistics
 
     @property
@@ -198,13 +81,16 @@ class Port:
         self._backend.set_mtu(self.name, mtu)
 
     def set_rxq_affinity(self, affinity: str) -> None:
-        """Pins transmitqs of the guest to cores, live; those not named are shared out.
+        """Pins the port's queues to cores, live; those not named are shared out.
+
+        They are what poll threads receive from: a guest's transmitqs, a network device's receive queues.
 
         Args:
             affinity: ``queue:core`` pairs, as ``0:3,1:7`` (``pmd-rxq-affinity`` in ``ovs-vswitchd.conf.db(5)``).
 
         Raises:
             ConfigError: it is no list of pairs.
+            PeerError: over a daemon: it, or its database, does not answer.
         """
         self._backend.set_rxq_affinity(self.name, affinity)
 
@@ -237,7 +123,7 @@ class Bridge:
 
     @property
     def ports(self) -> tuple[Port, ...]:
-        """Its ports."""
+        """Its ports; the links of bonds are among them. Bonds are made and deleted by ``ovs-vsctl``."""
         return tuple(Port(self._backend, name) for name in self._backend.ports(self.name))
 
     def add_port(
@@ -253,18 +139,21 @@ class Bridge:
         """Adds a port for a guest, or a network device of this machine; it comes up by itself (see `Port.wait_link`).
 
         Args:
-            name: unique in the switch; of an ``afxdp`` port the device's name.
+            name: unique in the switch; of an ``afxdp`` or ``system`` port the device's name.
             type: who makes a guest's socket: the VMM (``dpdkvhostuserclient``) or we (``dpdkvhostuser``). Or a network
-                device: ``afxdp``, or ``dpdk`` with ``dpdk-devargs``.
+                device: ``afxdp``, ``dpdk`` with ``dpdk-devargs``, or ``system``, which is any device over AF_PACKET.
             options: as in the database's ``options`` column: ``vhost-server-path``, ``tx-retries-max``,
                 ``backpressure-us``, ``dpdk-devargs``, ``n_rxq``, ``xdp-mode`` …
             ofport: 1..65279; None takes the lowest free one.
             mtu: bytes of IP payload, 68..9702; None is 1500 for a guest, and what a device has.
-            other_config: as in the database's ``other_config`` column of ``Interface``: ``tx-steering``.
+            other_config: as in the database's ``other_config`` column of ``Interface``: ``pmd-rxq-affinity``, and of a
+                guest's port ``tx-steering``.
 
         Raises:
-            ConfigError: an option, name, number or path that cannot be; nothing changed.
+            ConfigError: an option, key, name, number or path that cannot be, or over a daemon whatever the switch
+                refused; nothing changed.
             KernelError: the socket could not be created.
+            PeerError: over a daemon: it, or its database, does not answer.
         """
         self._backend.add_port(
             self.name,
@@ -278,7 +167,12 @@ class Bridge:
         return Port(self._backend, name)
 
     def del_port(self, name: str) -> None:
-        """Deletes a port; its guest gets every buffer back. ConfigError if there is none of that name here."""
+        """Deletes a port; its guest gets every buffer back.
+
+        Raises:
+            ConfigError: there is none of that name here, or it is a link of a bond.
+            PeerError: over a daemon: it, or its database, does not answer.
+        """
         self._backend.del_port(self.name, name)
 
     def fdb(self) -> Sequence[FdbView]:
@@ -381,7 +275,9 @@ class Switch:
                 ``{"pmd-cpu-mask": "0x6", "pmd-rxq-assign": "group"}``; what is left out has its default.
 
         Raises:
-            ConfigError: one of them cannot be, or a core is not this process's; nothing changed.
+            ConfigError: one of them cannot be, or a core is not the switch's to use; nothing changed.
+            KernelError: no thread to be had.
+            PeerError: over a daemon: it, or its database, does not answer.
         """
         self._backend.set_pmds(settings)
 
@@ -399,7 +295,8 @@ def connect(db: str | None = None, *, rundir: str | os.PathLike[str] | None = No
         timeout_s: how long the database, and the switch after a change, may take to answer.
 
     Raises:
-        ConfigError: the database does not answer.
+        ConfigError: the database does not answer, or is none of a switch's.
+        PeerError: it has stopped to answer.
     """
     from ovsvhost.remote import OverDatabase  # noqa: PLC0415 - loads the database client
 

@@ -99,15 +99,13 @@ impl PortLink for Link {
     }
 
     fn look_ahead(&self) {
-        let state = self.shared.state();
-        let ours = state.receiveqs.values().filter(|slot| slot.port == self.record.id).map(Arc::clone);
-        let slots: Vec<_> = ours.collect();
-        drop(state);
-        for slot in slots {
-            // A poll thread that finds it taken comes again.
-            if let Some(queue) = slot.queue.lock().as_mut() {
-                queue.look_ahead(slot.vring);
-            }
+        let (state, port) = (self.shared.state(), self.record.id);
+        let slots: Vec<_> =
+            state.receiveqs.range((port, 0)..=(port, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
+        // Not here: who delivers would wait for a thread that may be off its core. With the state locked, the one that is told
+        // is not told to end before.
+        if let Some(thread) = state.places.thread_of(port, 1).filter(|_| !slots.is_empty()) {
+            thread.pmd.post(Message::LookAhead(slots));
         }
     }
 

@@ -14,8 +14,10 @@
 //! A table names memory by region and offset, never by address: whoever reads it asks the map it belongs to, which checks
 //! the bounds. What is taken back is counted in `generation` and listed for a while, so that queues forget exactly that.
 //! The session that takes something back waits for every poll thread before it answers; a queue catches up at the start of
-//! each burst.
+//! each burst. A table that was replaced goes when nobody reads it any more, and by the session's hand: a poll thread frees
+//! none.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -23,6 +25,7 @@ use arc_swap::ArcSwap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 
 /// Most mappings of one guest, neighbours merged; a table of so many takes 3 MiB.
 pub const MAPPINGS_MAX: usize = 1 << 16;
@@ -36,8 +39,10 @@ const WANTED: usize = 256;
 const PROBES: usize = 8;
 /// Most bytes that are looked at together: no frame and no ring area is longer.
 const REACH: u64 = 1 << 20;
+/// Every address that a mapping can have.
+const ALL: Range<u64> = 0..u64::MAX;
 /// Bytes of the smallest page that an IOMMU has.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// What the device may do with memory, or wants to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -193,6 +198,11 @@ impl Table {
         gone
     }
 
+    /// Of no mappings; whatever there was up to this generation is gone.
+    fn empty_since(generation: u64) -> Self {
+        Self { complete_since: generation, ..Self::default() }
+    }
+
     fn remember(&mut self, generation: u64, gone: Vec<Mapping>) {
         if gone.len() > REMEMBERED {
             self.gone.clear();
@@ -211,6 +221,8 @@ impl Table {
 #[derive(Debug)]
 pub struct Iotlb {
     table: ArcSwap<Table>,
+    /// Tables that were replaced, until nobody reads them any more. The session's.
+    replaced: Lock<Vec<Arc<Table>>>,
     /// Counts up whenever something is taken back.
     generation: AtomicU64,
     /// Counts up whenever something is mapped. Who waits for a mapping looks again when it has moved.
@@ -228,6 +240,7 @@ impl Iotlb {
     pub fn new(bell: EventFd) -> Self {
         Self {
             table: ArcSwap::default(),
+            replaced: Lock::default(),
             generation: AtomicU64::new(0),
             updates: AtomicU64::new(0),
             wanted: [(); 2].map(|()| (0..WANTED).map(|_| AtomicU64::new(0)).collect()),
@@ -274,29 +287,48 @@ impl Iotlb {
         self.updates.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Puts mappings, in order, in the place of all that was in `[from, to)`. True if something was taken back by it: then
-    /// it is gone when every poll thread has passed. The session's.
-    pub(super) fn replace(&self, from: u64, to: u64, new: &[Mapping]) -> Result<bool> {
+    /// Puts mappings, in order, in the place of all that was in `[from, to)`. Gives the addresses among which something was
+    /// taken back, if anything was: it is gone when every poll thread has passed. The session's.
+    pub(super) fn replace(&self, from: u64, to: u64, new: &[Mapping]) -> Result<Option<Range<u64>>> {
         let mut table = Table::clone(&self.table.load());
-        let gone = table.replace(from, to, new);
-        if table.count > MAPPINGS_MAX && !new.is_empty() {
-            return Err(Error::Peer(format!(
-                "a mapping past the {MAPPINGS_MAX} that are kept: the guest's driver maps memory in smaller pieces than a \
-                 network device needs; give it huge pages, or iommu=pt"
-            )));
-        }
+        let (gone, mut range) = (table.replace(from, to, new), from..to);
         let is_less = !gone.is_empty();
         let generation = self.generation() + u64::from(is_less);
         if is_less {
             table.remember(generation, gone);
         }
-        self.table.store(Arc::new(table));
-        // Who sees the number finds the table.
-        self.generation.store(generation, Ordering::Release);
+        if table.count > MAPPINGS_MAX {
+            if !new.is_empty() {
+                return Err(Error::Peer(format!(
+                    "a mapping past the {MAPPINGS_MAX} that are kept: the guest's driver maps memory in smaller pieces \
+                     than a network device needs; give it huge pages, or iommu=pt"
+                )));
+            }
+            // Holes made more of them. An invalidation is not refused: all of it goes, and is asked for again.
+            (table, range) = (Table::empty_since(generation), ALL);
+        }
+        self.put(table, generation);
         if !new.is_empty() {
             self.look_again();
         }
-        Ok(is_less)
+        Ok(is_less.then_some(range))
+    }
+
+    /// Forgets every mapping, and what is wanted. No ring of it may be in use. The session's.
+    pub fn forget(&self) {
+        let generation = self.generation() + 1;
+        self.put(Table::empty_since(generation), generation);
+        self.take_wanted(|_, _, _| {});
+    }
+
+    fn put(&self, table: Table, generation: u64) {
+        let before = self.table.swap(Arc::new(table));
+        // Who sees the number finds the table.
+        self.generation.store(generation, Ordering::Release);
+        let mut replaced = self.replaced.lock();
+        replaced.push(before);
+        // Whoever reads one counts for it since it was replaced, and nobody finds it any more.
+        replaced.retain(|table| Arc::strong_count(table) > 1);
     }
 
     /// The mapping of one address, if it allows that.

@@ -278,7 +278,7 @@ impl Outlet {
     }
 
     /// [`Receiveq::look_ahead`].
-    pub(crate) fn look_ahead(&mut self, vring: u16) {
+    pub(super) fn look_ahead(&mut self, vring: u16) {
         if let Self::Guest(queue) = self {
             queue.look_ahead(vring);
         }

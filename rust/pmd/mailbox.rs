@@ -82,6 +82,8 @@ pub enum Message {
     /// Make the first call of a receiveq, with its new call descriptor if it has one: such calls may hang, so they are
     /// made where somebody watches.
     Greet(Arc<OutletSlot>),
+    /// Ask for the mappings that the next buffers of these receiveqs lack: the guest's IOMMU has taken some back.
+    LookAhead(Vec<Arc<OutletSlot>>),
     /// `pmd-sleep-max` changed.
     Sleep(Sleep),
     /// Announce `mac` into the bridge as if it came in on `port`.

@@ -66,6 +66,7 @@ impl Pmd {
             look_at_quiet: 0,
             forwarder: Forwarder::new(number, faults.clone(), Arc::clone(&stats)),
             ungreeted: Vec::new(),
+            unlooked: Vec::new(),
             sleeper,
             started,
             next_second: tsc::now(),
@@ -151,6 +152,8 @@ struct Body {
     forwarder: Forwarder,
     /// Receiveqs whose first call is still to be made: another thread had them.
     ungreeted: Vec<Arc<OutletSlot>>,
+    /// Receiveqs whose next buffers may lack mappings: likewise.
+    unlooked: Vec<Arc<OutletSlot>>,
     sleeper: Sleeper,
     started: Instant,
     next_second: u64,
@@ -342,6 +345,10 @@ impl Body {
                     }
                 }
                 Message::Greet(slot) => self.ungreeted.push(slot),
+                Message::LookAhead(slots) => {
+                    self.unlooked.retain(|known| !slots.iter().any(|slot| Arc::ptr_eq(slot, known)));
+                    self.unlooked.extend(slots);
+                }
                 Message::Sleep(max) => self.sleeper.set_max(max),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Teach { port, addresses } => self.forwarder.teach(port, &addresses),
@@ -358,7 +365,8 @@ impl Body {
             }
         }
         self.ungreeted.retain(|slot| !slot.greet());
-        if !self.ungreeted.is_empty() {
+        self.unlooked.retain(|slot| !slot.look_ahead());
+        if !self.ungreeted.is_empty() || !self.unlooked.is_empty() {
             self.mailbox.remind();
         }
         goes_on

@@ -147,6 +147,16 @@ impl OutletSlot {
         self.greeted.store(false, Ordering::Release);
     }
 
+    /// Asks for the mappings that the next buffers lack; a poll thread does. False if another thread has the queue: ask
+    /// again.
+    pub(super) fn look_ahead(&self) -> bool {
+        let Some(mut guard) = self.queue.try_lock() else { return false };
+        if let Some(queue) = guard.as_mut() {
+            queue.look_ahead(self.vring);
+        }
+        true
+    }
+
     /// True once its ring was found broken.
     #[inline]
     pub fn is_broken(&self) -> bool {

@@ -123,7 +123,7 @@ impl From<datapath::FdbEntry> for FdbEntry {
     }
 }
 
-/// One transmitq among a poll thread's.
+/// One queue among a poll thread's.
 #[pyclass(frozen, get_all, module = "ovsvhost._core")]
 #[derive(Clone)]
 pub(super) struct RxqState {

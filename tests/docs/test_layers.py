@@ -75,6 +75,14 @@ def test_code_that_poll_threads_run_knows_no_lock_but_the_one_that_is_counted(ro
         assert room == "pmd" or "mpsc" not in source, f"{path.relative_to(ROOT)} uses a channel"
 
 
+@pytest.mark.parametrize("room", ["daemon", "testing"])
+def test_the_page_of_a_room_with_many_files_names_each(room: str) -> None:
+    folder = ROOT / "python/ovsvhost" / room
+    page = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert files - set(re.findall(r"\w+", page)) == set()
+
+
 def imports_at_run_time(path: Path) -> list[str]:
     """Dotted names that a module imports when it runs; what is imported for type checkers only moves no data."""
     tree = ast.parse(path.read_text())

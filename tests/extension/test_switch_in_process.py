@@ -106,8 +106,17 @@ def test_what_is_refused_changes_nothing(switch: Switch, bridge: Bridge, short_f
         "'br0', 1 is already there": lambda: bridge.add_port("v1", options=path, ofport=1),
         "ofport=65280 is out of range": lambda: bridge.add_port("v1", options=path, ofport=65280),
         "options:foo is unknown": lambda: bridge.add_port("v1", options=path | {"foo": "1"}),
+        "other_config:foo of interface 'v1' is not in force": lambda: bridge.add_port(
+            "v1", options=path, other_config={"foo": "1"}
+        ),
+        "other_config:tx-steering of interface 'eth1' is not in force": lambda: bridge.add_port(
+            "eth1", type="afxdp", other_config={"tx-steering": "hash"}
+        ),
+        "other_config:pmd-rxq-affinity='0' of interface 'v1' is refused": lambda: bridge.add_port(
+            "v1", options=path, other_config={"pmd-rxq-affinity": "0"}
+        ),
         "type='gre' is not served": lambda: bridge.add_port("v1", type="gre", options=path),  # type: ignore[arg-type]
-        "there is no port 'v9'": lambda: bridge.del_port("v9"),
+        "there is no port 'v9' on bridge 'br0': its ports are v0": lambda: bridge.del_port("v9"),
         "bridge 'br0' is already there": lambda: switch.add_bridge("br0"),
         "mac_aging_time_s=14 is out of range": lambda: switch.add_bridge("br1", mac_aging_time_s=14),
         "there is no bridge 'br9'": lambda: switch.del_bridge("br9"),
@@ -118,6 +127,16 @@ def test_what_is_refused_changes_nothing(switch: Switch, bridge: Bridge, short_f
         assert why in str(caught.value)
     assert [port.name for port in bridge.ports] == ["v0"]
     assert [bridge.name for bridge in switch.bridges] == ["br0"]
+
+
+def test_a_port_that_was_deleted_says_how_to_have_it_again(bridge: Bridge, short_folder: Path) -> None:
+    client(bridge, short_folder, "v0")
+    (port,) = bridge.ports
+    bridge.del_port("v0")
+    with pytest.raises(ConfigError, match="there is no port 'v0': add it with add_port"):
+        _ = port.state
+    with pytest.raises(ConfigError, match="there is no port 'v0' on bridge 'br0': it has none"):
+        bridge.del_port("v0")
 
 
 def test_a_socket_that_cannot_be_made_is_refused_and_the_name_is_free_again(bridge: Bridge, short_folder: Path) -> None:

@@ -173,7 +173,7 @@ def test_guests_with_different_rings_ping_and_copy_both_ways(scene: Scene, first
 def test_large_segments_pass_whole_between_guests_that_take_them(scene: Scene, ring: str, family: str) -> None:
     left, right = scene.use(ring, ring)
     before = scene.received(2, ring)
-    copy = copy_file(left, right, getattr(address(1), family), size_mib=6)
+    copy = copy_file(left, right, getattr(address(1), family), size_mib=3)
     assert copy.intact
     # Several segments' worth a frame, on average.
     assert scene.received(2, ring) - before < copy.size / 4000
@@ -186,7 +186,7 @@ def test_large_segments_are_cut_for_a_guest_that_does_not_take_them(scene: Scene
     left, right = scene.use("plain", receiver)
     assert "tcp-segmentation-offload: on" in left.run(f"ethtool -k {scene.device(1, 'plain')}")
     before = scene.received(2, receiver)
-    copy = copy_file(left, right, getattr(address(1), family), size_mib=6)
+    copy = copy_file(left, right, getattr(address(1), family), size_mib=3)
     assert copy.intact
     # No frame above the MTU of 1500 bytes, and not many small ones.
     frames = scene.received(2, receiver) - before
@@ -200,7 +200,7 @@ def test_file_arrives_byte_for_byte_while_ethtool_turns_offloads_off_and_on(
     scene: Scene, ring: str, family: str
 ) -> None:
     left, right = scene.use(ring, ring)
-    stream = Stream(left, right, getattr(address(1), family), size_mib=24)
+    stream = Stream(left, right, getattr(address(1), family), size_mib=16)
     rounds = 0
     while not stream.ended:
         # Segmentation needs checksums, so they go last and come back first.

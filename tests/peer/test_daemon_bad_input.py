@@ -154,6 +154,21 @@ def test_L5_an_unknown_option_is_named_and_the_port_works(bad: BadPort) -> None:
     assert row(bad.switch, "Interface", "bad")["ofport"] == 2
 
 
+@pytest.mark.rows("L5")
+def test_L5_keys_of_other_config_that_nobody_reads_are_said_and_nothing_stops(bad: BadPort) -> None:
+    key = "other_config:vhost-iommu-suport"
+    ovs_vsctl(bad.switch, "set", "Open_vSwitch", ".", f"{key}=true", "--", "set", "Bridge", "br0", "other_config:x=1")
+    bad.client(f"{bad.folder}/bad", "other_config:y=1", port=("other_config:bond-hash-basis=1",))
+    bad.error(containing="other_config:y of interface 'bad' is not in force: it is unknown or not served, clear it")
+    bad.error(containing="other_config:bond-hash-basis of port 'bad' is not in force")
+    bad.error("br0", containing="other_config:x of bridge 'br0' is not in force")
+    assert row(bad.switch, "Interface", "bad")["ofport"] == 2
+    said = f"{key} of Open_vSwitch is not in force: it is unknown or not served, clear it"
+    assert bad.switch.log.read_text().count(said) == 1
+    ovs_vsctl(bad.switch, "remove", "Open_vSwitch", ".", "other_config", "vhost-iommu-suport")
+    assert f"no longer: {said}" in bad.switch.log.read_text()
+
+
 def test_a_relative_path_is_refused(bad: BadPort) -> None:
     bad.client("tmp/bad")
     bad.refused("'tmp/bad' is relative: give an absolute path")

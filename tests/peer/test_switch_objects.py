@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ovsvhost import ConfigError, OvsvhostError, PeerError, Switch, connect
+from ovsvhost.inprocess import InProcess
+from ovsvhost.remote import OverDatabase
 from ovsvhost.testing.daemon import SwitchDaemon
 from ovsvhost.testing.frontend import Frontend
 from ovsvhost.testing.stock import ovs_vsctl
@@ -70,8 +73,17 @@ def test_what_is_refused_changes_nothing(switch: Switch, short_folder: Path) -> 
         ),
         "1": lambda: bridge.add_port("v1", options=path, ofport=1),
         "options:foo is unknown": lambda: bridge.add_port("v1", options=path | {"foo": "1"}),
+        "other_config:foo of interface 'v1' is not in force": lambda: bridge.add_port(
+            "v1", options=path, other_config={"foo": "1"}
+        ),
+        "other_config:tx-steering of interface 'eth1' is not in force": lambda: bridge.add_port(
+            "eth1", type="afxdp", other_config={"tx-steering": "hash"}
+        ),
+        "other_config:pmd-rxq-affinity='0' of interface 'v1' is refused": lambda: bridge.add_port(
+            "v1", options=path, other_config={"pmd-rxq-affinity": "0"}
+        ),
         "v1: unsupported MTU 67": lambda: bridge.add_port("v1", options=path, mtu=67),
-        "there is no port 'v9'": lambda: bridge.del_port("v9"),
+        "there is no port 'v9' on bridge 'br0': its ports are v0": lambda: bridge.del_port("v9"),
         "bridge 'br0' is already there": lambda: switch.add_bridge("br0"),
         "mac_table_size=9 is out of range": lambda: switch.add_bridge("br1", mac_table_size=9),
         "there is no bridge 'br9'": lambda: switch.del_bridge("br9"),
@@ -193,6 +205,39 @@ def test_poll_threads_are_set_up_anew_while_guests_talk(others: set[int], switch
     assert (exact["lost"], exact["duplicated"], exact["reordered"]) == (0, 0, 0)
 
 
+@pytest.mark.rows("B5", "L5")
+@pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
+def test_a_port_is_added_with_its_queues_pinned(switch: Switch, short_folder: Path) -> None:
+    one, two = CORES[:2]
+    switch.set_pmds({"pmd-cpu-mask": hex(1 << one | 1 << two)})
+    bridge = switch.add_bridge("br0")
+    for name in ("v0", "v1"):
+        options = {"vhost-server-path": f"{short_folder}/{name}.sock"}
+        bridge.add_port(name, options=options, other_config={"pmd-rxq-affinity": f"0:{two}", "tx-steering": "thread"})
+    ends = [f"socket={short_folder}/{port.name}.sock,side=listen" for port in bridge.ports]
+    with Frontend(ends, folder=short_folder, options=["--rate=1000"]) as frontend:
+        frontend.event("ready")
+        # Left to themselves each would have a core of its own.
+        wait_for(lambda: polled(switch) == {"v0": two, "v1": two}, timeout_s=5, what=f"both queues on core {two}")
+        frontend.finish()
+
+
+def polled(switch: Switch) -> dict[str, int]:
+    """Which core polls which port."""
+    backend = switch._backend
+    if isinstance(backend, InProcess):
+        return {rxq.port: pmd.cpu for pmd in backend.pmds() for rxq in pmd.rxqs}
+    assert isinstance(backend, OverDatabase)
+    found: dict[str, int] = {}
+    core = -1
+    for line in backend._ask("dpif-netdev/pmd-rxq-show").splitlines():
+        if head := re.search(r"core_id (\d+):", line):
+            core = int(head[1])
+        elif port := re.search(r"port: (\S+)", line):
+            found[port[1]] = core
+    return found
+
+
 def test_a_closed_switch_says_so(switch: Switch) -> None:
     switch.close()
     switch.close()
@@ -217,6 +262,27 @@ def test_objects_over_the_database_see_what_ovs_vsctl_did(short_folder: Path) ->
         assert [bridge.name for bridge in switch.bridges] == ["br0"]
         assert switch.bridges[0].ports == (), "the bridge's own port is none of the user's"
         switch.bridges[0].flush_fdb()
+
+
+@pytest.mark.rows("A22", "L5")
+def test_bonds_are_seen_over_the_database_and_left_to_ovs_vsctl(short_folder: Path) -> None:
+    links = [word for name in ("no-eth1", "no-eth2") for word in ("--", "set", "Interface", name, "type=afxdp")]
+    with SwitchDaemon(short_folder) as daemon, connect(rundir=daemon.rundir) as switch:
+        ovs_vsctl(daemon, "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        ovs_vsctl(daemon, "add-bond", "br0", "bond0", "no-eth1", "no-eth2", *links)
+        (bridge,) = switch.bridges
+        assert [port.name for port in bridge.ports] == ["no-eth1", "no-eth2"]
+        assert all("there is no network device" in (port.error or "") for port in bridge.ports)
+        with pytest.raises(ConfigError, match="'no-eth1' is a link of bond 'bond0': ovs-vsctl del-port bond0"):
+            bridge.del_port("no-eth1")
+        with pytest.raises(ConfigError, match="'bond0' on bridge 'br0': its ports are no-eth1, no-eth2"):
+            bridge.del_port("bond0")
+        for taken in ("bond0", "no-eth1"):
+            with pytest.raises(ConfigError, match=f"port '{taken}' is already there"):
+                bridge.add_port(taken, type="afxdp")
+        shown = daemon.call("show", f"--db={daemon.remote}").stdout.splitlines()
+        at = shown.index("    bond bond0  active-backup  active -")
+        assert shown[at + 1].startswith("      interface no-eth1  ")
 
 
 def test_a_database_without_a_switch_times_out_with_the_reason(short_folder: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from ovsvhost.daemon import bond_commands
-from ovsvhost.daemon.configure import Configuration, Verdict, configure
+from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
 from ovsvhost.daemon.settings import Startup
 from ovsvhost.model import Bond, NicPort
 from ovsvhost.observed import Observed
 from ovsvhost.plan import AddBond, AddPort, DelBond, DelPort, SetBond, plan
+
+if TYPE_CHECKING:
+    from ovsvhost.daemon.verdict import Verdict
 
 RUN = Path("/run/x")
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.daemon.configure import Configuration, Verdict, configure
+from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
 from ovsvhost.daemon.settings import Startup, startup
 from ovsvhost.model import AnyPort, Desired, NicPort, Port
+
+if TYPE_CHECKING:
+    from ovsvhost.daemon.verdict import Verdict
 
 RUN = Path("/run/x")
 
@@ -303,6 +306,37 @@ def test_an_fdb_option_out_of_range_is_said_at_the_bridges_own_port() -> None:
     assert "mac-aging-time='5'" in local.errors[0]
 
 
+@pytest.mark.rows("L5")
+def test_a_key_of_other_config_that_nobody_reads_is_said_at_its_row_and_the_row_works() -> None:
+    foo = {"foo": "1"}
+    own = InterfaceRow(uuid="u-br0", name="br0", type="internal", other_config=foo)
+    local = replace(LOCAL, interfaces=(own,), other_config=foo)
+    guest = replace(port(client("v0", other_config=foo)), other_config=foo)
+    device = port(nic("eth1", other_config={"tx-steering": "thread"}))
+    row = root(bridge={"other_config": foo | {"forward-bpdu": "yes"}, "ports": (local, guest, device)}, foo="1")
+    configuration = result(row)
+    assert list(ports(configuration)) == ["v0", "eth1"]
+    assert configuration.refused.keys() == {"foo"}
+
+    def said(*rows: str, key: str = "foo") -> tuple[str, ...]:
+        return tuple(
+            f"other_config:{key} of {row} is not in force: it is unknown or not served, clear it" for row in rows
+        )
+
+    bpdu = "other_config:forward-bpdu='yes' of bridge 'br0' is not in force (false is): give true or false"
+    assert verdict(configuration, "br0").errors == (bpdu, *said("bridge 'br0'", "port 'br0'", "interface 'br0'"))
+    assert verdict(configuration, "v0").errors == said("interface 'v0'", "port 'v0'")
+    assert verdict(configuration, "eth1").errors == said("interface 'eth1'", key="tx-steering")
+
+
+@pytest.mark.rows("L5")
+@pytest.mark.parametrize("address", ["02:00:00:aa:00", "03:00:00:00:00:01", "00:00:00:00:00:00", ""])
+def test_an_address_that_no_bridge_can_have_is_said_and_not_shown(address: str) -> None:
+    local = verdict(result(root(bridge={"other_config": {"hwaddr": address}})), "br0")
+    assert local.mac == verdict(result(root()), "br0").mac
+    assert f"other_config:hwaddr={address!r} of bridge 'br0' is not in force" in local.errors[0]
+
+
 NAMES = st.sampled_from(["v0", "v1", "v2", "a/b", "br0", "br1"])
 INTERFACES = st.builds(
     InterfaceRow,
@@ -315,7 +349,7 @@ INTERFACES = st.builds(
         ),
         st.text(max_size=120),
     ),
-    other_config=st.dictionaries(st.sampled_from(["tx-steering"]), st.text()),
+    other_config=st.dictionaries(st.sampled_from(["tx-steering", "pmd-rxq-affinity", "foo"]), st.text()),
     mac=st.none() | st.just("02:00:00:00:00:01"),
     mtu_request=st.none() | st.integers(1, 20000),
     ofport_request=st.none() | st.integers(1, 3),
@@ -327,7 +361,7 @@ BRIDGES = st.builds(
     uuid=st.uuids().map(str),
     name=st.sampled_from(["br0", "br1"]),
     datapath_type=st.sampled_from(["netdev", "netdev", "system"]),
-    other_config=st.dictionaries(st.sampled_from(["mac-aging-time", "forward-bpdu"]), st.text()),
+    other_config=st.dictionaries(st.sampled_from(["mac-aging-time", "forward-bpdu", "hwaddr", "foo"]), st.text()),
     ports=st.lists(
         st.builds(
             PortRow,
@@ -350,7 +384,7 @@ def names_are_unique(bridges: list[BridgeRow]) -> bool:
 
 @given(
     st.lists(BRIDGES, max_size=2, unique_by=lambda row: row.name).filter(names_are_unique),
-    st.dictionaries(st.sampled_from(["vhost-sock-dir", "pmd-cpu-mask", "pmd-sleep-max"]), st.text()),
+    st.dictionaries(st.sampled_from(["vhost-sock-dir", "pmd-cpu-mask", "pmd-sleep-max", "foo"]), st.text()),
 )
 def test_no_database_is_refused_and_every_interface_gets_one_verdict(
     bridges: list[BridgeRow], other_config: dict[str, str]

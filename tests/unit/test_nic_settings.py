@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.model import NicSettings
+from ovsvhost.model import NIC_QUEUES_MAX, NicSettings
 from ovsvhost.nic.settings import NicOptions, parse
+
+ROOT = Path(__file__).parents[2]
 
 
 def afxdp(**options: str) -> NicOptions:
@@ -51,6 +55,16 @@ def test_the_ring_sizes_of_the_guide_are_served(size: str) -> None:
     assert (afxdp(n_txq_desc=size).settings.n_txq_desc, afxdp(n_txq_desc=size).complaints) == (int(size), ())
 
 
+@pytest.mark.rows("A10", "A22")
+def test_as_many_queues_are_served_as_the_core_has_and_documents() -> None:
+    (core,) = re.findall(r"^const QUEUES_MAX: u32 = (\d+);$", (ROOT / "rust/datapath/nic.rs").read_text(), re.MULTILINE)
+    stub = (ROOT / "python/ovsvhost/_core.pyi").read_text()
+    documented = re.findall(r"(?:n_rxq: 1|zc_queues: 0)\.\.(\d+) queues", stub)
+    assert [int(core), *map(int, documented)] == [NIC_QUEUES_MAX] * 3
+    most = str(NIC_QUEUES_MAX)
+    assert (afxdp(n_rxq=most).complaints, afxdp(xdp__zc__queues=most).complaints) == ((), ())
+
+
 @pytest.mark.rows("A20", "L5")
 @pytest.mark.parametrize(
     ("option", "setting", "value", "cure"),
@@ -59,13 +73,13 @@ def test_the_ring_sizes_of_the_guide_are_served(size: str) -> None:
         ("n_txq_desc", "n_txq_desc", "32", "a power of two in 64..4096"),
         ("n_rxq_desc", "n_rxq_desc", "8192", "a power of two in 64..4096"),
         ("n_rxq_desc", "n_rxq_desc", "-64", "a power of two in 64..4096"),
-        ("n_rxq", "n_rxq", "0", "a number 1..64"),
-        ("n_rxq", "n_rxq", "many", "a number 1..64"),
+        ("n_rxq", "n_rxq", "0", "a number 1..128"),
+        ("n_rxq", "n_rxq", "many", "a number 1..128"),
         ("xdp-mode", "xdp_mode", "fast", "best-effort, native-with-zerocopy, native, generic"),
         ("use-need-wakeup", "use_need_wakeup", "1", "true or false"),
-        ("xdp-start-queue", "xdp_start_queue", "64", "a number 0..63"),
+        ("xdp-start-queue", "xdp_start_queue", "128", "a number 0..127"),
         ("xdp-busy-budget", "xdp_busy_budget", "65536", "a number 0..65535"),
-        ("xdp-zc-queues", "xdp_zc_queues", "65", "a number 0..64"),
+        ("xdp-zc-queues", "xdp_zc_queues", "129", "a number 0..128"),
     ],
 )
 def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stays(
@@ -102,6 +116,16 @@ def test_an_option_of_another_place_names_that_place(option: str, why: str) -> N
     (complaint,) = parse("afxdp", "afxdp", {option: "true"}).complaints
     assert complaint.startswith(f"options:{option} is not in force, remove it: ")
     assert why in complaint
+
+
+@pytest.mark.rows("A22", "B4", "L5")
+def test_how_often_a_full_ring_is_tried_again_is_an_option_as_of_a_guest() -> None:
+    assert (afxdp().tx_retries_max, afxdp(tx__retries__max="0").tx_retries_max) == (8, 0)
+    packet = parse("system", "packet", {"tx-retries-max": "32"})
+    assert (packet.tx_retries_max, packet.complaints) == (32, ())
+    odd = afxdp(tx__retries__max="33")
+    assert odd.tx_retries_max == 8
+    assert odd.complaints == ("options:tx-retries-max='33' is not in force (8 is): give a number 0..32",)
 
 
 def test_an_unknown_option_is_named() -> None:

@@ -78,6 +78,7 @@ def nic_port(draw: st.DrawFn, name: str, number: int, device: str) -> NicPort:
         device=device,
         ofport=number + draw(st.sampled_from([1, 10])),
         mtu=draw(st.sampled_from([None, 1500, 9000])),
+        tx_retries_max=draw(st.sampled_from([0, 8])),
         brings_up=draw(st.booleans()),
         settings=NicSettings(n_txq_desc=draw(st.sampled_from([128, 2048])), n_rxq=draw(st.sampled_from([1, 2]))),
         keeps=draw(st.sampled_from([frozenset(), frozenset({"n_txq_desc"})])),
@@ -186,8 +187,9 @@ class NaiveDatapath:
                 on, now = self.ports[port.name]
                 assert now.key == port.key
                 if isinstance(now, NicPort):
-                    assert list(changes) == ["mtu"]
-                    self.ports[port.name] = (on, replace(now, mtu=changes["mtu"]))
+                    assert changes.keys() <= {"mtu", "tx_retries_max"}, "the rest means nothing to a device"
+                    mtu, retries = changes.get("mtu", now.mtu), changes.get("tx_retries_max", now.tx_retries_max)
+                    self.ports[port.name] = (on, replace(now, mtu=mtu, tx_retries_max=retries))
                 else:
                     self.ports[port.name] = (on, replace(now, **changes))
             case SetUp(port=nic):

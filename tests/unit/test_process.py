@@ -79,8 +79,11 @@ def test_a_stale_pid_file_is_replaced(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_pid_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be written"), Pidfile(tmp_path / "missing" / "pid"):
+@pytest.mark.parametrize("folder", ["missing", "/sys"])
+def test_a_pid_file_that_cannot_be_written_is_named_with_the_cure(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / folder / "pid"  # nobody may create a file in sysfs, root neither
+    said = rf"pid file '{path}' cannot be written \([\w -]+\): let uid {os.geteuid()} write there, or choose another"
+    with pytest.raises(ConfigError, match=said), Pidfile(path):
         pass
 
 

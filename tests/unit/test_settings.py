@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ovsvhost.daemon.settings import pending, startup, stats_interval_ms
+from ovsvhost.daemon.settings import not_served, pending, startup, stats_interval_ms
 
 
 @pytest.mark.rows("A14")
@@ -43,6 +43,26 @@ def test_an_option_that_was_removed_is_pending_too() -> None:
 @pytest.mark.parametrize(("text", "ms"), [("", 5000), ("10000", 10000), ("250", 250), ("1", 100), ("soon", 5000)])
 def test_the_statistics_interval(text: str, ms: int) -> None:
     assert stats_interval_ms({"stats-update-interval": text} if text else {}) == ms
+
+
+@pytest.mark.rows("L5")
+@pytest.mark.parametrize(("text", "in_force_ms"), [("abc", 5000), ("", 5000), ("-1", 5000), ("99", 100)])
+def test_an_interval_that_cannot_be_is_said_with_the_one_in_force(text: str, in_force_ms: int) -> None:
+    (sentence,) = not_served({"stats-update-interval": text}).values()
+    assert sentence == (
+        f"other_config:stats-update-interval={text!r} is not in force ({in_force_ms} is): give milliseconds, "
+        "100 or more"
+    )
+
+
+@pytest.mark.rows("L5")
+def test_an_option_of_the_switch_that_nobody_reads_is_said_by_name() -> None:
+    assert not_served({"vhost-iommu-suport": "true", "hw-offload": "true", "flow-limit": "1"}) == {
+        key: f"other_config:{key} of Open_vSwitch is not in force: it is unknown or not served, clear it"
+        for key in ("flow-limit", "hw-offload", "vhost-iommu-suport")
+    }
+    served = {"stats-update-interval": "250", "vhost-sock-dir": "a", "pmd-cpu-mask": "6", "vhost-features": "all"}
+    assert not_served({**served, "userspace-tso-enable": "true", "dpdk-init": "true", "hw-offload": "false"}) == {}
 
 
 def test_the_hold_after_a_crash_is_a_second_unless_told() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovsvhost.daemon.configure import Verdict
+from ovsvhost.daemon.verdict import Verdict
 from ovsvhost.daemon.writeback import EMPTY, Written, interface, number_map, stopped, string_map, text
 from ovsvhost.nic.device import Facts
 from ovsvhost.nic.rtnetlink import Link

@@ -14,8 +14,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--rundir", type=_DIRECTORY, help="Sockets and pid file [default: $OVS_RUNDIR, else /run/openvswitch].")
-@click.option("--state-dir", type=_DIRECTORY, help="The embedded database's file [default: /var/lib/ovsvhost].")
+@click.option(
+    "--rundir",
+    type=_DIRECTORY,
+    help="Sockets and pid file [default: $OVS_RUNDIR, else as root /run/openvswitch, else $XDG_RUNTIME_DIR/ovsvhost].",
+)
+@click.option(
+    "--state-dir",
+    type=_DIRECTORY,
+    help="The embedded database's file [default: as root /var/lib/ovsvhost, else $XDG_STATE_HOME/ovsvhost].",
+)
 @click.option("--db", "remote", metavar="REMOTE[,REMOTE…]", help="Use this OVSDB server instead of the embedded one.")
 @click.option(
     "--pidfile", type=_FILE, is_flag=False, flag_value=Path(), metavar="[FILE]", help="Write the pid to FILE too."

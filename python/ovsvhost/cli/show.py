@@ -1,4 +1,4 @@
-"""``ovsvhost show``: bridges, ports, the guests on them, and what is wrong."""
+"""``ovsvhost show``: bridges, ports, bonds, the guests on them, and what is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COLUMNS = {
     "Open_vSwitch": ("bridges", "external_ids", "ovs_version"),
     "Bridge": ("name", "datapath_type", "ports"),
-    "Port": ("name", "interfaces"),
+    "Port": ("name", "interfaces", "bond_mode", "bond_active_slave"),
     "Interface": (
         "name", "type", "options", "ofport", "error", "link_state", "link_resets", "mtu", "mac_in_use", "status",
         "statistics",
@@ -54,9 +54,12 @@ def switch(tables: Any) -> dict[str, Any]:
             "name": bridge.name,
             "datapath_type": bridge.datapath_type,
             "ports": [
-                _interface(interface)
+                _interface(interface, port.name if len(port.interfaces) > 1 else None)
                 for port in sorted(bridge.ports, key=lambda row: row.name)
                 for interface in sorted(port.interfaces, key=lambda row: row.name)
+            ],
+            "bonds": [
+                _bond(port) for port in sorted(bridge.ports, key=lambda row: row.name) if len(port.interfaces) > 1
             ],
         }
         for bridge in bridges
@@ -76,9 +79,20 @@ def switch(tables: Any) -> dict[str, Any]:
     }
 
 
-def _interface(row: Any) -> dict[str, Any]:
+def _bond(row: Any) -> dict[str, Any]:
+    mac = next(iter(row.bond_active_slave), None)
+    links = sorted(row.interfaces, key=lambda link: link.name)
     return {
         "name": row.name,
+        "mode": next(iter(row.bond_mode), "active-backup"),
+        "active": next((link.name for link in links if mac and next(iter(link.mac_in_use), None) == mac), None),
+    }
+
+
+def _interface(row: Any, bond: str | None) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "bond": bond,
         "type": row.type or "system",
         "ofport": next(iter(row.ofport), None),
         "link_state": next(iter(row.link_state), None),
@@ -99,15 +113,19 @@ def lines(tree: dict[str, Any]) -> Iterator[str]:
         yield f"  waits for a restart: {', '.join(tree['pending_restart'])}"
     for bridge in tree["bridges"]:
         yield f"  bridge {bridge['name']}"
+        bonds = {bond["name"]: bond for bond in bridge["bonds"]}
         for port in bridge["ports"]:
-            yield from _port_lines(port)
+            if bond := bonds.pop(port["bond"], None):
+                yield f"    bond {bond['name']}  {bond['mode']}  active {bond['active'] or '-'}"
+            yield from (f"{'    ' if port['bond'] is None else '      '}{line}" for line in _port_lines(port))
 
 
 def _port_lines(port: dict[str, Any]) -> Iterator[str]:
     number = "-" if port["ofport"] in {None, -1} else port["ofport"]
-    yield f"    port {port['name']}  {number}  {port['type']}  link {port['link_state'] or '-'}"
+    what = "port" if port["bond"] is None else "interface"
+    yield f"{what} {port['name']}  {number}  {port['type']}  link {port['link_state'] or '-'}"
     if port["error"]:
-        yield f"      error: {port['error']}"
+        yield f"  error: {port['error']}"
     sizes = sorted(
         {value for key, value in port["status"].items() if key.startswith("vring_") and key.endswith("_size")}
     )
@@ -117,12 +135,12 @@ def _port_lines(port: dict[str, Any]) -> Iterator[str]:
     if sizes:
         facts["vring_size"] = "/".join(sizes)
     if facts:
-        yield "      " + "  ".join(f"{key}={value}" for key, value in facts.items())
-    yield from (f"      {line}" for line in moves)
+        yield "  " + "  ".join(f"{key}={value}" for key, value in facts.items())
+    yield from (f"  {line}" for line in moves)
     counters = port["statistics"]
     if counters:
         names = ("rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped")
-        yield "      " + "  ".join(f"{name}={counters[name]}" for name in names if name in counters)
+        yield "  " + "  ".join(f"{name}={counters[name]}" for name in names if name in counters)
 
 
 def _move_lines(status: dict[str, str]) -> Iterator[str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ovsvhost.model import NO_MAC
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ovsvhost._core import BondLink, BondState
-
-NO_MAC = "00:00:00:00:00:00"
 
 
 def bond_list(bonds: Sequence[BondState]) -> str:

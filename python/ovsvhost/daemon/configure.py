@@ -1,46 +1,42 @@
 """From rows to what can be built: a pure function that refuses no database.
 
-Every row of ``Interface`` gets exactly one verdict::
-
-    local     the bridge's own port: number 65534, never in the datapath
-    active    goes into `Desired`
-    waiting   a client port without a path: keeps its number, is not built
-    refused   its ``error`` says what, why and the cure; ofport is -1
-
-Where two rows want the same socket, device or number, the one that has it keeps it; else the first by name.
+Every row of ``Interface`` gets exactly one verdict (`ovsvhost.daemon.verdict`); what two rows want of which there is
+one is shared out by `ovsvhost.daemon.claims`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from ovsvhost import options
+from ovsvhost import options, other_config
 from ovsvhost.daemon import bonds
-from ovsvhost.daemon.settings import Startup, pending
+from ovsvhost.daemon.claims import share_out
+from ovsvhost.daemon.settings import Startup, not_served, pending
+from ovsvhost.daemon.verdict import Verdict, Wanted, keep_out
 from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
     AGING_S_DEFAULT,
     AGING_S_RANGE,
+    BOOLEANS,
     FDB_SIZE_DEFAULT,
     FDB_SIZE_RANGE,
     MTU_DEFAULT,
     MTU_MAX,
     MTU_MIN,
+    NO_MAC,
     OFPORT_LOCAL,
-    OFPORT_MAX,
     PORT_TYPES,
     Bridge,
     Desired,
     NicPort,
     PollThreads,
-    free_ofport,
 )
 from ovsvhost.nic.port import SYSFS, TYPE_OF, Asked, interpret
 from ovsvhost.numeral import is_whole
-from ovsvhost.pmd_settings import poll_threads, rxq_affinity
+from ovsvhost.pmd_settings import poll_threads
 from ovsvhost.vhost_features import feature_limit
 
 if TYPE_CHECKING:
@@ -48,37 +44,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
-    from ovsvhost.model import AnyPort, Bond, FeatureLimit, PortType
+    from ovsvhost.model import AnyPort, Bond, FeatureLimit, PortType, TxSteering
 
 
 POLL_THREADS_DEFAULT = PollThreads()
-NO_MAC = "00:00:00:00:00:00"
-"""What OVS shows for a vhost-user port: the address is the guest's business."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What became of one row of ``Interface``.
-
-    Attributes:
-        uuid: the row; it is the port's ``key`` too.
-        name: the port's name.
-        bridge: the bridge it is on.
-        kind: see the page above.
-        ofport: 65534, the number it has or keeps, or -1.
-        errors: sentences for the row's ``error``.
-        mac: what ``mac_in_use`` shows.
-        device: the network device of a NIC port.
-    """
-
-    uuid: str
-    name: str
-    bridge: str
-    kind: Literal["local", "active", "waiting", "refused"]
-    ofport: int
-    errors: tuple[str, ...] = ()
-    mac: str = NO_MAC
-    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +58,6 @@ class Configuration:
     verdicts: tuple[Verdict, ...]
     pending: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One row that can be served, before sockets, devices and numbers are shared out.
-
-    Attributes:
-        claims: the socket or device, of which there is one for one port.
-        port: what is built, its number to come; None while it waits for a path.
-    """
-
-    row: InterfaceRow
-    bridge: str
-    errors: tuple[str, ...]
-    claims: tuple[Literal["socket", "device"], str] | None
-    port: AnyPort | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +81,7 @@ class _Bonded:
         except ConfigError as error:
             return cls(row, None, (str(error),))
 
-    def join(self, interface: InterfaceRow, want: _Wanted) -> _Wanted:
+    def join(self, interface: InterfaceRow, want: Wanted) -> Wanted:
         """One of its interfaces as a link; ConfigError if that cannot be."""
         bonds.check_link(self.row, interface)
         if self.bond is None or not isinstance(want.port, NicPort):
@@ -159,7 +112,7 @@ def configure(
     """
     bridges: list[Bridge] = []
     verdicts: list[Verdict] = []
-    wanted: list[_Wanted] = []
+    wanted: list[Wanted] = []
     bonded: list[_Bonded] = []
     for row in root.bridges:
         bridge, errors = _bridge(row)
@@ -171,17 +124,20 @@ def configure(
                 bonded.append(bond)
             for interface in port.interfaces:
                 verdict = _verdict(row, port, interface, () if bridge else errors)
+                at_port = other_config.complaints("Port", f"port {port.name!r}", port.other_config)
                 if verdict.kind == "local" and bridge:
-                    verdict = replace(verdict, errors=errors)
+                    own = other_config.complaints("local", f"interface {interface.name!r}", interface.other_config)
+                    verdict = replace(verdict, errors=(*errors, *at_port, *own))
                 if verdict.kind != "active":
                     verdicts.append(verdict)
                     continue
                 try:
                     want = _interpret(row, interface, at_start, rundir, sysfs)
-                    wanted.append(bond.join(interface, want) if bond is not None else want)
+                    want = bond.join(interface, want) if bond is not None else want
+                    wanted.append(replace(want, errors=(*want.errors, *at_port)))
                 except ConfigError as error:
-                    verdicts.append(_refused(verdict, str(error)))
-    ports, shared = _share_out(wanted, held)
+                    verdicts.append(keep_out(verdict, str(error)))
+    ports, shared = share_out(wanted, held)
     verdicts += shared
     by_bridge = {bridge.name: tuple(ports.get(bridge.name, ())) for bridge in bridges}
     pmds, refused = poll_threads(root.other_config, before)
@@ -198,7 +154,7 @@ def configure(
         ),
         tuple(verdicts),
         pending(at_start, root.other_config),
-        refused | refused_limit,
+        not_served(root.other_config) | refused | refused_limit,
     )
 
 
@@ -230,7 +186,13 @@ def _bridge(row: BridgeRow) -> tuple[Bridge | None, tuple[str, ...]]:
     complaints: list[str] = []
     aging = _number(row, "mac-aging-time", AGING_S_DEFAULT, AGING_S_RANGE, complaints)
     size = _number(row, "mac-table-size", FDB_SIZE_DEFAULT, FDB_SIZE_RANGE, complaints)
-    forward_bpdu = row.other_config.get("forward-bpdu") == "true"
+    forward_bpdu = _boolean(row, "forward-bpdu", complaints)
+    if (address := row.other_config.get("hwaddr")) is not None and not _is_address(address):
+        complaints.append(
+            f"other_config:hwaddr={address!r} of bridge {row.name!r} is not in force: give an address of one station, "
+            "as 02:00:00:00:00:01"
+        )
+    complaints += other_config.complaints("Bridge", f"bridge {row.name!r}", row.other_config)
     bridge = Bridge(key=row.uuid, name=row.name, mac_aging_time_s=aging, mac_table_size=size, forward_bpdu=forward_bpdu)
     return bridge, tuple(complaints)
 
@@ -248,26 +210,37 @@ def _number(row: BridgeRow, key: str, default: int, valid: tuple[int, int], comp
     return default
 
 
+def _boolean(row: BridgeRow, key: str, complaints: list[str]) -> bool:
+    text = row.other_config.get(key, "false")
+    if text not in BOOLEANS:
+        complaints.append(
+            f"other_config:{key}={text!r} of bridge {row.name!r} is not in force (false is): "
+            f"give {' or '.join(BOOLEANS)}"
+        )
+    return BOOLEANS.get(text, False)
+
+
+def _is_address(text: str) -> bool:
+    """Whether ``text`` is the address of one station."""
+    return text != NO_MAC and bool(re.fullmatch("[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", text))
+
+
 def _verdict(bridge: BridgeRow, port: PortRow, row: InterfaceRow, errors: tuple[str, ...]) -> Verdict:
     """A first verdict, from what needs no look at other rows."""
     verdict = Verdict(uuid=row.uuid, name=row.name, bridge=bridge.name, kind="active", ofport=-1, mac=row.mac or NO_MAC)
     if errors:
-        return _refused(verdict, *errors)
+        return keep_out(verdict, *errors)
     unserved = (*port.unserved, *row.unserved)
     if unserved:
-        return _refused(
+        return keep_out(
             verdict,
             f"port {row.name!r} has {', '.join(unserved)}, which is not served yet, so it does not forward: clear it",
         )
     if row.name == bridge.name:
         return replace(verdict, kind="local", ofport=OFPORT_LOCAL, mac=_local_mac(bridge, row))
     if row.type not in PORT_TYPES and row.type not in TYPE_OF:
-        return _refused(verdict, _type_error(row))
+        return keep_out(verdict, _type_error(row))
     return verdict
-
-
-def _refused(verdict: Verdict, *errors: str) -> Verdict:
-    return replace(verdict, kind="refused", ofport=-1, errors=errors)
 
 
 def _type_error(row: InterfaceRow) -> str:
@@ -280,31 +253,27 @@ def _type_error(row: InterfaceRow) -> str:
     return f"interface {row.name!r} has type={row.type!r}, which is unknown or not served: {cure}"
 
 
-def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, sysfs: Path) -> _Wanted:
+def _interpret(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, sysfs: Path) -> Wanted:
     nic_type = TYPE_OF.get(row.type)
+    settings = other_config.interface_settings("guest" if nic_type is None else "device", row.name, row.other_config)
     if nic_type is None:
-        want = _vhost(bridge, row, at_start, rundir)
+        want = _vhost(bridge, row, at_start, rundir, settings.tx_steering)
     else:
         asked = Asked(key=row.uuid, name=row.name, type=nic_type, options=row.options, mtu_request=row.mtu_request)
         port, complaints = interpret(asked, sysfs)
-        want = _Wanted(row, bridge.name, complaints, ("device", port.device), port)
-    affinity: tuple[tuple[int, int], ...] | None = None
-    try:
-        affinity = rxq_affinity(row.other_config.get("pmd-rxq-affinity", ""))
-    except ConfigError as error:
-        text = row.other_config["pmd-rxq-affinity"]
-        complaint = f"other_config:pmd-rxq-affinity={text!r} of interface {row.name!r} is refused: {error}"
-        want = replace(want, errors=(*want.errors, complaint))
-    return replace(want, port=want.port and replace(want.port, rxq_affinity=affinity))
+        want = Wanted(row, bridge.name, complaints, ("device", port.device), port)
+    return replace(
+        want,
+        port=want.port and replace(want.port, rxq_affinity=settings.rxq_affinity),
+        errors=(*want.errors, *settings.complaints),
+    )
 
 
-def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path) -> _Wanted:
+def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path, steering: TxSteering) -> Wanted:
     port_type: PortType = options.SERVER if row.type == options.SERVER else options.CLIENT
     directory = options.socket_directory(rundir, at_start.sock_dir) if port_type == options.SERVER else None
     settings = options.parse(row.name, port_type, row.options, directory)
     errors = list(settings.complaints)
-    steering, complaints = options.tx_steering(row.name, row.other_config)
-    errors += complaints
     if row.mtu_request is not None and not MTU_MIN <= row.mtu_request <= MTU_MAX:
         errors.append(f"{row.name}: unsupported MTU {row.mtu_request}: set mtu_request to {MTU_MIN}..{MTU_MAX}")
     mtu = row.mtu_request or MTU_DEFAULT
@@ -320,81 +289,14 @@ def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path
         waits = (
             f"{row.name} waits for its socket's path: set options:vhost-server-path to the path where the VMM listens"
         )
-        return _Wanted(row, bridge.name, (waits, *errors), None, None)
-    return _Wanted(row, bridge.name, tuple(errors), ("socket", port.socket), port)
-
-
-def _share_out(wanted: Sequence[_Wanted], held: Mapping[str, int]) -> tuple[dict[str, list[AnyPort]], list[Verdict]]:
-    """Gives every row its socket or device and its number, or the reason why another has it."""
-    first = sorted(wanted, key=lambda want: (held.get(want.row.uuid, -1) < 1, want.row.name))
-    owners: dict[tuple[str, str], str] = {}
-    numbers: dict[str, dict[int, str]] = {}
-    given: dict[str, int] = {}
-    refusals: dict[str, str] = {}
-    for want in first:
-        if want.claims is not None:
-            what, which = want.claims
-            owner = owners.setdefault((what, os.path.normpath(which)), want.row.name)
-            if owner != want.row.name:
-                other = "path" if what == "socket" else what
-                refusals[want.row.uuid] = (
-                    f"{what} {which!r} is port {owner!r}'s already: give {want.row.name!r} another {other}"
-                )
-
-    def claim(want: _Wanted, number: int | None) -> bool:
-        if number is None or not 1 <= number <= OFPORT_MAX:
-            return False
-        on_bridge = numbers.setdefault(want.bridge, {})
-        if on_bridge.setdefault(number, want.row.name) != want.row.name:
-            return False
-        given[want.row.uuid] = number
-        return True
-
-    candidates = [want for want in first if want.row.uuid not in refusals]
-    for want in candidates:
-        number = held.get(want.row.uuid)
-        if want.row.ofport_request in {None, number}:
-            claim(want, number)
-    for want in candidates:
-        request = want.row.ofport_request
-        if want.row.uuid not in given and request is not None and not claim(want, request):
-            holder = numbers.get(want.bridge, {}).get(request)
-            why = f"port {holder!r} has it" if holder else f"a number is 1..{OFPORT_MAX}"
-            refusals[want.row.uuid] = f"ofport_request={request} cannot be had, {why}: choose another or clear it"
-    for want in candidates:
-        if want.row.uuid not in given and want.row.uuid not in refusals:
-            try:
-                claim(want, free_ofport(numbers.get(want.bridge, ())))
-            except ConfigError as error:
-                refusals[want.row.uuid] = str(error)
-
-    ports: dict[str, list[AnyPort]] = {}
-    verdicts = []
-    for want in wanted:
-        verdict, port = _decide(want, given.get(want.row.uuid, -1), refusals.get(want.row.uuid))
-        verdicts.append(verdict)
-        if port is not None:
-            ports.setdefault(want.bridge, []).append(port)
-    return ports, verdicts
-
-
-def _decide(want: _Wanted, number: int, refusal: str | None) -> tuple[Verdict, AnyPort | None]:
-    row = want.row
-    device = want.claims[1] if want.claims is not None and want.claims[0] == "device" else None
-    verdict = Verdict(
-        uuid=row.uuid, name=row.name, bridge=want.bridge, kind="active", ofport=number, errors=want.errors,
-        mac=row.mac or NO_MAC, device=device
-    )  # fmt: skip
-    if refusal is not None:
-        return _refused(verdict, refusal, *want.errors), None
-    if want.port is None:
-        return replace(verdict, kind="waiting"), None
-    return verdict, replace(want.port, ofport=number)
+        return Wanted(row, bridge.name, (waits, *errors), None, None)
+    return Wanted(row, bridge.name, tuple(errors), ("socket", port.socket), port)
 
 
 def _local_mac(bridge: BridgeRow, row: InterfaceRow) -> str:
     """``hwaddr``, the interface's ``mac``, or one made from the bridge's uuid: local, and the same every time."""
-    asked = bridge.other_config.get("hwaddr") or row.mac
+    hwaddr = bridge.other_config.get("hwaddr", "")
+    asked = hwaddr if _is_address(hwaddr) else row.mac
     if asked:
         return asked.lower()
     digest = hashlib.sha256(bridge.uuid.encode()).digest()

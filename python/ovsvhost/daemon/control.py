@@ -18,14 +18,14 @@ import uuid
 from typing import TYPE_CHECKING
 
 from ovsvhost import apply, events, observed, vhost_features
-from ovsvhost.daemon import bond_commands, commands, nic_commands, pmd_commands, rows, writeback
+from ovsvhost.daemon import rows, writeback
+from ovsvhost.daemon.answers import Answers
 from ovsvhost.daemon.configure import Configuration, configure
-from ovsvhost.daemon.settings import READ_AT_START, stats_interval_ms
-from ovsvhost.errors import ConfigError
-from ovsvhost.model import NIC_TYPES, PORT_TYPES, Bridge, Desired, NicPort
+from ovsvhost.daemon.settings import stats_interval_ms
+from ovsvhost.model import NIC_TYPES, PORT_TYPES, Desired, NicPort
 from ovsvhost.nic.device import Facts, facts
 from ovsvhost.nic.links import LinkWatch
-from ovsvhost.numeral import is_whole
+from ovsvhost.other_config import READ_AT_START
 from ovsvhost.plan import plan
 from ovsvhost.pmd_settings import LIVE
 
@@ -34,16 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
-    from ovsvhost._core import BondState, Datapath, PmdState, PortState
+    from ovsvhost._core import Datapath, PortState
     from ovsvhost.daemon.settings import Startup
     from ovsvhost.poll import Poller
     from ovsvhost.store.idl import Operation, Replica
 
 RETRY_S = 1.0
 """How soon what the datapath refused is tried again; the cause may lie outside (a directory, a right, a socket)."""
-
-HASH_DIGITS = 3
-"""Of the number of a bond's share, 0..255."""
 
 _log = logging.getLogger("ovsvhost.daemon")
 
@@ -68,10 +65,12 @@ class Control:
         self._version = version
         self._reader = rows.Reader()
         self._ledger = observed.Ledger()
+        self.answers = Answers(datapath, self._ledger, self._macs)
         self._written = writeback.Written()
         self._held: dict[str, int] = {}
         self._failures: dict[str, str] = {}
         self._said: dict[str, str] = {}
+        self._refused: Mapping[str, str] = {}
         self._root: rows.RootRow | None = None
         self._answered: tuple[str, int] | None = None
         self._seen = (-1, -1)
@@ -178,8 +177,9 @@ class Control:
             self._say(bridge.key, self._failures.get(bridge.key, ""), bridge=bridge.name)
             for bond in bridge.bonds:
                 self._say(bond.key, self._failures.get(bond.key, ""), bridge=bridge.name)
-        for option in (*LIVE, vhost_features.KEY):
-            problems = (self.configuration.refused.get(option), self._failures.get(option))
+        refused, self._refused = self._refused, self.configuration.refused
+        for option in sorted({*LIVE, vhost_features.KEY, *refused, *self._refused}):
+            problems = (self._refused.get(option), self._failures.get(option))
             self._say(option, "; ".join(filter(None, problems)))
 
     def _refresh(self, changed: AbstractSet[str]) -> None:
@@ -276,118 +276,3 @@ class Control:
                 _log.error("the database refused a write to %s: %s", operations[0]["table"], error)
 
         self._replica.write(operations, again)
-
-    def bridge(self, name: str) -> Bridge:
-        """A bridge in force; ConfigError (OVS's words) if there is none."""
-        bridge = self._ledger.bridges.get(name)
-        if bridge is None:
-            raise ConfigError("no such bridge")
-        return bridge
-
-    def fdb_show(self, arguments: list[str]) -> str:
-        """``fdb/show BRIDGE``."""
-        return commands.fdb_show(observed.fdb(self.datapath, self.bridge(arguments[0]).name))
-
-    def fdb_flush(self, arguments: list[str]) -> str:
-        """``fdb/flush [BRIDGE]``."""
-        names = [self.bridge(arguments[0]).name] if arguments else list(self._ledger.bridges)
-        for name in names:
-            apply.flush_fdb(self.datapath, name)
-        return "table successfully flushed"
-
-    def fdb_stats_show(self, arguments: list[str]) -> str:
-        """``fdb/stats-show BRIDGE``."""
-        bridge = self.bridge(arguments[0])
-        learned = observed.fdb(self.datapath, bridge.name)
-        return commands.fdb_stats_show(bridge, len(learned), observed.fdb_stats(self.datapath, bridge.name))
-
-    def bond_list(self, _arguments: list[str]) -> str:
-        """``bond/list``."""
-        return bond_commands.bond_list(observed.bonds(self.datapath))
-
-    def bond_show(self, arguments: list[str]) -> str:
-        """``bond/show [PORT]``."""
-        bonds = [self._bond(arguments[0])] if arguments else observed.bonds(self.datapath)
-        return bond_commands.bond_show(bonds, self._macs())
-
-    def bond_set_active_member(self, arguments: list[str]) -> str:
-        """``bond/set-active-member PORT MEMBER``."""
-        bond, member = self._bond_member(*arguments)
-        return "done" if apply.activate_link(self.datapath, bond, member) else "no change"
-
-    def bond_enable_member(self, arguments: list[str]) -> str:
-        """``bond/enable-member PORT MEMBER``."""
-        apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=True)
-        return "enabled"
-
-    def bond_disable_member(self, arguments: list[str]) -> str:
-        """``bond/disable-member PORT MEMBER``."""
-        apply.hold_link(self.datapath, *self._bond_member(*arguments), enabled=False)
-        return "disabled"
-
-    def bond_migrate(self, arguments: list[str]) -> str:
-        """``bond/migrate PORT HASH MEMBER``."""
-        name, text, member = arguments
-        if self._bond(name).mode != "balance-slb":
-            raise ConfigError("not an SLB bond")
-        if not is_whole(text) or len(text) > HASH_DIGITS:
-            raise ConfigError("bad hash")
-        apply.give_share(self.datapath, name, int(text), self._bond_member(name, member)[1])
-        return "migrated"
-
-    def _bond(self, name: str) -> BondState:
-        """A bond; ConfigError (OVS's words) if there is none."""
-        for bond in observed.bonds(self.datapath):
-            if bond.name == name:
-                return bond
-        raise ConfigError("no such bond")
-
-    def _bond_member(self, name: str, member: str) -> tuple[str, str]:
-        """The same for a link of it."""
-        if all(link.name != member for link in self._bond(name).links):
-            raise ConfigError("no such member")
-        return name, member
-
-    def nic_show(self, arguments: list[str]) -> str:
-        """``ovsvhost/nic-show [-hist] [PORT]``."""
-        asked = nic_commands.asked(arguments)
-        wanted = [name for name, port in self._ledger.ports.items() if isinstance(port, NicPort)]
-        if asked.port is not None:
-            if asked.port not in wanted:
-                raise ConfigError(f"there is no port {asked.port!r} that is a network device")
-            wanted = [asked.port]
-        states = observed.port_states(self.datapath)
-        shown = {name: (states[name], observed.nic_queues(self.datapath, name)) for name in wanted if name in states}
-        return nic_commands.nic_show(shown, histograms=asked.histograms)
-
-    def pmd_rxq_show(self, arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-rxq-show [-pmd CORE] [-secs SECONDS]``."""
-        asked = pmd_commands.asked(arguments)
-        return pmd_commands.rxq_show(self._pmds(asked), asked.seconds)
-
-    def pmd_stats_show(self, arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-stats-show [-pmd CORE]``."""
-        return pmd_commands.stats_show(self._pmds(pmd_commands.asked(arguments)))
-
-    def pmd_perf_show(self, arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-perf-show [-hist] [-pmd CORE]``."""
-        asked = pmd_commands.asked(arguments)
-        return pmd_commands.perf_show(self._pmds(asked), histograms=asked.histograms)
-
-    def pmd_sleep_show(self, arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-sleep-show [-pmd CORE]``."""
-        return pmd_commands.sleep_show(self._pmds(pmd_commands.asked(arguments)), self._ledger.pmds.max_sleep_us)
-
-    def pmd_stats_clear(self, arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-stats-clear [-pmd CORE]``."""
-        apply.clear_pmd_stats(self.datapath, pmd_commands.asked(arguments).core)
-        return ""
-
-    def pmd_rxq_rebalance(self, _arguments: list[str]) -> str:
-        """``dpif-netdev/pmd-rxq-rebalance``; it is done when this returns."""
-        apply.rebalance(self.datapath)
-        return "pmd rxq rebalance requested.\n"
-
-    def _pmds(self, asked: pmd_commands.Asked) -> list[PmdState]:
-        pmds = observed.pmds(self.datapath, asked.seconds)
-        return [pmd for pmd in pmds if asked.core is None or pmd.cpu == asked.core]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ovsvhost import apply
 from ovsvhost.daemon import commands, rows
+from ovsvhost.daemon.answers import Answers
 from ovsvhost.daemon.control import Control
 from ovsvhost.daemon.process import (
     Pidfile,
@@ -230,35 +231,35 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         turn.asked_to_exit = True
         return ""
 
-    def ask(answer: Callable[[Control, list[str]], str]) -> Callable[[list[str]], str]:
-        return lambda arguments: answer(turn.wanted(), arguments)
+    def ask(answer: Callable[[Answers, list[str]], str]) -> Callable[[list[str]], str]:
+        return lambda arguments: answer(turn.wanted().answers, arguments)
 
     pmd = {
-        "pmd-rxq-show": Command(ask(Control.pmd_rxq_show), "[-pmd core] [-secs secs] [dp]", 0, 5),
-        "pmd-stats-show": Command(ask(Control.pmd_stats_show), "[-pmd core] [dp]", 0, 3),
-        "pmd-stats-clear": Command(ask(Control.pmd_stats_clear), "[-pmd core] [dp]", 0, 3),
-        "pmd-perf-show": Command(ask(Control.pmd_perf_show), "[-nh | -hist] [-pmd core] [dp]", 0, 4),
-        "pmd-sleep-show": Command(ask(Control.pmd_sleep_show), "[-pmd core] [dp]", 0, 3),
-        "pmd-rxq-rebalance": Command(ask(Control.pmd_rxq_rebalance), "[dp]", 0, 1),
+        "pmd-rxq-show": Command(ask(Answers.pmd_rxq_show), "[-pmd core] [-secs secs] [dp]", 0, 5),
+        "pmd-stats-show": Command(ask(Answers.pmd_stats_show), "[-pmd core] [dp]", 0, 3),
+        "pmd-stats-clear": Command(ask(Answers.pmd_stats_clear), "[-pmd core] [dp]", 0, 3),
+        "pmd-perf-show": Command(ask(Answers.pmd_perf_show), "[-nh | -hist] [-pmd core] [dp]", 0, 4),
+        "pmd-sleep-show": Command(ask(Answers.pmd_sleep_show), "[-pmd core] [dp]", 0, 3),
+        "pmd-rxq-rebalance": Command(ask(Answers.pmd_rxq_rebalance), "[dp]", 0, 1),
     }
     members = {
-        "set-active": Command(ask(Control.bond_set_active_member), "port member", 2, 2),
-        "enable": Command(ask(Control.bond_enable_member), "port member", 2, 2),
-        "disable": Command(ask(Control.bond_disable_member), "port member", 2, 2),
+        "set-active": Command(ask(Answers.bond_set_active_member), "port member", 2, 2),
+        "enable": Command(ask(Answers.bond_enable_member), "port member", 2, 2),
+        "disable": Command(ask(Answers.bond_disable_member), "port member", 2, 2),
     }
     return {
         "exit": Command(leave, "[--cleanup]", 0, 1),
         "version": Command(lambda _arguments: f"ovsvhost {apply.VERSION}"),
         "vlog/list": Command(lambda _arguments: commands.vlog_list(_levels())),
-        "fdb/show": Command(ask(Control.fdb_show), "bridge", 1, 1),
-        "fdb/flush": Command(ask(Control.fdb_flush), "[bridge]", 0, 1),
-        "fdb/stats-show": Command(ask(Control.fdb_stats_show), "bridge", 1, 1),
-        "bond/list": Command(ask(Control.bond_list)),
-        "bond/show": Command(ask(Control.bond_show), "[port]", 0, 1),
-        "bond/migrate": Command(ask(Control.bond_migrate), "port hash member", 3, 3),
+        "fdb/show": Command(ask(Answers.fdb_show), "bridge", 1, 1),
+        "fdb/flush": Command(ask(Answers.fdb_flush), "[bridge]", 0, 1),
+        "fdb/stats-show": Command(ask(Answers.fdb_stats_show), "bridge", 1, 1),
+        "bond/list": Command(ask(Answers.bond_list)),
+        "bond/show": Command(ask(Answers.bond_show), "[port]", 0, 1),
+        "bond/migrate": Command(ask(Answers.bond_migrate), "port hash member", 3, 3),
         # what OVS called them before 2.17 too
         **{f"bond/{verb}-{what}": command for what in ("member", "slave") for verb, command in members.items()},
-        "ovsvhost/nic-show": Command(ask(Control.nic_show), "[-hist] [port]", 0, 2),
+        "ovsvhost/nic-show": Command(ask(Answers.nic_show), "[-hist] [port]", 0, 2),
         **{f"{prefix}{name}": command for prefix in ("dpif-netdev/", "") for name, command in pmd.items()},
     }
 

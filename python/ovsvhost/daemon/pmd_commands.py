@@ -77,7 +77,7 @@ def _head(pmd: PmdState) -> str:
 
 
 def rxq_show(pmds: Sequence[PmdState], seconds: int) -> str:
-    """``dpif-netdev/pmd-rxq-show``: which transmitq of which guest is polled by which core, and what that costs."""
+    """``dpif-netdev/pmd-rxq-show``: which queue of which port is polled by which core, and what that costs."""
     lines = [f"Displaying last {seconds} seconds pmd usage %"] if pmds else []
     for pmd in pmds:
         lines += [_head(pmd), f"  isolated : {str(pmd.isolated).lower()}"]
@@ -176,7 +176,7 @@ def _overall(pmd: PmdState) -> Iterator[str]:
 def _histograms(pmd: PmdState) -> Iterator[str]:
     """Powers of two: a row counts the values up to its bound that are above the row's before.
 
-    The last column is latency: from gathering a batch until the guest has its buffers back, waits included.
+    The last column is latency: from gathering a batch until its sender has the buffers back, waits included.
     """
     columns = (
         ("cycles/it", pmd.cycles_per_iteration),

@@ -74,17 +74,21 @@ class Pidfile:
             os.write(self._file, f"{os.getpid()}\n".encode())
         except (BlockingIOError, PermissionError) as error:
             if self._file is None:
-                raise ConfigError(f"pid file {str(self.path)!r} cannot be written ({error.strerror})") from error
+                raise self._unwritable(error) from error
             owner = self.path.read_text().strip()
             os.close(self._file)
             raise ConfigError(
                 f"pid file {str(self.path)!r} belongs to running process {owner}: stop it or choose another --rundir"
             ) from None
         except OSError as error:
-            raise ConfigError(
-                f"pid file {str(self.path)!r} cannot be written ({error.strerror}): choose another place"
-            ) from error
+            raise self._unwritable(error) from error
         return self
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"pid file {str(self.path)!r} cannot be written ({error.strerror}): let uid {os.geteuid()} write there, or "
+            "choose another --rundir or --pidfile"
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,7 +2,7 @@
 
 Some are read once, at start (``ovs-vswitchd.conf.db(5)`` says so of ``vhost-sock-dir``, ``vhost-iommu-support`` and
 ``vhost-postcopy-support``); ``pending`` names those that were changed since. Those of the poll threads are live
-(`ovsvhost.pmd_settings`).
+(`ovsvhost.pmd_settings`). What is not in force is said in the log: there is no row with an ``error`` for it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from typing import TYPE_CHECKING
 
 from ovsvhost.model import BOOLEANS, RESTART_HOLD_MAX_MS, RESTART_HOLD_MS
 from ovsvhost.numeral import is_whole
+from ovsvhost.other_config import READ_AT_START, not_in_force, unserved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-READ_AT_START = (
-    "restart-hold-ms",
-    "vhost-iommu-support",
-    "vhost-postcopy-support",
-    "vhost-sock-dir",
-)
 STATS_INTERVAL_MS = 5000
 STATS_INTERVAL_MIN_MS = 100
 
@@ -83,3 +78,16 @@ def stats_interval_ms(other_config: Mapping[str, str]) -> int:
     if is_whole(text):
         return max(int(text), STATS_INTERVAL_MIN_MS)
     return STATS_INTERVAL_MS
+
+
+def not_served(other_config: Mapping[str, str]) -> dict[str, str]:
+    """By key, a sentence about each that is not in force as it stands and that no other module reads."""
+    said = {key: not_in_force(key, "Open_vSwitch") for key in unserved("Open_vSwitch", other_config)}
+    text = other_config.get("stats-update-interval")
+    in_force_ms = stats_interval_ms(other_config)
+    if text is not None and not (is_whole(text) and int(text) == in_force_ms):
+        said["stats-update-interval"] = (
+            f"other_config:stats-update-interval={text!r} is not in force ({in_force_ms} is): give milliseconds, "
+            f"{STATS_INTERVAL_MIN_MS} or more"
+        )
+    return said

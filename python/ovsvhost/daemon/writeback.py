@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ovsvhost._core import BondState, PortState
-    from ovsvhost.daemon.configure import Verdict
+    from ovsvhost.daemon.verdict import Verdict
     from ovsvhost.nic.device import Facts
     from ovsvhost.nic.rtnetlink import Link
     from ovsvhost.store.idl import Operation

@@ -57,6 +57,7 @@ def interpret(asked: Asked, sysfs: Path = SYSFS) -> tuple[NicPort, tuple[str, ..
         device=named.device,
         ofport=asked.ofport,
         mtu=mtu,
+        tx_retries_max=options.tx_retries_max,
         brings_up=asked.type == "dpdk",
         settings=options.settings,
         keeps=options.keeps,

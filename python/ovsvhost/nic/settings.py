@@ -9,15 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ovsvhost.errors import ConfigError
 from ovsvhost.model import (
     BOOLEANS,
     BUSY_BUDGET_MAX,
     NIC_DESCRIPTORS_RANGE,
     NIC_QUEUES_MAX,
+    TX_RETRIES_DEFAULT,
     XDP_MODES,
     NicSettings,
 )
 from ovsvhost.numeral import is_whole
+from ovsvhost.options import tx_retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
 _NOT_OF_A_NIC = {
     "vhost-server-path": "it belongs to ports of guests",
-    "tx-retries-max": "it belongs to ports of guests, a NIC's ring is waited for by nobody",
     "dq-zero-copy": "it belongs to the guest's port",
     "n_txq": "each receive queue has its transmit queue",
     "dpdk-lsc-interrupt": "links are followed through the kernel, always",
@@ -46,11 +48,13 @@ class NicOptions:
         settings: what is asked for, defaults elsewhere.
         keeps: names of settings that could not be read.
         complaints: one sentence per option that is not in force.
+        tx_retries_max: as in `ovsvhost.model.NicPort`.
     """
 
     settings: NicSettings
     keeps: frozenset[str]
     complaints: tuple[str, ...]
+    tx_retries_max: int = TX_RETRIES_DEFAULT
 
 
 def parse(nic_type: NicType, driver: NicDriver, options: Mapping[str, str]) -> NicOptions:
@@ -80,6 +84,12 @@ def parse(nic_type: NicType, driver: NicDriver, options: Mapping[str, str]) -> N
             complaints.append(f"options:{option}={text!r} is not in force, what the port has stays: give {cure}")
         else:
             values[setting] = value
+    retries = TX_RETRIES_DEFAULT
+    if (text := left.pop("tx-retries-max", None)) is not None:
+        try:
+            retries = tx_retries(text)
+        except ConfigError as error:
+            complaints.append(f"options:tx-retries-max={text!r} is not in force{error}")
     for option in sorted(left):
         if option == "dpdk-devargs":
             why = f"a port of type={nic_type} is called like its device, set type=dpdk for another"
@@ -89,7 +99,7 @@ def parse(nic_type: NicType, driver: NicDriver, options: Mapping[str, str]) -> N
             complaints.append(f"options:{option} is unknown: remove it or correct its name")
             continue
         complaints.append(f"options:{option} is not in force, remove it: {why}")
-    return NicOptions(replace(NicSettings(), **values), frozenset(keeps), tuple(complaints))
+    return NicOptions(replace(NicSettings(), **values), frozenset(keeps), tuple(complaints), retries)
 
 
 def _whole(least: int, most: int) -> Callable[[str], int | None]:

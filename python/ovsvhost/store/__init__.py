@@ -16,6 +16,7 @@ With ``--db`` the daemon talks to a real ovsdb-server in the same way, and this 
 
 - ``store.server`` knows databases, tables and rows; it does not know what a bridge is.
 - ``store.log`` knows records in a file; it does not know what they mean.
+- ``store.operations`` is what a client writes with.
 - ``vswitch.ovsschema`` is Open vSwitch's own schema, unchanged.
 
 What the file guarantees: a transaction is in it whole or not at all; one that asked for ``durable`` is on the disk

@@ -14,7 +14,7 @@ fn mapping(page: u64, pages: u64, into: u64, access: Access) -> Mapping {
 }
 
 fn put(iotlb: &Iotlb, mapping: Mapping) -> bool {
-    iotlb.replace(mapping.iova, mapping.end(), &[mapping]).unwrap()
+    iotlb.replace(mapping.iova, mapping.end(), &[mapping]).unwrap().is_some()
 }
 
 /// What is said of each page of a space so small that everything meets: where it is, and what may be done there.
@@ -41,7 +41,7 @@ proptest! {
             let to = to.map(|(place, access)| (place + first, access));
             let is_less = match to {
                 Some((place, access)) => put(&iotlb, mapping(first, count, place, access)),
-                None => iotlb.replace(from, end, &[]).unwrap(),
+                None => iotlb.replace(from, end, &[]).unwrap().is_some(),
             };
             let mut lost = Vec::new();
             for page in first..first + count {
@@ -91,7 +91,7 @@ fn ten_thousand_scattered_pages_are_found_and_taken_back_one_by_one() {
         assert!(iotlb.find((2 * at + 1) * PAGE, Access::WRITE).is_none());
     }
     for at in 0..10_000 {
-        assert!(iotlb.replace(2 * at * PAGE, (2 * at + 1) * PAGE, &[]).unwrap());
+        assert!(iotlb.replace(2 * at * PAGE, (2 * at + 1) * PAGE, &[]).unwrap().is_some());
     }
     assert_eq!((iotlb.count(), iotlb.table.load().chunks.len()), (0, 0));
 }
@@ -166,4 +166,52 @@ fn a_queue_that_is_far_behind_cannot_be_told_what_is_gone() {
     let mut last = Vec::new();
     assert!(iotlb.each_gone_since(1, |gone| last.push(gone.iova)));
     assert_eq!(last.len(), REMEMBERED);
+}
+
+/// Rows: C9, C13.
+#[test]
+fn holes_that_make_too_many_mappings_of_few_take_back_all_of_them() {
+    let iotlb = iotlb();
+    let most = MAPPINGS_MAX as u64;
+    let mut all: Vec<_> = (0..most).map(|at| mapping(4 * at, 1, 8 * at, Access::BOTH)).collect();
+    all[0].size = 3 * PAGE;
+    assert_eq!(iotlb.replace(0, 4 * most * PAGE, &all).unwrap(), None);
+    let generation = iotlb.generation();
+    // Its end makes no more of them.
+    assert_eq!(iotlb.replace(2 * PAGE, 3 * PAGE, &[]).unwrap(), Some(2 * PAGE..3 * PAGE));
+    assert_eq!(iotlb.count(), MAPPINGS_MAX);
+    put(&iotlb, mapping(2, 1, 2, Access::BOTH));
+    // The middle does.
+    assert_eq!(iotlb.replace(PAGE, 2 * PAGE, &[]).unwrap(), Some(ALL));
+    assert_eq!((iotlb.count(), iotlb.generation()), (0, generation + 2));
+    assert!(!iotlb.each_gone_since(generation, |_| panic!("told in part")));
+    put(&iotlb, mapping(4, 1, 0, Access::BOTH));
+    assert!(iotlb.maps(4 * PAGE, Access::WRITE));
+}
+
+/// Rows: A14, C9.
+#[test]
+fn nothing_is_mapped_or_wanted_after_all_of_it_was_forgotten() {
+    let iotlb = iotlb();
+    put(&iotlb, mapping(3, 5, 7, Access::BOTH));
+    let generation = iotlb.generation();
+    iotlb.want(0x5000, Access::READ, Need::Now);
+    iotlb.forget();
+    assert_eq!(iotlb.count(), 0);
+    iotlb.take_wanted(|page, _, _| panic!("{page:#x} is wanted"));
+    assert!(!iotlb.each_gone_since(generation, |_| panic!("told in part")));
+}
+
+/// Rows: C8.
+#[test]
+fn a_table_that_somebody_reads_is_freed_by_who_replaces_the_next() {
+    let iotlb = iotlb();
+    put(&iotlb, mapping(3, 5, 7, Access::BOTH));
+    let (read, seen) = (iotlb.table.load(), Arc::downgrade(&iotlb.table.load_full()));
+    put(&iotlb, mapping(9, 5, 7, Access::BOTH));
+    drop(read);
+    assert!(seen.upgrade().is_some(), "its reader freed it");
+    put(&iotlb, mapping(20, 5, 7, Access::BOTH));
+    assert!(seen.upgrade().is_none());
+    assert!(iotlb.replaced.lock().is_empty());
 }

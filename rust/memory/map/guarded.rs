@@ -1,10 +1,11 @@
 //! Translation for a guest that has an IOMMU before its device: through the IOTLB's mappings to the regions.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Entry, GuestMap, Hint, Span, Unreachable};
 use crate::error::{Error, Result};
-use crate::memory::iotlb::{Access, Iotlb, Mapping, Need};
+use crate::memory::iotlb::{Access, Iotlb, Mapping, Need, PAGE};
 use crate::memory::tlb::Tlb;
 use crate::memory::{Iova, Uva};
 
@@ -48,11 +49,12 @@ impl GuestMap {
     }
 
     /// From now on `size` bytes at `iova` are the memory at the front-end's address `uva`, for this access (`vhost-user:
-    /// VHOST_IOTLB_UPDATE`). True if that takes something back: it is gone once every poll thread has passed.
+    /// VHOST_IOTLB_UPDATE`). Gives the addresses among which that takes something back, if it does: it is gone once every
+    /// poll thread has passed.
     ///
     /// # Errors
-    /// `Peer`: no bytes, addresses that wrap, memory outside the table, more mappings than there may be.
-    pub fn map_iova(&self, iova: Iova, size: u64, uva: Uva, access: Access) -> Result<bool> {
+    /// `Peer`: no bytes, no whole pages, addresses that wrap, memory outside the table, more mappings than there may be.
+    pub fn map_iova(&self, iova: Iova, size: u64, uva: Uva, access: Access) -> Result<Option<Range<u64>>> {
         let iotlb = self.guard()?;
         let Some(end) = iova.0.checked_add(size).filter(|_| size > 0 && uva.0.checked_add(size).is_some()) else {
             return Err(Error::Peer(format!(
@@ -60,6 +62,14 @@ impl GuestMap {
                 iova.0, uva.0
             )));
         };
+        // What a translation costs grows with the mappings that a buffer lies in.
+        let fields = [("iova", iova.0), ("size", size), ("uaddr", uva.0)];
+        if let Some((field, value)) = fields.into_iter().find(|(_, value)| !value.is_multiple_of(PAGE)) {
+            return Err(Error::Peer(format!(
+                "a mapping whose {field} is {value:#x}: no multiple of {PAGE}, the smallest page that an IOMMU has; the \
+                 front-end must map whole pages"
+            )));
+        }
         let (mut mappings, mut done) = (Vec::new(), 0);
         while done < size {
             let at = uva.0 + done;
@@ -78,16 +88,18 @@ impl GuestMap {
         iotlb.replace(iova.0, end, &mappings)
     }
 
-    /// From now on `size` bytes at `iova` are nothing (`vhost-user: VHOST_IOTLB_INVALIDATE`). True as [`Self::map_iova`].
-    /// They may go past the last address: QEMU says so when it means all that there is.
+    /// From now on `size` bytes at `iova` are nothing (`vhost-user: VHOST_IOTLB_INVALIDATE`), nor is the rest of the pages
+    /// that they are in. Gives what [`Self::map_iova`] gives. They may go past the last address: QEMU says so when it means
+    /// all that there is.
     ///
     /// # Errors
     /// `Peer`: no bytes.
-    pub fn unmap_iova(&self, iova: Iova, size: u64) -> Result<bool> {
+    pub fn unmap_iova(&self, iova: Iova, size: u64) -> Result<Option<Range<u64>>> {
         if size == 0 {
             return Err(Error::Peer(format!("an invalidation of no bytes at {:#x}", iova.0)));
         }
-        self.guard()?.replace(iova.0, iova.0.saturating_add(size), &[])
+        let end = iova.0.checked_add(size).and_then(|end| end.checked_next_multiple_of(PAGE));
+        self.guard()?.replace(iova.0 & !(PAGE - 1), end.unwrap_or(u64::MAX), &[])
     }
 
     fn guard(&self) -> Result<&Iotlb> {
@@ -167,11 +179,12 @@ impl GuestMap {
         access: Access,
     ) -> std::result::Result<Span, Unreachable> {
         let mut whole = self.guarded_prefix(iotlb, at, len, access)?;
+        // All that is missing is asked for at once; and once, not for each piece.
+        if whole.len < len && !iotlb.has_all(at.0, len, access, Need::Now) {
+            return Err(Unreachable::Unmapped);
+        }
         while whole.len < len {
             let next = at.0.checked_add(u64::from(whole.len)).map(Iova).ok_or(Unreachable::Outside)?;
-            if !iotlb.has_all(next.0, len - whole.len, access, Need::Now) {
-                return Err(Unreachable::Unmapped);
-            }
             let piece = self.guarded_prefix(iotlb, next, len - whole.len, access)?;
             if piece.start != whole.start.wrapping_add(whole.len as usize) {
                 return Err(Unreachable::Outside);

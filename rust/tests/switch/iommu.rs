@@ -4,7 +4,7 @@
 
 use ovsvhost::testing::driver::{ChainDriver, PackedDriver, SplitDriver};
 use ovsvhost::testing::frontend::iommu::{READ_WRITE, iotlb, message};
-use ovsvhost::testing::frontend::{Answer, FrontendConfig, Iommu, Side};
+use ovsvhost::testing::frontend::{Answer, FrontendConfig, Iommu, Order, Side};
 use ovsvhost::testing::memory::Gpa;
 use ovsvhost::testing::wire::features::{IOMMU_PLATFORM, RING_PACKED, protocol};
 use ovsvhost::testing::wire::{Message, Request};
@@ -263,6 +263,47 @@ fn what_was_taken_back_is_not_touched_after_the_answer() {
     wait("nothing to be wrong", || switch.port("guarded").error.is_none());
 }
 
+/// Rows: A14, C9.
+#[test]
+fn what_addresses_meant_before_the_device_stopped_is_asked_for_again() {
+    for order in [Order::Qemu, Order::VirtioUser] {
+        let mut switch = switch();
+        let mut guarded = Station::join_with(&mut switch, "guarded", 1, |config| {
+            config.guard(Answer::Region);
+            config.order = order;
+        });
+        let mut friend = Station::join(&mut switch, "friend", 2);
+        introduce(&mut [&mut guarded, &mut friend]);
+        exchange(&switch, &mut friend, &mut guarded, 5);
+        iommu(&guarded).answer(Answer::Never);
+        let bases = if order == Order::Qemu {
+            guarded.frontend.stop_rings().unwrap()
+        } else {
+            // A front-end need not ask where they stopped, if it says then which features the next driver takes.
+            guarded.frontend.enable_pair(0, false).unwrap();
+            [&guarded.rx, &guarded.tx].map(|driver| driver.ring().used_index().into()).to_vec()
+        };
+        // As QEMU does, nobody says what the guest's IOMMU takes back now. The next driver's buffers are other pages.
+        let asked = iommu(&guarded).pages().len();
+        guarded.resume(&bases);
+        assert_eq!(guarded.frontend.map(Gpa(REGIONS[0]), SIZE, READ_WRITE).unwrap(), 0);
+        switch.wait_link("guarded", true);
+        let mut frame = friend.frame(guarded.mac, 14);
+        frame.resize(300, 0xe7);
+        friend.send(&frame);
+        wait("its buffers to be asked for", || iommu(&guarded).pages()[asked..].iter().any(|page| *page >= REGIONS[1]));
+        let uva = guarded.frontend.ram().user_address(Gpa(REGIONS[1])).unwrap();
+        let elsewhere = message(iotlb::UPDATE, REGIONS[1], SIZE - PAGE, uva + PAGE, READ_WRITE);
+        assert_eq!(guarded.frontend.tell_iotlb(elsewhere).unwrap(), 0);
+        // If the machine was slow the first was given up.
+        friend.send(&frame);
+        assert_ne!(guarded.next(), frame, "it is in the page that the last driver's buffer was");
+        let mut bytes = vec![0; SIZE as usize];
+        guarded.frontend.ram().window(Gpa(REGIONS[1]), bytes.len()).unwrap().read(0, &mut bytes);
+        assert!(bytes.windows(frame.len()).any(|found| found == frame));
+    }
+}
+
 /// Rows: A14, C13.
 #[test]
 fn iotlb_messages_that_make_no_sense_are_refused_and_harm_nobody() {
@@ -276,6 +317,9 @@ fn iotlb_messages_that_make_no_sense_are_refused_and_harm_nobody() {
         ("addresses that wrap", message(iotlb::UPDATE, !0xfff, 2 * PAGE, uva, READ_WRITE)),
         ("memory that wraps", message(iotlb::UPDATE, 1 << 50, 2 * PAGE, !0xfff, READ_WRITE)),
         ("all addresses there are", message(iotlb::UPDATE, 1, u64::MAX, uva, READ_WRITE)),
+        ("an address inside a page", message(iotlb::UPDATE, (1 << 50) + 1, PAGE, uva, READ_WRITE)),
+        ("a part of a page", message(iotlb::UPDATE, 1 << 50, 1, uva, READ_WRITE)),
+        ("memory inside a page", message(iotlb::UPDATE, 1 << 50, PAGE, uva + 8, READ_WRITE)),
         ("unknown permissions", message(iotlb::UPDATE, 1 << 50, PAGE, uva, 4)),
         ("an invalidation of nothing", message(iotlb::INVALIDATE, 1 << 50, 0, 0, 0)),
         ("a question, which only we ask", message(iotlb::MISS, 1 << 50, PAGE, uva, READ_WRITE)),
@@ -290,6 +334,7 @@ fn iotlb_messages_that_make_no_sense_are_refused_and_harm_nobody() {
     for (what, odd) in [
         ("past the last address", message(iotlb::INVALIDATE, 1 << 50, !0, 0, 0)),
         ("what was never there", message(iotlb::INVALIDATE, 1 << 50, PAGE, 0, 0)),
+        ("a part of a page", message(iotlb::INVALIDATE, REGIONS[1] + 8, 16, 0, 0)),
         ("a mapping over others", message(iotlb::UPDATE, REGIONS[1] + PAGE, 64 * PAGE, uva + PAGE, READ_WRITE)),
         ("a page of a mapping again", message(iotlb::UPDATE, REGIONS[1] + PAGE, PAGE, uva + PAGE, READ_WRITE)),
         ("one address for two", message(iotlb::UPDATE, 1 << 50, PAGE, uva, READ_WRITE)),

@@ -91,6 +91,26 @@ fn frames_that_wait_are_dropped_by_name_when_their_addresses_mean_something_else
     });
 }
 
+/// Rows: A14, B2.
+#[test]
+fn frames_that_wait_as_their_ring_stops_without_its_mapping_are_sent_at_its_next_start() {
+    attempts(|| {
+        let (switch, mut guarded, mut friend, late) = waiting(10, Answer::Page)?;
+        iommu(&guarded).answer(Answer::Never);
+        guarded.frontend.invalidate(Gpa(0), u64::MAX).unwrap();
+        let bases = guarded.frontend.stop_rings().unwrap();
+        if switch.count("friend", "tx_drop_backpressure") != 0 {
+            return None;
+        }
+        assert_eq!(switch.count("friend", "tx_dropped"), 0, "none is lost that is still in the ring");
+        iommu(&guarded).answer(Answer::Page);
+        guarded.resume(&bases);
+        let arrived = take(&switch, &mut friend, late.last()?)?;
+        assert_eq!(arrived[BUFFERS..], late, "in order, each once");
+        Some(())
+    });
+}
+
 /// Rows: A14, A15.
 #[test]
 fn a_guest_with_an_iommu_moves_in_page_by_page() {

@@ -16,11 +16,12 @@
 //! second. When all of it is mapped again, to the same memory, it opens.
 //!
 //! Invariants: what was taken back is out of everybody's reach before that is acknowledged; what is kept of a front-end's
-//! answers and questions is bounded.
+//! answers and questions is bounded, and so is how often it has poll threads pass (`pace`).
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -31,6 +32,7 @@ use vhost::vhost_user::VhostUserProtocolFeatures;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Handler;
+use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::memory::{Access, GuestMap, Iotlb, Iova, Located, Need, Uva};
 use crate::ring::feature;
@@ -67,6 +69,8 @@ pub(super) struct Iommu {
     unsent: VecDeque<wire::Iotlb>,
     /// The page that was named as overdue.
     named: Option<u64>,
+    /// How often poll threads may be asked to pass.
+    pace: Pace,
 }
 
 /// One that was asked.
@@ -94,8 +98,14 @@ impl Iommu {
             // It is asked for with the next look.
             Entry::Vacant(_) => return,
         }
-        if self.unsent.len() < OPEN_MAX {
-            self.unsent.push_back(question_of(page, access, wire::Iotlb::MISS));
+        self.say(page, access, wire::Iotlb::MISS);
+    }
+
+    /// Has a message sent as soon as the channel takes it. Without one nobody hears it, and what finds no room is not said:
+    /// it is asked for again.
+    fn say(&mut self, page: u64, access: Access, kind: u8) {
+        if self.channel.is_some() && self.unsent.len() < OPEN_MAX {
+            self.unsent.push_back(question_of(page, access, kind));
         }
     }
 
@@ -136,6 +146,18 @@ impl Handler {
         }
     }
 
+    /// Forgets what addresses mean once the device is stopped: what is taken back from then on nobody tells (QEMU listens to
+    /// the guest's IOMMU while the device runs), and the next driver's may mean other pages.
+    pub(super) fn forget_mappings(&mut self) {
+        if self.vrings.iter().any(|vring| vring.live) {
+            return;
+        }
+        self.iommu.forget();
+        if let Some(iotlb) = self.memory.as_ref().and_then(|memory| memory.iotlb()) {
+            iotlb.forget();
+        }
+    }
+
     pub(super) fn take_channel(&mut self, file: File) -> Result<()> {
         if self.protocol & VhostUserProtocolFeatures::BACKEND_REQ.bits() == 0 {
             let text = "a back-end channel is not offered here; set other_config:vhost-iommu-support=true and restart the \
@@ -160,7 +182,7 @@ impl Handler {
             return Err(Error::Peer(text.into()));
         };
         let (iova, size) = (Iova(message.iova), message.size);
-        let is_less = match (message.kind, message.access, Access::from_bits(message.access)) {
+        let taken_back = match (message.kind, message.access, Access::from_bits(message.access)) {
             (wire::Iotlb::UPDATE, _, Some(access)) => memory.map_iova(iova, size, Uva(message.uva), access)?,
             // Nothing may be done there: that is an answer too.
             (wire::Iotlb::UPDATE, 0, None) | (wire::Iotlb::INVALIDATE, ..) => memory.unmap_iova(iova, size)?,
@@ -175,11 +197,12 @@ impl Handler {
                 )));
             }
         };
-        if is_less {
-            let to = message.iova.saturating_add(size);
-            self.iommu.ahead.retain(|&(page, _)| page < message.iova || page >= to);
-            self.shut_rings(&memory, message.iova, size);
+        let is_less = taken_back.is_some();
+        if let Some(gone) = taken_back {
+            self.iommu.ahead.retain(|(page, _)| !gone.contains(page));
+            self.shut_rings(&memory, &gone);
             if self.vrings.iter().any(|vring| vring.live) {
+                std::thread::sleep(self.iommu.pace.take(Instant::now()));
                 self.link().pass();
             }
         }
@@ -192,13 +215,12 @@ impl Handler {
         Ok(())
     }
 
-    /// Has the rings left alone that have areas among `size` bytes at `from`.
-    fn shut_rings(&self, memory: &GuestMap, from: u64, size: u64) {
+    /// Has the rings left alone that have areas among addresses that were taken back.
+    fn shut_rings(&self, memory: &GuestMap, gone: &Range<u64>) {
         let Some(iotlb) = memory.iotlb() else { return };
-        let to = from.saturating_add(size);
         for (at, vring) in (0..).zip(&self.vrings).filter(|(_, vring)| vring.live) {
             let told = vring.told(self.features.unwrap_or(0)).unwrap_or_default();
-            if told.iter().any(|&(start, len)| start < to && from < start.saturating_add(len.into())) {
+            if told.iter().any(|&(start, len)| start < gone.end && gone.start < start.saturating_add(len.into())) {
                 iotlb.shut(at, true);
             }
         }
@@ -284,16 +306,19 @@ impl Handler {
     /// Forgets the questions that a mapping answers. One that does not allow what is wanted is said to be a refusal, once.
     fn close_questions(&mut self, iova: u64, size: u64, allowed: u8) {
         let to = iova.saturating_add(size);
-        let (open, unsent) = (&mut self.iommu.open, &mut self.iommu.unsent);
-        open.retain(|&(page, access), question| {
+        let mut refused = Vec::new();
+        self.iommu.open.retain(|&(page, access), question| {
             let is_answered = iova <= page && page < to;
             let is_granted = allowed & access.bits() == access.bits();
             if is_answered && !is_granted && !question.is_refused {
                 question.is_refused = true;
-                unsent.push_back(question_of(page, access, wire::Iotlb::ACCESS_FAIL));
+                refused.push((page, access));
             }
             !(is_answered && is_granted)
         });
+        for (page, access) in refused {
+            self.iommu.say(page, access, wire::Iotlb::ACCESS_FAIL);
+        }
     }
 
     /// How long until questions have to be looked at; None without any.
@@ -352,6 +377,7 @@ impl Handler {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
                 Ok(_) | Err(_) => {
                     self.iommu.channel = None;
+                    self.iommu.unsent.clear();
                     let text = format!("{}: the back-end channel was closed by {}", self.port.name, self.peer);
                     return self.event(Level::Warning, "notice", text);
                 }
@@ -409,5 +435,18 @@ mod tests {
         assert_eq!(bytes[..12], [1, 0, 0, 0, 1, 0, 0, 0, 32, 0, 0, 0]);
         assert_eq!(bytes[12..20], 0x7000_u64.to_le_bytes());
         assert_eq!(bytes[36..], [2, 1, 0, 0, 0, 0, 0, 0]);
+    }
+
+    /// Rows: C13.
+    #[test]
+    fn what_a_front_end_does_not_read_is_kept_up_to_a_limit_and_nothing_without_a_channel() {
+        let mut iommu = Iommu::default();
+        iommu.say(0x1000, Access::READ, wire::Iotlb::ACCESS_FAIL);
+        assert_eq!(iommu.unsent.len(), 0);
+        iommu.channel = Some(UnixStream::pair().unwrap().0);
+        for page in 0..2 * OPEN_MAX as u64 {
+            iommu.say(page << 12, Access::READ, wire::Iotlb::ACCESS_FAIL);
+        }
+        assert_eq!(iommu.unsent.len(), OPEN_MAX);
     }
 }

@@ -10,6 +10,7 @@
 mod iommu;
 mod logging;
 mod offer;
+mod pace;
 mod postcopy;
 mod requests;
 #[cfg(test)]
@@ -459,6 +460,7 @@ impl Handler {
         }
         self.features = Some(features);
         self.guard_memory();
+        self.forget_mappings();
         self.reconcile();
         Ok(())
     }
@@ -470,6 +472,7 @@ impl Handler {
             self.vring(at).kick = Kick::Stopped;
             self.forget(at);
         }
+        self.forget_mappings();
         self.report();
     }
 }

@@ -115,6 +115,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         self.offered = false;
         self.device_status = 0;
         self.refusals.remove(&Subject::Features);
+        self.forget_mappings();
         self.report();
         Ok(())
     }
@@ -191,6 +192,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         })
         .map_err(wrap)?;
         self.forget(vring_number(index).map_err(wrap)?);
+        self.forget_mappings();
         let is_packed = self.features.is_some_and(|features| features & feature::RING_PACKED != 0);
         let used = if is_packed { u32::from(base) << 16 } else { 0 };
         Ok(VhostUserVringState::new(index, used | u32::from(base)))
