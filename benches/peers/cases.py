@@ -36,6 +36,8 @@ GENERATOR_LIMITS = 0.1
 
 _STANDARD_MTU = 1600
 _JUMBO_MTU = 9000
+_ETHERNET = 1514
+"""Bytes of the longest frame over a cable of usual MTU."""
 
 
 class Load(StrEnum):
@@ -72,6 +74,7 @@ class Case:
             guest has one.
         buffers: buffers of a queue, used in turn, each on a page of its own; 0: one for each entry of the usual ring,
             side by side.
+        zero_copy: whether the sender's port has ``dq-zero-copy``; None where the cable has no queue for it either.
         log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
         others: what guests of ports without traffic do: ``silent`` ones are connected, ``absent`` ones are not, and the
             first of those that are ``arriving`` comes by post-copy meanwhile, its pages late.
@@ -89,6 +92,7 @@ class Case:
     nic: Literal["", "out", "in"] = ""
     iommu_kib: int = 0
     buffers: int = 0
+    zero_copy: bool | None = None
     log: str = "no"
     others: str = "silent"
 
@@ -96,6 +100,11 @@ class Case:
     def mtu(self) -> int:
         """``mtu_request`` of the ports: the same buffers for all up to 1518 B, jumbo ones past that."""
         return _STANDARD_MTU if self.size <= _STANDARD_MTU else _JUMBO_MTU
+
+    @property
+    def cable_mtu(self) -> int:
+        """MTU of a network device."""
+        return 1500 if self.size <= _ETHERNET else _JUMBO_MTU
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,28 @@ def _nic() -> list[Row]:
     ]
 
 
+def _zero_copy() -> list[Row]:
+    """What `dq-zero-copy` saves, from below the size from which on it is used."""
+    return [
+        Row(
+            f"nic-zero-copy-{size}",
+            f"{size} B, guest to NIC (AF_XDP on veth), split, with dq-zero-copy and without",
+            Load.VIRTIO_USER,
+            (
+                Contestant(OURS, OURS, Case(size, nic="out", zero_copy=False)),
+                Contestant(_ZERO_COPY, OURS_TOO, Case(size, nic="out", zero_copy=True)),
+            ),
+            tuple(Goal(metric, _ZERO_COPY, OURS, 1.0 if size >= _ZERO_COPY_MIN else None, 1.0) for metric in _CURVE),
+            is_drawn=False,
+        )
+        for size in _ZERO_COPY_SIZES
+    ]
+
+
+_ZERO_COPY = "ovsvhost, dq-zero-copy"
+_ZERO_COPY_SIZES, _ZERO_COPY_MIN = (512, 1024, 1500, 2048, 4096, 9000), 1024
+"""Shorter frames are copied all the same."""
+_CURVE = ("cycles_per_packet", "pps")
 _ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
 _FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
 _ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
@@ -272,6 +303,7 @@ ROWS = (
     ),
     *_virtio_user(),
     *_nic(),
+    *_zero_copy(),
     Row(
         "round-trips",
         "one 64 B frame there and back, the next at once",
