@@ -19,15 +19,21 @@ class Cable:
 
     Args:
         owner: the process whose network namespace gets the switch's end; None leaves it in this one's.
+        mtu: bytes, of both ends.
+        more_to_send: queues that the switch's end has to send on besides its first.
 
     Attributes:
         near: the switch's end.
         far: the generator's.
     """
 
-    def __init__(self, owner: int | None = None) -> None:
+    def __init__(self, owner: int | None = None, *, mtu: int = 1500, more_to_send: int = 0) -> None:
         self.near, self.far = device_name("bn"), device_name("bf")
-        ip_command("ip", "link", "add", self.near, "type", "veth", "peer", "name", self.far)
+        one, many, size = "1", str(1 + more_to_send), ("mtu", str(mtu))
+        ip_command(
+            *("ip", "link", "add", self.near, *size, "numtxqueues", many, "numrxqueues", one, "type", "veth"),
+            *("peer", "name", self.far, *size, "numtxqueues", one, "numrxqueues", many),
+        )
         inside: tuple[str, ...] = ()
         if owner is not None:
             ip_command("ip", "link", "set", self.near, "netns", str(owner))

@@ -34,6 +34,8 @@ GENERATOR_LIMITS = 0.1
 
 _STANDARD_MTU = 1600
 _JUMBO_MTU = 9000
+_ETHERNET = 1514
+"""Bytes of the longest frame over a cable of usual MTU."""
 
 
 class Load(StrEnum):
@@ -66,6 +68,7 @@ class Case:
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
         nic: ``out``: the guest sends to a network device, the switch's other port; ``in``: it gets what that sends.
+        zero_copy: whether the sender's port has ``dq-zero-copy``; None where the cable has no queue for it either.
         log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
         others: what guests of ports without traffic do: ``silent`` ones are connected, ``absent`` ones are not, and the
             first of those that are ``arriving`` comes by post-copy meanwhile, its pages late.
@@ -81,6 +84,7 @@ class Case:
     addresses: int = 1
     interval_us: int = 0
     nic: Literal["", "out", "in"] = ""
+    zero_copy: bool | None = None
     log: str = "no"
     others: str = "silent"
 
@@ -88,6 +92,11 @@ class Case:
     def mtu(self) -> int:
         """``mtu_request`` of the ports: the same buffers for all up to 1518 B, jumbo ones past that."""
         return _STANDARD_MTU if self.size <= _STANDARD_MTU else _JUMBO_MTU
+
+    @property
+    def cable_mtu(self) -> int:
+        """MTU of a network device."""
+        return 1500 if self.size <= _ETHERNET else _JUMBO_MTU
 
 
 @dataclass(frozen=True)
@@ -208,6 +217,28 @@ def _nic() -> list[Row]:
     ]
 
 
+def _zero_copy() -> list[Row]:
+    """What `dq-zero-copy` saves, from below the size from which on it is used."""
+    return [
+        Row(
+            f"nic-zero-copy-{size}",
+            f"{size} B, guest to NIC (AF_XDP on veth), split, with dq-zero-copy and without",
+            Load.VIRTIO_USER,
+            (
+                Contestant(OURS, OURS, Case(size, nic="out", zero_copy=False)),
+                Contestant(_ZERO_COPY, OURS_TOO, Case(size, nic="out", zero_copy=True)),
+            ),
+            tuple(Goal(metric, _ZERO_COPY, OURS, 1.0 if size >= _ZERO_COPY_MIN else None, 1.0) for metric in _CURVE),
+            is_drawn=False,
+        )
+        for size in _ZERO_COPY_SIZES
+    ]
+
+
+_ZERO_COPY = "ovsvhost, dq-zero-copy"
+_ZERO_COPY_SIZES, _ZERO_COPY_MIN = (512, 1024, 1500, 2048, 4096, 9000), 1024
+"""Shorter frames are copied all the same."""
+_CURVE = ("cycles_per_packet", "pps")
 _ONE, _TWO, _INDIRECT = "one descriptor", "header and data", "indirect"
 _FEW_PORTS, _MANY_PORTS = "2 ports", "100 ports"
 _ONE_ADDRESS, _MANY_ADDRESSES = "1 address", "100 000 addresses"
@@ -258,6 +289,7 @@ ROWS = (
     ),
     *_virtio_user(),
     *_nic(),
+    *_zero_copy(),
     Row(
         "round-trips",
         "one 64 B frame there and back, the next at once",

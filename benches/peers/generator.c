@@ -80,7 +80,8 @@ static void open_port(unsigned port) {
     if ((rte_errno = -rte_eth_dev_info_get(port, &info)) != 0)
         die("a port does not say what it can do");
     struct rte_eth_conf conf = {.rxmode = {.offloads = RTE_ETH_RX_OFFLOAD_SCATTER & info.rx_offload_capa}};
-    if (settings.size > RTE_ETHER_MAX_LEN)
+    /* net_af_packet takes no MTU, and receives what a frame of its ring holds of a longer one: it is counted all the same. */
+    if (settings.size > RTE_ETHER_MAX_LEN && info.max_rx_pktlen > 9000)
         conf.rxmode.mtu = 9000;
     rte_errno = -rte_eth_dev_configure(port, 1, 1, &conf);
     if (rte_errno != 0)

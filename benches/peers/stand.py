@@ -162,7 +162,10 @@ class Stand:
             raise RigError(f"{generator.name} has no way to a network device: give the row another load")
         socket, _ = switch.sockets
         command = generator.with_cable(case, socket, switch.cable, self._timing.warmup_s, self._timing.duration_s)
+        opened = switch.lanes_opened() if isinstance(switch, Ours) else 0
         window, (load,) = self._run(switch, case, [(generator, (socket,), command)])
+        if isinstance(switch, Ours) and bool(case.zero_copy) != (switch.lanes_opened() > opened):
+            raise RigError(f"{switch.name}: dq-zero-copy={case.zero_copy} was not what its guest got")
         return {"pps": load.pps, **window}
 
     def _at_half_load(self, switch: Switch, case: Case) -> Window:

@@ -407,7 +407,7 @@ class Datapath:
         use_need_wakeup: bool = True,
         start_queue: int = 0,
         busy_budget: int = 0,
-        zc_queues: int = 0,
+        zc_queues: int = 128,
         bond: str | None = None,
     ) -> None:
         """Adds a port that is a network device of the host, through AF_XDP or AF_PACKET; returns at once.
@@ -432,7 +432,8 @@ class Datapath:
             start_queue: the first of the device's queues.
             busy_budget: 0..65535 frames that the kernel takes from the device in one of our calls, its interrupts held
                 back meanwhile; 0 leaves it to them.
-            zc_queues: 0..128 queues above the port's own, one for each guest's queue that sends without a copy.
+            zc_queues: 0..128 queues above the port's own that guests may have, one for each of their queues that sends
+                without a copy; no more than the device has, and none before a guest wants it.
             bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:

@@ -145,7 +145,8 @@ class NicSettings:
         use_need_wakeup: the kernel says when it wants to be called.
         xdp_start_queue: the device's first queue that is used.
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
-        xdp_zc_queues: queues above `n_rxq` that guests send on without a copy, 0..128; the device has to have them.
+        xdp_zc_queues: how many queues above `n_rxq` guests may have to send on without a copy, 0..128; no more than
+            the device has.
     """
 
     n_rxq: int = 1
@@ -155,7 +156,7 @@ class NicSettings:
     use_need_wakeup: bool = True
     xdp_start_queue: int = 0
     xdp_busy_budget: int = 0
-    xdp_zc_queues: int = 0
+    xdp_zc_queues: int = NIC_QUEUES_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -209,7 +209,8 @@ def plan(desired: Desired, observed: Observed) -> tuple[Action, ...]:
         elif observed.bonds[name][1] != bond:
             actions.append(SetBond(bond))
     actions += [SetUp(port) for _, port in wanted_ports.values() if isinstance(port, NicPort) and _lies(port, observed)]
-    for name, (bridge_name, port) in wanted_ports.items():
+    # Devices first: after a crash what guests sent waits for those that are known.
+    for name, (bridge_name, port) in sorted(wanted_ports.items(), key=lambda item: isinstance(item[1][1], Port)):
         if name not in kept_ports:
             actions.append(AddPort(bridge_name, port))
             continue

@@ -40,6 +40,10 @@ impl PortLink for Link {
         self.record.numa.store(node, Ordering::Relaxed);
     }
 
+    fn wants_any_order(&self) -> bool {
+        self.shared.state().wants_zero_copy(self.record.id)
+    }
+
     fn start(&self, vring: usize, ring: Ring) {
         let Ok(vring) = u16::try_from(vring) else { return };
         let (port, counters) = (self.record.id, self.record.counters_of(vring));

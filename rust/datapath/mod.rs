@@ -358,6 +358,7 @@ impl Datapath {
         config.check()?;
         let name = config.name.clone();
         let record = self.shared.change(|state| state.add_nic(bridge, &config))?;
+        self.shared.recovery.expect_device(&name);
         match Nic::spawn(config, &self.shared, &record) {
             Ok(nic) => {
                 let late = self.shared.state().set_nic_thread(&name, record.id, nic);
@@ -365,6 +366,7 @@ impl Datapath {
                 Ok(())
             }
             Err(error) => {
+                self.shared.recovery.device_settled(&name);
                 self.shared.change(|state| Ok(state.remove_port(&name)))?;
                 Err(error)
             }

@@ -9,6 +9,7 @@
 mod keeper;
 mod offloads;
 mod queues;
+mod spare;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,7 +56,8 @@ pub struct NicDevice {
     pub start_queue: u32,
     /// `xdp-busy-budget`, frames; 0 is off.
     pub busy_budget: u32,
-    /// `xdp-zc-queues`: queues above the port's own that guests send on without a copy, 0..128. The device has to have them.
+    /// `xdp-zc-queues`: how many queues above the port's own guests may have to send on without a copy, 0..128; no more
+    /// than the device has. None is taken before a guest wants it.
     pub zc_queues: u32,
 }
 
@@ -72,7 +74,7 @@ impl NicDevice {
             need_wakeup: true,
             start_queue: 0,
             busy_budget: 0,
-            zc_queues: 0,
+            zc_queues: QUEUES_MAX,
         }
     }
 

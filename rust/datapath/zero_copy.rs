@@ -38,9 +38,9 @@ enum Laid {
     /// It is there.
     Open { seat: Arc<Seat>, keeper: u16, queue: u32, plan: LanePlan, netdev: String },
     /// It cannot be had now.
-    Refused { seat: Arc<Seat>, text: String, until: Instant },
-    /// The device has too few queues.
-    NoQueue { netdev: String },
+    Refused { seat: Arc<Seat>, queue: u32, text: String, until: Instant },
+    /// The device has no queue left, or is down: asked for again whenever its thread looks. `status` has this.
+    Lacking { seat: Arc<Seat>, text: String },
 }
 
 /// All lanes of a datapath.
@@ -63,6 +63,10 @@ pub(super) struct Offer<'a> {
     pub first: u16,
     /// How many there are.
     pub queues: u32,
+    /// What to tell who finds none left.
+    pub lack: String,
+    /// None can be taken while it is down; those that are stay.
+    pub is_up: bool,
 }
 
 /// A transmitq of a guest whose port wants lanes.
@@ -79,6 +83,34 @@ impl Lanes {
         *keeper
     }
 
+    /// A queue that is to be asked for now, and whether none was refused yet.
+    fn queue_for(&self, key: Key, wish: &Wish, offer: &Offer<'_>) -> Option<(u32, bool)> {
+        let mut laid = self.laid.lock();
+        let refused = match laid.get(&key) {
+            Some(Laid::Refused { queue, until, .. }) if Instant::now() >= *until => Some(*queue),
+            Some(Laid::Lacking { .. }) | None => None,
+            Some(Laid::Open { .. } | Laid::Refused { .. }) => return None,
+        };
+        let netdev = &offer.plan.netdev;
+        let text = if offer.is_up {
+            let is_taken = |queue: u32| {
+                laid.iter()
+                    .any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
+            };
+            let mut free = (offer.plan.queue..offer.plan.queue + offer.queues).filter(|queue| !is_taken(*queue));
+            // What was refused somebody else may have: first those behind it.
+            let behind = free.clone().find(|queue| refused.is_some_and(|refused| *queue > refused));
+            if let Some(queue) = behind.or_else(|| free.next()) {
+                return Some((queue, refused.is_none()));
+            }
+            format!("Waiting(queue): {}", offer.lack)
+        } else {
+            format!("Waiting(device): {netdev} is down: bring it up (ip link set {netdev} up)")
+        };
+        laid.insert(key, Laid::Lacking { seat: Arc::clone(&wish.seat), text });
+        None
+    }
+
     /// What is in the way of zero copy for a guest's port, or nothing: Interface `status:zero-copy`.
     pub(super) fn state_of(&self, guest: PortId, obstacles: &[Option<Obstacle>]) -> String {
         if obstacles.is_empty() {
@@ -88,7 +120,7 @@ impl Lanes {
             return match obstacle {
                 Obstacle::InOrder => {
                     "Waiting(in_order): its driver wants buffers back in order, so frames are copied; \
-                                      restart the driver"
+                                      start its virtual machine anew, this port no longer offers that"
                         .into()
                 }
                 Obstacle::Packed => "Waiting(packed): its driver uses packed rings, so frames are copied".into(),
@@ -97,32 +129,31 @@ impl Lanes {
             };
         }
         let laid = self.laid.lock();
-        let mut open = Vec::new();
+        let (mut open, mut lack) = (Vec::new(), None);
         for laid in laid.range((guest, 0, 0)..=(guest, u16::MAX, PortId::MAX)).map(|(_, laid)| laid) {
             match laid {
                 Laid::Open { netdev, queue, .. } => open.push(format!("{netdev} queue {queue}")),
-                Laid::Refused { text, .. } => return format!("Waiting(device): {text}"),
-                Laid::NoQueue { netdev } => {
-                    return format!("Waiting(queue): every queue of {netdev} is taken; raise its xdp-zc-queues");
-                }
+                Laid::Refused { text, .. } => lack = Some(format!("Waiting(device): {text}")),
+                Laid::Lacking { text, .. } => lack = Some(text.clone()),
             }
         }
-        if open.is_empty() {
-            let text = "Waiting(device): no network device of its bridge has queues for it (xdp-zc-queues); frames to \
-                        guests are copied once, from guest to guest";
-            return text.into();
+        match (open.is_empty(), lack) {
+            (true, None) => {
+                "Waiting(device): no network device of its bridge is held over AF_XDP (type=afxdp, type=dpdk); \
+                             frames to guests are copied once, from guest to guest"
+                    .into()
+            }
+            (true, Some(lack)) => lack,
+            (false, None) => format!("Active: {}", open.join(", ")),
+            (false, Some(lack)) => format!("Active: {}; {lack}", open.join(", ")),
         }
-        format!("Active: {}", open.join(", "))
     }
 }
 
 impl Shared {
     /// Opens the lanes to a device that are wanted, and closes those that are not. The device's own thread, and no other.
     pub(super) fn lay_lanes(&self, offer: Option<&Offer<'_>>, nic: PortId) {
-        let wishes = match offer.filter(|offer| offer.queues > 0) {
-            Some(_) => self.state().wishes_for(nic),
-            None => Vec::new(),
-        };
+        let wishes = offer.map(|_| self.state().wishes_for(nic)).unwrap_or_default();
         self.close_unwanted(&wishes, offer, nic);
         let Some(offer) = offer else { return };
         for wish in &wishes {
@@ -149,8 +180,8 @@ impl Shared {
             for key in keys {
                 let keep = match laid.get(&key) {
                     Some(Laid::Open { seat, queue, plan, .. }) => is_wanted(&key, seat, Some((*queue, plan))),
-                    Some(Laid::Refused { seat, .. }) => is_wanted(&key, seat, None),
-                    _ => false,
+                    Some(Laid::Refused { seat, .. } | Laid::Lacking { seat, .. }) => is_wanted(&key, seat, None),
+                    None => false,
                 };
                 if !keep && let Some(Laid::Open { seat, keeper, .. }) = laid.remove(&key) {
                     unwanted.push((seat, keeper));
@@ -183,28 +214,10 @@ impl Shared {
     fn lay(&self, wish: &Wish, offer: &Offer<'_>) {
         let key = (wish.guest.id, wish.vring, offer.nic);
         let Ok(memory) = wish.seat.memory() else { return };
-        let mut known = None;
-        let queue = {
-            let mut laid = self.lanes.laid.lock();
-            match laid.get(&key) {
-                Some(Laid::Refused { text, until, .. }) if Instant::now() >= *until => known = Some(text.clone()),
-                Some(_) => return,
-                None => {}
-            }
-            let taken = |queue: u32| {
-                laid.iter()
-                    .any(|(key, l)| key.2 == offer.nic && matches!(l, Laid::Open { queue: q, .. } if *q == queue))
-            };
-            let free = (offer.plan.queue..offer.plan.queue + offer.queues).find(|queue| !taken(*queue));
-            let Some(queue) = free else {
-                laid.insert(key, Laid::NoQueue { netdev: offer.plan.netdev.clone() });
-                return;
-            };
-            queue
-        };
+        let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return };
         let plan = LanePlan { queue, ..offer.plan.clone() };
         let (seat, netdev) = (Arc::clone(&wish.seat), plan.netdev.clone());
-        let refused = match afxdp::Lane::open(plan.clone(), memory) {
+        let text = match afxdp::Lane::open(plan.clone(), memory) {
             Ok(lane) => {
                 #[allow(clippy::cast_possible_truncation, reason = "at most 128 queues")]
                 let number = offer.first + (queue - offer.plan.queue) as u16;
@@ -230,12 +243,13 @@ impl Shared {
             }
             Err(e) => e.to_string(),
         };
-        if known.as_ref() != Some(&refused) {
-            let text = format!("{}: {refused}", wish.guest.name);
-            self.events.push(Level::Warning, "notice", Some(&wish.guest.name), text);
+        // The log has it once, `status` whatever is the latest.
+        if is_first {
+            let line = format!("{}: {text}", wish.guest.name);
+            self.events.push(Level::Warning, "notice", Some(&wish.guest.name), line);
         }
         let until = Instant::now() + RETRY;
-        self.lanes.laid.lock().insert(key, Laid::Refused { seat, text: refused, until });
+        self.lanes.laid.lock().insert(key, Laid::Refused { seat, queue, text, until });
     }
 
     /// Ends what a queue has with devices, for a queue that no thread has: then all its buffers are the guest's again.

@@ -171,7 +171,7 @@ impl Datapath {
 
     #[pyo3(signature = (bridge, name, *, ofport, netdev, driver = "afxdp", mtu = None, tx_retries_max = 8, n_rxq = 1,
         n_rxq_desc = 2048, n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0,
-        busy_budget = 0, zc_queues = 0, bond = None))]
+        busy_budget = 0, zc_queues = 128, bond = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_nic(
         &self,

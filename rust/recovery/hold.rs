@@ -1,7 +1,8 @@
 //! After a crash: nobody is polled before everybody who was there can receive again, or a time is over.
 //!
 //! A guest that is back first would send to guests that are not, and the switch would drop what the guest's own ring could
-//! have held. Those that stay away are named, and cost the others that time once.
+//! have held. The same goes for network devices that are about to carry. Those that stay away are named, and cost the
+//! others that time once.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ pub(super) struct Hold {
 struct Sides {
     /// Receiveqs that were live at the crash and are not yet.
     missing: BTreeSet<Key>,
+    /// Ports whose devices are being taken over.
+    devices: BTreeSet<String>,
     /// Told when it is over.
     waiting: Vec<EventFd>,
 }
@@ -36,7 +39,8 @@ impl Hold {
     /// Waits for `missing`, at most `longest` from the first time that somebody asks for it.
     pub(super) fn new(missing: BTreeSet<Key>, longest: Duration) -> Self {
         let over = AtomicBool::new(missing.is_empty() || longest.is_zero());
-        Self { began: OnceLock::new(), longest, over, sides: Lock::new(Sides { missing, waiting: Vec::new() }) }
+        let sides = Sides { missing, devices: BTreeSet::new(), waiting: Vec::new() };
+        Self { began: OnceLock::new(), longest, over, sides: Lock::new(sides) }
     }
 
     /// How long it can last yet; None once it is over.
@@ -58,10 +62,35 @@ impl Hold {
             return;
         }
         self.with(|sides| {
-            if sides.missing.remove(key) && sides.missing.is_empty() {
-                self.end(sides);
+            if sides.missing.remove(key) {
+                self.end_if_all_are_here(sides);
             }
         });
+    }
+
+    /// Waits for the device of this port too, if there is still somebody to hold.
+    pub(super) fn expect_device(&self, port: &str) {
+        if !self.over.load(Ordering::Acquire) {
+            self.with(|sides| sides.devices.insert(port.to_owned()));
+        }
+    }
+
+    /// It carries, or will not soon.
+    pub(super) fn device_settled(&self, port: &str) {
+        if self.over.load(Ordering::Acquire) {
+            return;
+        }
+        self.with(|sides| {
+            if sides.devices.remove(port) {
+                self.end_if_all_are_here(sides);
+            }
+        });
+    }
+
+    fn end_if_all_are_here(&self, sides: &mut Sides) {
+        if sides.missing.is_empty() && sides.devices.is_empty() {
+            self.end(sides);
+        }
     }
 
     /// Ends it if its time is over; gives the sockets of those that did not come back, to the first who asks.
@@ -114,6 +143,25 @@ mod tests {
         hold.returned(&Key::new("/b".as_ref(), 0));
         assert!(hold.left().is_none() && waker.read().is_ok());
         assert_eq!(hold.expire(), None);
+    }
+
+    #[test]
+    fn devices_that_are_being_taken_over_are_waited_for_as_well() {
+        let hold = Hold::new(keys(&["/a"]), Duration::from_secs(3600));
+        hold.expect_device("n0");
+        hold.returned(&Key::new("/a".as_ref(), 0));
+        hold.device_settled("n1");
+        assert!(hold.left().is_some());
+        hold.device_settled("n0");
+        assert!(hold.left().is_none());
+        let hold = Hold::new(keys(&["/a"]), Duration::from_secs(3600));
+        hold.expect_device("n0");
+        hold.device_settled("n0");
+        assert!(hold.left().is_some());
+        hold.returned(&Key::new("/a".as_ref(), 0));
+        assert!(hold.left().is_none());
+        hold.expect_device("n0");
+        assert!(hold.left().is_none(), "what is over does not begin again");
     }
 
     #[test]

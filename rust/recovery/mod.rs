@@ -257,6 +257,16 @@ impl Recovery {
         self.hold.returned(&Key::new(socket, vring));
     }
 
+    /// The device of this port is about to be taken over: what guests send it waits, as for those that receive.
+    pub fn expect_device(&self, port: &str) {
+        self.hold.expect_device(port);
+    }
+
+    /// It carries, or will not soon.
+    pub fn device_settled(&self, port: &str) {
+        self.hold.device_settled(port);
+    }
+
     /// The vring stopped; its front-end was not told where.
     pub fn stopped(&self, socket: &Path, vring: usize) {
         let key = Key::new(socket, vring);

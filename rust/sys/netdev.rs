@@ -31,10 +31,23 @@ pub struct Details {
     pub driver: Option<String>,
     /// Receive queues.
     pub rx_queues: Option<u32>,
+    /// Transmit queues.
+    pub tx_queues: Option<TxQueues>,
     /// Mbit/s.
     pub speed_mbps: Option<u32>,
     /// NUMA node.
     pub numa: Option<u32>,
+}
+
+/// A device's transmit queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TxQueues {
+    /// Those it has, not 0.
+    pub count: u32,
+    /// As many as it can be given.
+    pub max: u32,
+    /// What `ethtool -L` calls them.
+    pub kind: &'static str,
 }
 
 /// A name that a device can have: 1 to 15 bytes, no slash, no space, no NUL.
@@ -97,7 +110,13 @@ impl Asker {
             (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
         });
         // struct ethtool_channels: maxima of rx, tx, other, combined, then those in use.
-        let rx_queues = ask(ETHTOOL_GCHANNELS).map(|answer| word(&answer, 20) + word(&answer, 32));
+        let channels = ask(ETHTOOL_GCHANNELS);
+        let rx_queues = channels.map(|answer| word(&answer, 20).saturating_add(word(&answer, 32)));
+        let tx_queues = channels.map(|answer| TxQueues {
+            count: word(&answer, 24).saturating_add(word(&answer, 32)),
+            max: word(&answer, 8).saturating_add(word(&answer, 16)),
+            kind: if word(&answer, 16) > 0 { "combined" } else { "tx" },
+        });
         // struct ethtool_cmd: the speed's low half at 12, its high half at 28.
         let speed_mbps = ask(ETHTOOL_GSET).and_then(|answer| {
             let [low, high] = [12, 28].map(|at| word(&answer, at) & 0xffff);
@@ -106,7 +125,8 @@ impl Asker {
         });
         let numa = std::fs::read_to_string(format!("/sys/class/net/{name}/device/numa_node")).ok();
         let numa = numa.and_then(|text| text.trim().parse().ok());
-        Details { driver, rx_queues: rx_queues.filter(|count| *count > 0), speed_mbps, numa }
+        let (rx_queues, tx_queues) = (rx_queues.filter(|count| *count > 0), tx_queues.filter(|tx| tx.count > 0));
+        Details { driver, rx_queues, tx_queues, speed_mbps, numa }
     }
 
     fn ethtool(&self, name: &CString, command: u32) -> io::Result<[u8; 256]> {

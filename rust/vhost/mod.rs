@@ -128,6 +128,10 @@ pub trait PortLink: Send + Sync {
     fn state_changed(&self);
     /// One line for the log. `kind` is one of the stable words of the event stream.
     fn event(&self, level: Level, kind: &'static str, text: String);
+    /// Guests that start get their buffers back in any order: `IN_ORDER` is not for them.
+    fn wants_any_order(&self) -> bool {
+        false
+    }
     /// The port's configured MTU in bytes. Called from any thread; must not block.
     fn mtu(&self) -> u16;
 }

@@ -24,6 +24,7 @@ use super::super::events::Allowance;
 use super::super::port::PortRecord;
 use super::super::zero_copy::Offer;
 use super::offloads::Offloads;
+use super::spare::Spare;
 use super::{Command, NicDevice, Report};
 use crate::error::Result;
 use crate::lock::Lock;
@@ -108,12 +109,14 @@ impl Keeper {
             }
         }
         self.let_go();
+        self.claim.shared.recovery.device_settled(&self.claim.record.name);
     }
 
     /// Makes what is what should be, as far as that can be done now.
     fn look(&mut self) {
         let name = self.device.netdev.clone();
         let found = self.asker.find(&name);
+        let is_there = matches!(found, Ok(Some(_)));
         let (error, device) = match found {
             Ok(Some(device)) => self.hold_on(device),
             Ok(None) => {
@@ -132,20 +135,25 @@ impl Keeper {
             // Last: a link that is up has a status.
             self.tell_carrier(true);
         }
-        self.lay_lanes();
+        // After a crash frames wait for a device that is about to carry, and for no other.
+        if is_up || device.map_or(!is_there, |device| !device.is_up) {
+            self.claim.shared.recovery.device_settled(&self.claim.record.name);
+        }
+        self.lay_lanes(device.is_some_and(|device| device.is_up));
     }
 
     /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
-    fn lay_lanes(&self) {
+    fn lay_lanes(&self, is_up: bool) {
         let Claim { shared, record } = &self.claim;
         let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
         else {
             return shared.lay_lanes(None, record.id);
         };
         let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());
-        let (plan, queues) = (self.device.lane(plan.ifindex, is_zero_copy), self.device.zc_queues);
+        let plan = self.device.lane(plan.ifindex, is_zero_copy);
+        let Spare { queues, lack } = Spare::of(&self.device, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
-        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues }), record.id);
+        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id);
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
@@ -288,7 +296,8 @@ impl Keeper {
         if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
             let text = format!(
                 "{name}: {netdev} has {count} queues; what it receives on others than {start_queue} to {last} is the \
-                 host's: set n_rxq, or give it fewer (ethtool -L {netdev} combined {queues})"
+                 host's: set n_rxq, have it spread over those only (ethtool -X {netdev} start {start_queue} equal \
+                 {queues}), or give it fewer (ethtool -L {netdev} combined {queues})"
             );
             self.say(Level::Warning, "notice", text);
         }

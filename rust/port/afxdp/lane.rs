@@ -34,8 +34,11 @@ use crate::sys::xdp::{Binding, RingKind, Socket};
 pub const ZERO_COPY_MIN: u32 = 1024;
 /// Descriptors that one kick sends, if the kernel lets us say so.
 const TX_BUDGET: u32 = 64;
-/// Entries of a fill ring that nothing ever uses: the kernel wants one.
+/// Entries of a fill ring where the kernel copies: nothing ever uses it, and the kernel wants one.
 const FILL_SIZE: u32 = 64;
+/// Entries where the driver reads by itself. Then it also receives into our memory what comes in on this queue, which no
+/// program sends here: it copies that for the host and has the frame again, so they are as many for ever.
+const HOST_FRAMES: u32 = 512;
 /// How long a queue may stay busy that was let go a moment ago.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks at something that nobody announces.
@@ -50,7 +53,7 @@ pub struct LanePlan {
     pub ifindex: u32,
     /// Its queue, which nobody else has.
     pub queue: u32,
-    /// Entries of tx and completion ring, and frames of the pool; a power of two.
+    /// Entries of tx and completion ring, and frames of ours in the pool; a power of two.
     pub tx_size: u32,
     /// The kernel says when it wants to be woken.
     pub need_wakeup: bool,
@@ -118,7 +121,8 @@ impl Lane {
     /// # Errors
     /// `Kernel`, naming device and queue, what was refused, and the cure.
     pub fn open(plan: LanePlan, memory: &GuestMap) -> Result<Self> {
-        let pool = Arc::new(Area::shared(plan.tx_size as usize * CHUNK as usize)?);
+        let host_frames = if plan.zero_copy { HOST_FRAMES } else { 0 };
+        let pool = Arc::new(Area::shared((plan.tx_size + host_frames) as usize * CHUNK as usize)?);
         let window = Window::new(&pool, memory)?;
         let failed = |what: &str| {
             let (netdev, queue, what) = (plan.netdev.clone(), plan.queue, what.to_owned());
@@ -134,13 +138,16 @@ impl Lane {
         // Pinned: no address is needed any more.
         let places = window.close();
         let ring = |kind, size| socket.ring(kind, size).map(Arc::new).map_err(failed("no ring"));
-        let _fill = ring(RingKind::Fill, FILL_SIZE)?;
+        let mut fill = Producer::new(ring(RingKind::Fill, FILL_SIZE.max(host_frames))?);
+        // Behind ours in the pool, and before guest memory, which nobody ever receives into.
+        (plan.tx_size..plan.tx_size + host_frames).for_each(|frame| fill.put([u64::from(frame) * u64::from(CHUNK)]));
+        fill.publish();
         let (tx, completion) = (ring(RingKind::Tx, plan.tx_size)?, ring(RingKind::Completion, plan.tx_size)?);
         socket.set_tx_budget(TX_BUDGET);
         let binding = Binding { zero_copy: plan.zero_copy, need_wakeup: plan.need_wakeup, multi_buffer: true };
         bind(&socket, &plan, binding).map_err(failed(
-            "cannot be bound: xdp-zc-queues needs queues above the port's own (ethtool -L), and a driver that sends frames of \
-             several buffers",
+            "cannot be bound: it has to be a queue that nobody else has (ethtool -L, xdp-zc-queues), of a driver that sends \
+             frames of several buffers",
         ))?;
         let (posted, inflight_max, counts) = (Counter::default(), AtomicU32::new(0), Arc::default());
         let latency = Latency::new();

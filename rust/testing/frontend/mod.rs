@@ -14,6 +14,7 @@
 //! offers less is refused, as QEMU does.
 
 mod config;
+mod hotplug;
 pub mod iommu;
 mod log;
 mod negotiate;

@@ -129,25 +129,33 @@ impl GuestRam {
         if specs.is_empty() {
             return Err(Error::Config("guest memory needs a region or more".into()));
         }
-        let mut regions = Vec::with_capacity(specs.len());
+        let mut ram = Self { regions: Vec::with_capacity(specs.len()) };
         for spec in specs {
-            let page = spec.backing.page_size();
-            let size = spec.size.next_multiple_of(page);
-            if size == 0 {
-                return Err(Error::Config("a memory region of no bytes".into()));
-            }
-            let file = spec.backing.open(spec.file_offset + size as u64)?;
-            let mapping = Mapping::new(&file, spec.file_offset, size, spec.backing.is_private())?;
-            regions.push(Region {
-                gpa: spec.gpa,
-                file_offset: spec.file_offset,
-                file,
-                page_size: page,
-                whole: Window::whole(mapping),
-                taken: 0,
-            });
+            ram.add(spec)?;
         }
-        Ok(Self { regions })
+        Ok(ram)
+    }
+
+    /// Makes and maps one region more, behind the others.
+    ///
+    /// # Errors
+    /// `Config` when it is empty; `Kernel` when the backing cannot be had.
+    pub fn add(&mut self, spec: &RegionSpec) -> Result<()> {
+        let page = spec.backing.page_size();
+        let size = spec.size.next_multiple_of(page);
+        if size == 0 {
+            return Err(Error::Config("a memory region of no bytes".into()));
+        }
+        let file = spec.backing.open(spec.file_offset + size as u64)?;
+        let mapping = Mapping::new(&file, spec.file_offset, size, spec.backing.is_private())?;
+        let (gpa, file_offset, whole) = (spec.gpa, spec.file_offset, Window::whole(mapping));
+        self.regions.push(Region { gpa, file_offset, file, page_size: page, whole, taken: 0 });
+        Ok(())
+    }
+
+    /// Takes the last region away; windows on it stay valid.
+    pub fn remove_last(&mut self) {
+        self.regions.pop();
     }
 
     /// The regions, in the order they were asked for.

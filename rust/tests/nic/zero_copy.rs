@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use ovsvhost::datapath::{NicConfig, PortChange};
+use ovsvhost::testing::frontend::FrontendConfig;
 use ovsvhost::testing::memory::{Backing, RegionSpec};
 use ovsvhost::testing::wire::features;
 use ovsvhost::vhost::EndpointKind;
@@ -20,12 +21,12 @@ const LEAST: usize = ovsvhost::port::afxdp::ZERO_COPY_MIN as usize;
 /// Bytes of a frame of which the head alone is copied.
 const HEAD: usize = 64;
 
-fn joins(nic: &mut NicConfig) {
+pub fn joins(nic: &mut NicConfig) {
     nic.device.zc_queues = 3;
 }
 
 /// A guest whose port wants no copies, with rings of `size`.
-fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
+pub fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
     let socket = switch.add_with(name, EndpointKind::Client, |port| port.zero_copy = true);
     let guest = Station::plug(&socket, last, |config| {
         config.ring_size = size;
@@ -35,12 +36,12 @@ fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
     guest
 }
 
-fn state(switch: &Switch, name: &str) -> String {
+pub fn state(switch: &Switch, name: &str) -> String {
     switch.port(name).status.get("zero-copy").cloned().unwrap_or_default()
 }
 
 #[track_caller]
-fn wait_active(switch: &Switch, name: &str) {
+pub fn wait_active(switch: &Switch, name: &str) {
     let begun = Instant::now();
     while !state(switch, name).starts_with("Active") {
         assert!(begun.elapsed().as_secs() < 20, "zero copy of {name}: {}", state(switch, name));
@@ -50,18 +51,18 @@ fn wait_active(switch: &Switch, name: &str) {
 
 /// Lets the switch learn where the far end is: what it does not know it floods, and a frame to many is copied.
 #[track_caller]
-fn introduce(cable: &Cable, guest: &mut Station) {
+pub fn introduce(cable: &Cable, guest: &mut Station) {
     let greeting = from_far(guest.mac, 60, 0);
     cable.send(&greeting);
     while guest.next() != greeting {}
 }
 
-fn not_copied(switch: &Switch) -> u64 {
+pub fn not_copied(switch: &Switch) -> u64 {
     switch.count("n0", "tx_zero_copy_packets")
 }
 
 /// A frame of `len` bytes to the far end that tells itself from others.
-fn marked(guest: &Station, len: usize, mark: usize) -> Vec<u8> {
+pub fn marked(guest: &Station, len: usize, mark: usize) -> Vec<u8> {
     let mut frame = guest.frame(FAR, len);
     frame[20..28].copy_from_slice(&(mark as u64).to_le_bytes());
     frame
@@ -69,7 +70,7 @@ fn marked(guest: &Station, len: usize, mark: usize) -> Vec<u8> {
 
 /// Takes the link down and posts frames to the device that takes none, before the switch finds out. Gives those that the
 /// device has now.
-fn strand(switch: &Switch, guest: &mut Station, cable: &mut Cable, count: usize, len: usize) -> Vec<Vec<u8>> {
+pub fn strand(switch: &Switch, guest: &mut Station, cable: &mut Cable, count: usize, len: usize) -> Vec<Vec<u8>> {
     for _ in 0..10 {
         let before = (not_copied(switch), switch.port("n0").link_resets);
         ip("link set near down");
@@ -91,7 +92,7 @@ fn strand(switch: &Switch, guest: &mut Station, cable: &mut Cable, count: usize,
     panic!("a link that is down was noticed ten times before {count} frames were posted");
 }
 
-fn bring_up(switch: &Switch) {
+pub fn bring_up(switch: &Switch) {
     ip("link set near up");
     wait_carrier();
     wait_with_news(switch, "n0", "the link to be up", || switch.port("n0").link_up);
@@ -258,7 +259,7 @@ fn lanes_come_and_go_with_frames_on_their_way_and_every_one_carries() {
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
         join(&switch, joins);
-        for round in 0..20 {
+        for round in 0..100 {
             wait_active(&switch, "a");
             introduce(&cable, &mut guest);
             let frame = marked(&guest, 2000 + round, round);
@@ -326,9 +327,12 @@ fn two_guests_have_a_queue_each_and_one_too_many_copies_and_says_so() {
 fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
     with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
-        let socket = switch.add_with("a", EndpointKind::Client, |port| port.zero_copy = true);
-        let mut guest = Station::plug(&socket, 1, |config| config.features |= features::IN_ORDER);
+        let socket = switch.add("a", EndpointKind::Client);
+        let in_order = |config: &mut FrontendConfig| config.features |= features::IN_ORDER;
+        let mut guest = Station::plug(&socket, 1, in_order);
         switch.wait_link("a", true);
+        let change = PortChange { zero_copy: Some(true), ..PortChange::default() };
+        switch.datapath().set_port("a", &change).unwrap();
         join(&switch, joins);
         wait("the reason", || state(&switch, "a").starts_with("Waiting(in_order)"));
         let frame = marked(&guest, 1500, 1);
@@ -342,5 +346,11 @@ fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
         };
         let text = switch.datapath().add_port("br0", refused).unwrap_err().to_string();
         assert!(text.starts_with("s: dq-zero-copy is for client ports"), "{text}");
+        // The option was there first: one that starts now is not offered an order.
+        let socket = switch.add_with("b", EndpointKind::Client, |port| port.zero_copy = true);
+        let guest = Station::plug(&socket, 2, in_order);
+        switch.wait_link("b", true);
+        assert_eq!(guest.frontend.session().unwrap().offered() & features::IN_ORDER, 0);
+        wait_active(&switch, "b");
     });
 }

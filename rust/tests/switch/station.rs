@@ -189,6 +189,20 @@ impl<D: ChainDriver> StationOf<D> {
         }
     }
 
+    /// Sends from this place next: `SEND` bytes of guest memory.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn add_send_slot(&mut self, region: usize) {
+        let gpa = self.frontend.ram_mut().alloc(region, SEND, 64).unwrap();
+        self.send_slots.push(gpa);
+    }
+
+    /// Sends from no place any more from `first` on; there is nothing in flight.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn remove_send_slots(&mut self, first: Gpa) {
+        assert!(self.in_flight.is_empty());
+        self.send_slots.retain(|gpa| *gpa < first);
+    }
+
     /// Takes one frame that arrived, header first.
     pub fn receive(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
         let mut bytes = self.take_buffer()?;
