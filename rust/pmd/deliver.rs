@@ -143,8 +143,13 @@ impl Source<'_> {
     /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
     fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
-        if self.zero_copy.is_some() && self.deliver_by_lane(port, list, share, group) {
-            return;
+        if self.zero_copy.is_some() {
+            match &port.bonding {
+                // Each of its links has a lane of its own.
+                Bonding::Shares(shares) if !port.receiveqs.is_empty() => return self.share(shares, list, share),
+                _ if self.deliver_by_lane(port, list, share, group) => return,
+                _ => {}
+            }
         }
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
@@ -155,14 +160,14 @@ impl Source<'_> {
                 }
             }
             (several, Steering::Hash) => match &port.bonding {
-                Bonding::Shares(shares) => self.share(shares, list),
+                Bonding::Shares(shares) => self.share(shares, list, share),
                 _ => self.deliver_by_flow(port, several, list),
             },
         }
     }
 
-    /// Every bucket has its link.
-    fn share(&mut self, shares: &Shares, list: &[u8]) {
+    /// Every bucket has its link. What a list counts for, its parts count for each by itself.
+    fn share(&mut self, shares: &Shares, list: &[u8], share: Option<&Share>) {
         let mut frames = [0_u64; LINKS_MAX];
         for &index in list {
             if let Some((packet, head)) = self.burst.frame(index)
@@ -174,7 +179,15 @@ impl Source<'_> {
         let mut room = [0; MAX_BURST];
         for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
             if let Some(port) = self.topology.port(link) {
-                self.steer(port, super::wait::indices(frames, &mut room), None, None);
+                let part = super::wait::indices(frames, &mut room);
+                let counted = share.map(|_| {
+                    let mut counted = Share::NONE;
+                    for &index in part {
+                        counted.count(self.len_of(index));
+                    }
+                    counted
+                });
+                self.steer(port, part, counted.as_ref(), None);
             }
         }
     }
