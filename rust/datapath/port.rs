@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use super::check_socket_path;
 use super::zero_copy::LaneTotals;
@@ -212,6 +212,8 @@ pub(super) struct PortRecord {
     pub link_resets: AtomicU32,
     /// The NUMA node of the guest's rings, or of the NIC.
     pub numa: AtomicU32,
+    /// Of a NIC, its Ethernet address as it was seen last, as [`Mac`](crate::frame::ethernet::Mac) has it.
+    pub address: AtomicU64,
     /// What a call to whoever is behind it is named in statistics.
     call: &'static str,
     /// By vring, made when first started; never reset by a reconnect.
@@ -229,6 +231,7 @@ impl PortRecord {
             link_up: AtomicBool::new(false),
             link_resets: AtomicU32::new(0),
             numa: AtomicU32::new(0),
+            address: AtomicU64::new(0),
             call,
             counters: Lock::default(),
             lanes: Lock::default(),
@@ -343,7 +346,8 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             | DropReason::Reflected
             | DropReason::SamePort
             | DropReason::NoReceiver
-            | DropReason::AdminDown => {}
+            | DropReason::AdminDown
+            | DropReason::Heard => {}
             DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
             DropReason::ReceiverAdminDown
             | DropReason::LinkDown

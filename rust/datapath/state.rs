@@ -13,6 +13,7 @@ use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings, check
 use super::threads::Seat;
 use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
+use crate::frame::ethernet::Mac;
 use crate::frame::flow::FlowKey;
 use crate::pmd::{Bonding, BridgeView, FaultCause, LINKS_MAX, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
@@ -355,6 +356,12 @@ impl State {
     /// A port's name, while it is there.
     pub(super) fn name_of(&self, id: PortId) -> Option<String> {
         self.ports.iter().find(|(_, port)| port.record.id == id).map(|(name, _)| name.clone())
+    }
+
+    /// The Ethernet address of a network device's port, as it was seen last.
+    pub(super) fn address_of(&self, id: PortId) -> Mac {
+        let port = self.ports.values().find(|port| port.record.id == id);
+        Mac(port.map_or(0, |port| port.record.address.load(Ordering::Relaxed)))
     }
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The thread that keeps bonds' time: delays that are over, lessons to be sent.
+//! The thread that keeps bonds' time: delays that are over, what LACP hears and says, lessons to be sent.
 
 use std::collections::VecDeque;
 use std::sync::Weak;
@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::super::Shared;
+use crate::frame::lacp::FRAME_SIZE;
 use crate::pmd::{LESSON_LEN, Message};
 use crate::switch::PortId;
 use crate::switch::fdb::Key;
@@ -28,10 +29,11 @@ pub(in crate::datapath) fn keep_bonds(shared: &Weak<Shared>, told: &Receiver<()>
         let Some(shared) = shared.upgrade() else { return };
         let mut state = shared.state();
         let now = Instant::now();
-        if state.bonds_due().is_some_and(|due| due <= now) {
+        if state.negotiate_bonds(now) || state.bonds_due().is_some_and(|due| due <= now) {
             let passage = shared.publish(&mut state);
             drop(state);
             passage.wait(&shared.events);
+            shared.events.poke();
             state = shared.state();
         }
         for (bond, addresses) in state.take_lessons(shared.now_s()) {
@@ -39,10 +41,18 @@ pub(in crate::datapath) fn keep_bonds(shared: &Weak<Shared>, told: &Receiver<()>
             lessons.retain(|(other, _)| *other != bond);
             lessons.extend(addresses.chunks(LESSON_LEN).map(|part| (bond, part.to_vec())));
         }
-        if let (Some((port, addresses)), Some(thread)) = (lessons.pop_front(), state.places.threads.first()) {
-            thread.pmd.post(Message::Teach { port, addresses });
+        let said = state.take_pdus();
+        if let Some(thread) = state.places.threads.first() {
+            for (port, head) in said {
+                thread.pmd.post(Message::Emit { port, head: Box::new(head), len: FRAME_SIZE });
+            }
+            if let Some((port, addresses)) = lessons.pop_front() {
+                thread.pmd.post(Message::Teach { port, addresses });
+            }
         }
-        let due = state.bonds_due().map_or(LONG, |due| due.saturating_duration_since(Instant::now()));
-        wait = if lessons.is_empty() { due } else { PAUSE };
+        let now = Instant::now();
+        let due = state.bonds_due().into_iter().chain(state.lacp_due(now)).min();
+        let until = due.map_or(LONG, |due| due.saturating_duration_since(now));
+        wait = if lessons.is_empty() { until } else { PAUSE };
     }
 }
