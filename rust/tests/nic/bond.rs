@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use ovsvhost::datapath::{BondConfig, BondMode, BondState};
+use ovsvhost::datapath::{BondConfig, BondMode, BondState, PortChange};
 use ovsvhost::sys::netdev::Asker;
 use ovsvhost::testing::netdev::FarEnd;
 
-use super::cable::{Cable, FAR, ip, join, wait_up, with_cable};
+use super::cable::{Cable, FAR, ip, join, wait_up, with_cable, with_queues_to_send};
 use super::exchange::from_far;
 use super::rig::{Switch, wait};
 use super::station::Station;
@@ -16,15 +16,15 @@ use super::station::Station;
 const LINKS: [&str; 2] = ["n0", "n1"];
 
 /// A guest, and a bond of two cables: `near` to `far`, and `near2` to `far2`.
-struct Bench {
-    switch: Switch,
-    guest: Station,
-    far: [FarEnd; 2],
+pub struct Bench {
+    pub switch: Switch,
+    pub guest: Station,
+    pub far: [FarEnd; 2],
 }
 
 impl Bench {
-    fn new(cable: Cable, change: impl FnOnce(&mut BondConfig)) -> Self {
-        ip("link add near2 type veth peer name far2");
+    pub fn new(cable: Cable, change: impl FnOnce(&mut BondConfig)) -> Self {
+        ip("link add near2 numtxqueues 2 numrxqueues 1 type veth peer name far2 numtxqueues 1 numrxqueues 2");
         for device in ["near2", "far2"] {
             ip(&format!("link set {device} addrgenmode none up"));
         }
@@ -38,24 +38,25 @@ impl Bench {
             join(&switch, |nic| {
                 (nic.name, nic.ofport, nic.bond) = (name.into(), 100 + at as u16, Some("bond0".into()));
                 nic.device.netdev = near(at).into();
+                nic.device.zc_queues = 1;
             });
         }
         Self { switch, guest, far: [cable.far, FarEnd::open("far2").unwrap()] }
     }
 
-    fn state(&self) -> BondState {
+    pub fn state(&self) -> BondState {
         self.switch.datapath().bonds().remove(0)
     }
 
     /// What a watch over the host's links would say all the time.
-    fn look(&self) {
+    pub fn look(&self) {
         for link in LINKS {
             self.switch.datapath().refresh_nic(link).unwrap();
         }
     }
 
     #[track_caller]
-    fn wait_active(&self, name: Option<&str>) {
+    pub fn wait_active(&self, name: Option<&str>) {
         wait(&format!("{name:?} to be active"), || {
             self.look();
             self.state().active.as_deref() == name
@@ -74,7 +75,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn send_from(&self, at: usize, frame: &[u8]) {
+    pub fn send_from(&self, at: usize, frame: &[u8]) {
         wait("room in the far end's queue", || self.far[at].send(frame).unwrap());
     }
 
@@ -90,11 +91,11 @@ impl Bench {
     }
 }
 
-fn near(at: usize) -> &'static str {
+pub fn near(at: usize) -> &'static str {
     ["near", "near2"][at]
 }
 
-fn is_rarp(frame: &[u8]) -> bool {
+pub fn is_rarp(frame: &[u8]) -> bool {
     frame[12..14] == [0x80, 0x35]
 }
 
@@ -423,5 +424,46 @@ fn loads_are_evened_out_and_shares_moved_by_hand() {
         let frame = bench.guest.frame(FAR, 60);
         bench.guest.send(&frame);
         assert_eq!(bench.next(active), frame);
+    });
+}
+
+/// Rows: A19, A22.
+#[test]
+fn each_station_has_its_link_though_its_frames_are_not_copied() {
+    with_queues_to_send(1500, 2, |cable| {
+        let mut bench = Bench::new(cable, |bond| bond.mode = BondMode::BalanceSlb);
+        bench.wait_active(Some("n0"));
+        wait("both links", || bench.state().links.iter().all(|link| link.is_enabled));
+        let change = PortChange { zero_copy: Some(true), ..PortChange::default() };
+        bench.switch.datapath().set_port("a", &change).unwrap();
+        let state = |bench: &Bench| bench.switch.port("a").status.get("zero-copy").cloned().unwrap_or_default();
+        wait("a lane over each link", || ["near queue", "near2 queue"].iter().all(|lane| state(&bench).contains(lane)));
+        let greeting = from_far(bench.guest.mac, 60, 0);
+        bench.send_from(0, &greeting);
+        assert_eq!(bench.guest.next(), greeting);
+        let mut seen = [[0_u32; 256]; 2];
+        for number in 0..3 {
+            for station in 1..=40 {
+                let mut frame = from_station(&bench, FAR, station, number);
+                frame.resize(1500, number);
+                bench.guest.send(&frame);
+                bench.guest.wait_sent();
+            }
+        }
+        wait("every frame at one of the far ends", || {
+            for (far, seen) in bench.far.iter_mut().zip(&mut seen) {
+                while let Some(frame) = far.receive().unwrap() {
+                    seen[usize::from(frame[11])] += u32::from(!is_rarp(&frame));
+                }
+            }
+            seen.iter().flatten().sum::<u32>() >= 120
+        });
+        for station in 1..=40 {
+            let over: Vec<u32> = seen.iter().map(|seen| seen[station]).collect();
+            assert!(over == [3, 0] || over == [0, 3], "station {station} over {over:?}");
+        }
+        let spared = LINKS.map(|link| bench.switch.count(link, "tx_zero_copy_packets"));
+        assert_eq!(spared, seen.map(|seen| u64::from(seen.iter().sum::<u32>())));
+        assert!(spared.iter().all(|count| *count > 0), "{spared:?}");
     });
 }
