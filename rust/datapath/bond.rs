@@ -28,7 +28,9 @@ use super::Datapath;
 use super::state::State;
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
-use crate::pmd::{Admission, Bonding, LINKS_MAX, Loads, Membership, PortView, SHARES, Shares, Steering, Topology};
+use crate::pmd::{
+    Admission, Bonding, Credit, LINKS_MAX, Loads, Membership, PortView, SHARES, Shares, Steering, Topology,
+};
 use crate::switch::PortId;
 use crate::switch::fdb::Key;
 
@@ -239,6 +241,7 @@ impl Bond {
             backpressure_us: 0,
             steering: Steering::Thread,
             counters: Arc::clone(&self.counters),
+            credit: Arc::new(Credit::of_receiver()),
             receiveqs: Vec::new(),
             bonding: Bonding::None,
         })

@@ -16,7 +16,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
-use super::patience::{GIVEN_UP_US, Patience, reason_of};
+use super::patience::{Patience, reason_of};
 use super::poll::Stuck;
 use super::wait::{Group, Left, Waiting};
 use super::zero_copy::ZeroCopy;
@@ -245,6 +245,7 @@ impl Source<'_> {
     /// that are left; where it was a bond's link that went, they go to the bond.
     pub(super) fn resume(&mut self, group: &Group, list: &[u8]) {
         let port = self.topology.port(group.slot.port).filter(|view| Arc::ptr_eq(&view.counters, &group.port));
+        self.pay(group, port);
         match port {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
@@ -254,6 +255,17 @@ impl Source<'_> {
             Some(port) => {
                 let port = self.topology.bond_of(port).unwrap_or(port);
                 self.steer(port, list, None, (group.begun > 0).then_some(group));
+            }
+        }
+    }
+
+    /// A group that waited for its receiver's memory has cost its sender that time, and whoever else looks after both.
+    fn pay(&self, group: &Group, port: Option<&PortView>) {
+        if group.lacks.is_some() && group.since != 0 {
+            let now = tsc::now();
+            self.waiting.credit.spend(group.since, now);
+            if let Some(port) = port {
+                port.credit.spend(group.since, now);
             }
         }
     }
@@ -344,6 +356,11 @@ impl Source<'_> {
             slot.set_silent(false);
         }
         drop(guard);
+        if rest.len() < list.len() && group.is_some_and(|group| group.lacks.is_some()) {
+            let through = (list.len() - rest.len()) as u64;
+            self.waiting.credit.earn(through);
+            port.credit.earn(through);
+        }
         if !rest.is_empty() {
             let lacks = absent.map(|reason| (reason, arrived));
             let patience = match (absent, sent) {
@@ -387,7 +404,7 @@ impl Source<'_> {
 
     /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from
     /// the first refusal on, unless nothing moved since others waited that long in vain: nobody waits twice for a guest that
-    /// took no frame, or whose IOMMU told nothing.
+    /// took no frame, or whose IOMMU told nothing. Nor for memory once either side's [`Credit`](super::Credit) is spent.
     #[cold]
     fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, left: Left<'_>) {
         let (count, since) = (left.list.len() as u64, left.since);
@@ -399,11 +416,13 @@ impl Source<'_> {
         let now = tsc::now();
         if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
             match mappings {
-                Some(arrived) => slot.give_up(now + GIVEN_UP_US * tsc::cycles_per_us(), arrived),
+                Some(arrived) => slot.give_up(arrived),
                 None => slot.set_silent(true),
             }
         }
-        if mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_given_up(now, arrived)) {
+        let is_given_up = mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_given_up(arrived));
+        let is_spent = || self.waiting.credit.is_spent(now) || port.credit.is_spent(now);
+        if is_given_up || (left.lacks.is_some() && is_spent()) {
             return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {
