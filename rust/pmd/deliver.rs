@@ -143,7 +143,9 @@ impl Source<'_> {
     /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
     fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
-        if self.zero_copy.is_some() && self.deliver_by_lane(port, list, share, group) {
+        // A bond that shares its frames out is no device: each of its links is asked for a lane.
+        let is_device = !matches!(port.bonding, Bonding::Shares(_));
+        if self.zero_copy.is_some() && is_device && self.deliver_by_lane(port, list, share, group) {
             return;
         }
         match (port.receiveqs.as_slice(), port.steering) {
@@ -155,14 +157,14 @@ impl Source<'_> {
                 }
             }
             (several, Steering::Hash) => match &port.bonding {
-                Bonding::Shares(shares) => self.share(shares, list),
+                Bonding::Shares(shares) => self.share(shares, list, share.is_some()),
                 _ => self.deliver_by_flow(port, several, list),
             },
         }
     }
 
-    /// Every bucket has its link.
-    fn share(&mut self, shares: &Shares, list: &[u8]) {
+    /// Every bucket has its link. `is_alone`: the frames go to nobody but this bond.
+    fn share(&mut self, shares: &Shares, list: &[u8], is_alone: bool) {
         let mut frames = [0_u64; LINKS_MAX];
         for &index in list {
             if let Some((packet, head)) = self.burst.frame(index)
@@ -174,7 +176,9 @@ impl Source<'_> {
         let mut room = [0; MAX_BURST];
         for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
             if let Some(port) = self.topology.port(link) {
-                self.steer(port, super::wait::indices(frames, &mut room), None, None);
+                let (list, mut share) = (super::wait::indices(frames, &mut room), Share::NONE);
+                list.iter().for_each(|&index| share.count(self.len_of(index)));
+                self.steer(port, list, is_alone.then_some(&share), None);
             }
         }
     }
