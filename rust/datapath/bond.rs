@@ -13,9 +13,10 @@
 
 mod balance;
 mod keeper;
+mod lessons;
 mod links;
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -175,6 +176,8 @@ pub(super) struct Bond {
     counters: Arc<QueueCounters>,
     /// Whoever is behind it shall learn that another link is used.
     has_lesson: bool,
+    /// What is left of the lesson under way, in parts. It ends with the bond, whose number may be another port's then.
+    lesson: VecDeque<Vec<Key>>,
     balance: Balance,
     loads: Arc<Loads>,
     rebalance_at: Instant,
@@ -184,8 +187,8 @@ impl Bond {
     pub(super) fn new(bridge: &str, id: PortId, config: BondConfig) -> Self {
         let links = Links::new(config.last_active.clone());
         let (balance, loads, rebalance_at) = (Balance::default(), Arc::default(), Instant::now() + config.rebalance);
-        let (bridge, counters, has_lesson) = (bridge.to_owned(), Arc::default(), false);
-        Self { bridge, id, config, links, counters, has_lesson, balance, loads, rebalance_at }
+        let (bridge, counters, has_lesson, lesson) = (bridge.to_owned(), Arc::default(), false, VecDeque::new());
+        Self { bridge, id, config, links, counters, has_lesson, lesson, balance, loads, rebalance_at }
     }
 
     /// The port whose number stands for the bond's where one is to be shown.
@@ -461,22 +464,6 @@ impl State {
         let of =
             |bond: &Bond| bond.links.due().into_iter().chain(bond.config.rebalances().map(|_| bond.rebalance_at)).min();
         self.bonds.values().filter_map(of).min()
-    }
-
-    /// Whom to teach what, since other links are used than before: for each bond its id, and every address that was
-    /// learned elsewhere on its bridge.
-    pub(super) fn take_lessons(&mut self, now_s: u32) -> Vec<(PortId, Vec<Key>)> {
-        let mut lessons = BTreeMap::new();
-        for bond in self.bonds.values_mut() {
-            if std::mem::take(&mut bond.has_lesson) {
-                lessons.insert(bond.id, bond.bridge.clone());
-            }
-        }
-        let of = |(id, bridge): (PortId, String)| {
-            let learned = self.fdb_of(&bridge)?.list(now_s);
-            Some((id, learned.into_iter().filter(|entry| entry.port != id).map(|entry| entry.key).collect()))
-        };
-        lessons.into_iter().filter_map(of).collect()
     }
 
     /// Makes an enabled link of a bond its active one (`bond/set-active-member`); true if that is new.

@@ -1,14 +1,11 @@
 //! The thread that keeps bonds' time: delays that are over, lessons to be sent.
 
-use std::collections::VecDeque;
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::super::Shared;
-use crate::pmd::{LESSON_LEN, Message};
-use crate::switch::PortId;
-use crate::switch::fdb::Key;
+use crate::pmd::Message;
 
 /// Between two parts of a lesson: a burst of frames is at its neighbours' pace, ten thousand are not.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -17,7 +14,6 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// Until nobody is left to tell it that something changed.
 pub(in crate::datapath) fn keep_bonds(shared: &Weak<Shared>, told: &Receiver<()>) {
-    let mut lessons: VecDeque<(PortId, Vec<Key>)> = VecDeque::new();
     let mut wait = LONG;
     loop {
         if told.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
@@ -34,15 +30,13 @@ pub(in crate::datapath) fn keep_bonds(shared: &Weak<Shared>, told: &Receiver<()>
             passage.wait(&shared.events);
             state = shared.state();
         }
-        for (bond, addresses) in state.take_lessons(shared.now_s()) {
-            // The newest says it all.
-            lessons.retain(|(other, _)| *other != bond);
-            lessons.extend(addresses.chunks(LESSON_LEN).map(|part| (bond, part.to_vec())));
-        }
-        if let (Some((port, addresses)), Some(thread)) = (lessons.pop_front(), state.places.threads.first()) {
+        if let (Some((port, addresses)), Some(thread)) =
+            (state.next_lesson(shared.now_s()), state.places.threads.first())
+        {
+            // With the state locked: it is told before anything that a change to come says of this port's number.
             thread.pmd.post(Message::Teach { port, addresses });
         }
         let due = state.bonds_due().map_or(LONG, |due| due.saturating_duration_since(Instant::now()));
-        wait = if lessons.is_empty() { due } else { PAUSE };
+        wait = if state.has_lessons() { PAUSE } else { due };
     }
 }
