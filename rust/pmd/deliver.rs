@@ -143,9 +143,7 @@ impl Source<'_> {
     /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
     fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
-        // A bond that shares its frames out is no device: each of its links is asked for a lane.
-        let is_device = !matches!(port.bonding, Bonding::Shares(_));
-        if self.zero_copy.is_some() && is_device && self.deliver_by_lane(port, list, share, group) {
+        if self.zero_copy.is_some() && self.deliver_by_lane(port, list, share, group) {
             return;
         }
         match (port.receiveqs.as_slice(), port.steering) {
@@ -186,6 +184,10 @@ impl Source<'_> {
     /// By the sender's own way to this port, if it has one. Frames that go to nobody else need not be copied.
     #[cold]
     fn deliver_by_lane(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) -> bool {
+        if matches!(port.bonding, Bonding::Shares(_)) {
+            // No device: each of its links is asked for a lane.
+            return false;
+        }
         let Some(zero_copy) = self.zero_copy.take() else { return false };
         let found = zero_copy.lane_to(port);
         let is_found = found.is_some();
@@ -263,7 +265,7 @@ impl Source<'_> {
         }
     }
 
-    /// A group that waited for its receiver's memory has cost its sender that time, and whoever else looks after both.
+    /// The time that a group waited for memory is paid for: by the port that it waits for, and by the transmitq it waits with.
     fn pay(&self, group: &Group, port: Option<&PortView>) {
         if group.lacks.is_some() && group.since != 0 {
             let now = tsc::now();
@@ -360,7 +362,7 @@ impl Source<'_> {
             slot.set_silent(false);
         }
         drop(guard);
-        if rest.len() < list.len() && group.is_some_and(|group| group.lacks.is_some()) {
+        if group.is_some_and(|group| group.lacks.is_some()) && rest.len() < list.len() {
             let through = (list.len() - rest.len()) as u64;
             self.waiting.credit.earn(through);
             port.credit.earn(through);
