@@ -175,7 +175,9 @@ impl Source<'_> {
         for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
             if let Some(port) = self.topology.port(link) {
                 let (list, mut share) = (super::wait::indices(frames, &mut room), Share::NONE);
-                list.iter().for_each(|&index| share.count(self.len_of(index)));
+                for &index in list {
+                    share.count(self.len_of(index));
+                }
                 self.steer(port, list, is_alone.then_some(&share), None);
             }
         }
