@@ -307,14 +307,16 @@ impl Source<'_> {
             queue.go_on(begun);
         }
         let (mut rest, mut retries, mut tally, mut absent) = (list, 0, Tally::default(), None);
+        // What it counts for if all of it was delivered at once, as it is.
+        let mut whole = None;
         while !rest.is_empty() {
             let delivery = queue.deliver(self.burst, rest);
             let (settled, left) = rest.split_at(delivery.settled);
-            match share {
-                Some(share) if settled.len() == list.len() && (delivery.too_small | delivery.in_pieces) == 0 => {
-                    tally.add(share);
-                }
-                _ => self.count(&mut tally, settled, &delivery, &mut begun),
+            if settled.len() == list.len() && (delivery.too_small | delivery.in_pieces) == 0 {
+                whole = share;
+            }
+            if whole.is_none() {
+                self.count(&mut tally, settled, &delivery, &mut begun);
             }
             if delivery.too_small != 0 {
                 slot.counters.lost(queue.refusal(), u64::from(delivery.too_small.count_ones()));
@@ -346,9 +348,12 @@ impl Source<'_> {
         if sent > begun {
             self.count_begun(&mut tally, rest, begun..sent);
         }
-        if !tally.is_empty() {
+        if whole.is_some() || !tally.is_empty() {
             slot.counters.called(queue.flush());
-            slot.counters.add(&tally);
+            match whole {
+                Some(share) => slot.counters.add_share(share),
+                None => slot.counters.add(&tally),
+            }
             if queue.is_stuck() {
                 self.stuck.add(slot);
             }
