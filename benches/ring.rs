@@ -17,7 +17,7 @@ fn gather_and_commit(criterion: &mut Criterion) {
         group.bench_function(kind.name, |bencher| {
             bencher.iter_custom(|frames| {
                 each::scaled(frames, FRAMES.into(), || {
-                    guest.fill();
+                    guest.fill(FRAMES);
                     let begin = Instant::now();
                     while let Ok(1..) = queue.gather() {
                         queue.commit();
@@ -37,7 +37,7 @@ fn deliver(criterion: &mut Criterion) {
     for size in [64, 512, 1518, 9000] {
         let (mut from, mut sends) = SendingGuest::new(PLAIN, size);
         let (mut to, mut receives) = ReceivingGuest::new(PLAIN);
-        from.fill();
+        from.fill(FRAMES);
         assert!(matches!(sends.gather(), Ok(MAX_BURST)), "the transmitq gave less than a burst");
         group.bench_function(BenchmarkId::from_parameter(format!("{size} B")), |bencher| {
             bencher.iter_custom(|frames| {

@@ -119,6 +119,26 @@ impl Share {
             *class += 1;
         }
     }
+
+    /// Each class that has frames, and how many. The frames of a group are of one size mostly: what there is none of is
+    /// not looked at one by one.
+    #[inline]
+    fn classes(&self) -> impl Iterator<Item = (usize, u64)> {
+        let (mut left, longest) = match self.sizes.split_first_chunk() {
+            Some((rest, longest)) => (u64::from_le_bytes(*rest), longest.first().copied().unwrap_or(0)),
+            None => (0, 0),
+        };
+        let mut longest = (longest > 0).then_some((SIZE_CLASSES - 1, u64::from(longest)));
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return longest.take();
+            }
+            let bits = left.trailing_zeros() & !7;
+            let count = left >> bits & 0xff;
+            left ^= count << bits;
+            Some((bits as usize / 8, count))
+        })
+    }
 }
 
 /// One burst's worth of counts, kept in registers and cache before it is added.
@@ -150,16 +170,6 @@ impl Tally {
         }
     }
 
-    /// Counts a share of the burst.
-    #[inline]
-    pub fn add(&mut self, share: &Share) {
-        self.bytes += u64::from(share.bytes);
-        for (size, &n) in self.sizes.iter_mut().zip(&share.sizes) {
-            self.packets += u64::from(n);
-            *size += u64::from(n);
-        }
-    }
-
     /// Counts `n` frames of the same length to one address.
     pub fn count_many(&mut self, n: u64, len: u32, group: bool, broadcast: bool) {
         let mut one = Self::default();
@@ -186,6 +196,20 @@ impl QueueCounters {
                 to.add(n);
             }
         }
+    }
+
+    /// Adds what a group counts for.
+    #[inline]
+    pub fn add_share(&self, share: &Share) {
+        let mut packets = 0;
+        for (class, n) in share.classes() {
+            packets += n;
+            if let Some(size) = self.sizes.get(class) {
+                size.add(n);
+            }
+        }
+        self.packets.add(packets);
+        self.bytes.add(share.bytes.into());
     }
 
     /// Counts `n` frames dropped where they came in: the thread that has the transmitq is the one writer.
@@ -249,6 +273,22 @@ mod tests {
             many.count_many(5, len, group, broadcast);
             (0..5).for_each(|_| each.count(len, group, broadcast));
             assert_eq!(format!("{many:?}"), format!("{each:?}"));
+        }
+    }
+
+    #[test]
+    fn a_share_counts_as_its_frames_do() {
+        for lens in [vec![60], vec![1600], vec![64; 64], vec![60, 64, 64, 100, 200, 300, 600, 1200, 1520, 1600, 65_550]]
+        {
+            let (shared, tallied) = (QueueCounters::default(), QueueCounters::default());
+            let (mut share, mut tally) = (Share::NONE, Tally::default());
+            for len in lens {
+                share.count(len);
+                tally.count(len, false, false);
+            }
+            shared.add_share(&share);
+            tallied.add(&tally);
+            assert_eq!(format!("{shared:?}"), format!("{tallied:?}"));
         }
     }
 

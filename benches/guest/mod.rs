@@ -42,10 +42,12 @@ pub(crate) struct Kind {
     pub(crate) destinations: u32,
     /// Whether the receiver moves: what is written to it is marked in a dirty log.
     moves: bool,
+    /// Frames that come at once.
+    pub(crate) together: u16,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
-    Kind { name, layout, features, destinations: 1, moves: false }
+    Kind { name, layout, features, destinations: 1, moves: false, together: FRAMES }
 }
 
 /// One buffer a frame in split rings.
@@ -64,6 +66,12 @@ pub(crate) const OTHERS: [Kind; 5] = [
 
 /// Each frame to another of very many addresses.
 pub(crate) const MANY: Kind = Kind { name: "one buffer, 100 000 addresses", destinations: 100_000, ..PLAIN };
+
+/// Frame by frame: each bears all that is done once a burst.
+pub(crate) const ALONE: [Kind; 2] = [
+    Kind { name: "one buffer, one by one", together: 1, ..PLAIN },
+    Kind { name: "packed, one buffer, one by one", together: 1, ..OTHERS[0] },
+];
 
 /// To a guest that moves to another host.
 pub(crate) const MOVES: [Kind; 2] = [
@@ -108,13 +116,13 @@ impl SendingGuest {
         (Self { sender, _ram: ram }, queue)
     }
 
-    /// Makes [`FRAMES`] frames available.
-    pub(crate) fn fill(&mut self) {
+    /// Makes `count` frames available, at most [`FRAMES`].
+    pub(crate) fn fill(&mut self, count: u16) {
         self.sender.take_back();
-        let mut left = usize::from(FRAMES);
+        let mut left = usize::from(count);
         while left > 0 {
             let (sent, _) = self.sender.pass(left);
-            assert!(sent > 0, "the transmitq holds fewer than {FRAMES} frames");
+            assert!(sent > 0, "the transmitq holds fewer than {count} frames");
             left -= sent;
         }
     }

@@ -6,10 +6,10 @@ use std::sync::mpsc::channel;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{Bonding, BridgeView, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{Bonding, BridgeView, Credit, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
-use super::{FRAMES, Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
+use super::{Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
 
 const FROM: u16 = 0;
 const TO: u16 = 1;
@@ -23,6 +23,8 @@ pub(crate) struct Way {
     queue: PolledQueue,
     forwarder: Forwarder,
     delivered: Arc<QueueCounters>,
+    /// Frames that the sender makes available at once.
+    together: u16,
     expected: u64,
 }
 
@@ -47,6 +49,7 @@ impl Way {
             backpressure_us: 0,
             steering: Steering::Hash,
             counters: Arc::default(),
+            credit: Arc::new(Credit::of_receiver()),
             receiveqs,
             bonding: Bonding::None,
         };
@@ -57,7 +60,7 @@ impl Way {
             flow_key: FlowKey::default(),
         }));
         let queue = PolledQueue::new(sends, FROM, 1, Arc::default(), 0);
-        Self { from, to, queue, forwarder, delivered, expected: 0 }
+        Self { from, to, queue, forwarder, delivered, together: kind.together, expected: 0 }
     }
 
     /// Moves what the sender made available; gives the number of frames taken from it.
@@ -74,13 +77,13 @@ impl Way {
     pub(crate) fn prepare(&mut self) {
         assert_eq!(self.delivered.packets.read(), self.expected, "frames were lost on the way");
         self.to.empty();
-        self.from.fill();
-        self.expected += u64::from(FRAMES);
+        self.from.fill(self.together);
+        self.expected += u64::from(self.together);
     }
 
     /// Walks once, and makes sure that every frame was taken.
     pub(crate) fn check(&mut self) {
         self.prepare();
-        assert_eq!(self.walk(), usize::from(FRAMES), "the switch left frames");
+        assert_eq!(self.walk(), usize::from(self.together), "the switch left frames");
     }
 }

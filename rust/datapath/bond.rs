@@ -19,10 +19,11 @@ mod config;
 mod control;
 mod keeper;
 mod lacp;
+mod lessons;
 mod links;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +38,7 @@ use crate::counters::QueueCounters;
 use crate::frame::lacp::Pdu;
 use crate::pmd::{LINKS_MAX, Letterbox, Loads};
 use crate::switch::PortId;
+use crate::switch::fdb::Key;
 
 /// A bond as control knows it.
 pub(super) struct Bond {
@@ -54,6 +56,8 @@ pub(super) struct Bond {
     counters: Arc<QueueCounters>,
     /// Whoever is behind it shall learn that another link is used.
     has_lesson: bool,
+    /// What is left of the lesson under way, in parts. It ends with the bond, whose number may be another port's then.
+    lesson: VecDeque<Vec<Key>>,
     balance: Balance,
     loads: Arc<Loads>,
     rebalance_at: Instant,
@@ -64,7 +68,7 @@ impl Bond {
         let links = Links::new(config.last_active.clone());
         let lacp = config.lacp.clone().map(Lacp::new);
         let (balance, loads, rebalance_at) = (Balance::default(), Arc::default(), Instant::now() + config.rebalance);
-        let (bridge, counters, has_lesson) = (bridge.to_owned(), Arc::default(), false);
+        let (bridge, counters, has_lesson, lesson) = (bridge.to_owned(), Arc::default(), false, VecDeque::new());
         let (letterboxes, outbox) = (BTreeMap::new(), BTreeMap::new());
         Self {
             bridge,
@@ -76,6 +80,7 @@ impl Bond {
             outbox,
             counters,
             has_lesson,
+            lesson,
             balance,
             loads,
             rebalance_at,

@@ -11,7 +11,7 @@ use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
-use crate::pmd::Steering;
+use crate::pmd::{Credit, Steering};
 use crate::port::afxdp::LaneGauges;
 use crate::recovery::Recovery;
 use crate::switch::PortId;
@@ -218,6 +218,8 @@ pub(super) struct PortRecord {
     call: &'static str,
     /// By vring, made when first started; never reset by a reconnect.
     counters: Lock<BTreeMap<u16, Arc<QueueCounters>>>,
+    /// How long others may still wait for its guest's memory, whichever session that is of.
+    pub credit: Arc<Credit>,
     /// Of a NIC, guests' own ways to it.
     lanes: Lock<LaneTotals>,
 }
@@ -234,6 +236,7 @@ impl PortRecord {
             address: AtomicU64::new(0),
             call,
             counters: Lock::default(),
+            credit: Arc::new(Credit::of_receiver()),
             lanes: Lock::default(),
         }
     }

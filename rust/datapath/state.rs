@@ -103,10 +103,21 @@ impl State {
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
             let Settings { mtu, retries, backpressure_us, steering, .. } = port.settings;
-            let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
+            let (admin_up, counters, credit) =
+                (port.admin_up, port.record.counters_of(0), Arc::clone(&port.record.credit));
             let bonding = Bonding::None;
-            let view =
-                PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs, bonding };
+            let view = PortView {
+                bridge,
+                mtu,
+                admin_up,
+                retries,
+                backpressure_us,
+                steering,
+                counters,
+                credit,
+                receiveqs,
+                bonding,
+            };
             put(&mut topology.ports, id, view);
         }
         for bond in self.bonds.values() {

@@ -117,6 +117,14 @@ pub fn prefetch(at: *const u8) {
     unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast()) };
 }
 
+/// Asks for the lines of `len` bytes that will be read.
+#[inline]
+pub fn prefetch_all(at: *const u8, len: usize) {
+    for line in (0..len).step_by(64) {
+        prefetch(at.wrapping_add(line));
+    }
+}
+
 /// Asks for the lines of `len` bytes that will be written.
 #[inline]
 pub fn prefetch_write_all(at: *const u8, len: usize) {

@@ -101,8 +101,9 @@ impl Hint {
         from.wrapping_sub(self.from) < self.size || self.from.wrapping_sub(from) < size
     }
 
+    /// `len` bytes at an address, if all are in its region.
     #[inline]
-    pub(super) fn span(&self, at: u64, len: u32) -> Option<Span> {
+    pub(crate) fn span(&self, at: u64, len: u32) -> Option<Span> {
         let into = at.wrapping_sub(self.from);
         // Two compares decide: `into` below the size, and what is left covers `len`. Neither can wrap.
         if into < self.size && self.size - into >= u64::from(len) {

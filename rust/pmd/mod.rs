@@ -18,6 +18,7 @@ pub mod balance;
 pub mod load;
 
 mod bond;
+mod credit;
 mod deliver;
 mod doze;
 mod ends;
@@ -34,6 +35,7 @@ mod wait;
 mod zero_copy;
 
 pub use bond::{Admission, Basis, Bonding, LINKS_MAX, Loads, Membership, SHARES, Shares};
+pub use credit::Credit;
 pub use ends::{Inlet, Outlet};
 pub use letterbox::Letterbox;
 pub use mailbox::Message;

@@ -3,7 +3,7 @@
 use super::deliver::Source;
 use super::{PortView, Topology};
 use crate::burst::MAX_BURST;
-use crate::counters::{Share, Tally};
+use crate::counters::Share;
 use crate::switch::PortId;
 
 /// Packets of a burst that go the same way, in order.
@@ -82,13 +82,10 @@ impl Groups {
         self.lists.get_mut(usize::from(*place))
     }
 
-    /// What the packets count for that go to one port each.
-    pub(super) fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
-        for list in self.lists.iter().take(self.count) {
-            tally.add(&list.share);
-        }
-        tally
+    /// What the packets count for that go to one port each, port by port.
+    #[inline]
+    pub(super) fn shares(&self) -> impl Iterator<Item = &Share> {
+        self.lists.iter().take(self.count).map(|list| &list.share)
     }
 
     /// Sends packet `index` to every other port of the bridge.

@@ -12,7 +12,7 @@ use super::wait::{Waiting, indices};
 use super::zero_copy::{Lane, ZeroCopy};
 use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
 use crate::burst::{Burst, MAX_BURST};
-use crate::counters::QueueCounters;
+use crate::counters::{QueueCounters, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
 use crate::memory::GuestMap;
@@ -419,23 +419,26 @@ impl Forwarder {
             settle_by: aside.settle_by,
         };
         let receivers = self.groups.deliver(&mut source, &bridge.members);
-        let (flooded, mut tally) = (self.groups.flooded(), self.groups.tally());
+        self.groups.shares().for_each(|share| counters.add_share(share));
+        let flooded = self.groups.flooded();
         if receivers > 0 {
-            for (packet, head) in flooded.iter().filter_map(|&index| burst.frame(index)) {
-                let dst = Mac::destination(&head.0);
-                tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
-            }
+            count_flooded(counters, burst, flooded);
         } else if !flooded.is_empty() {
             counters.dropped(DropReason::NoReceiver, flooded.len() as u64);
         }
-        counters.add(&tally);
         self.groups.forget();
     }
 
-    /// Tells those devices again that did not take what they were told to send; true if there are such still.
+    /// True if there are devices that did not take what they were told to send.
+    #[inline]
+    pub(super) fn has_stuck(&self) -> bool {
+        !self.stuck.0.is_empty()
+    }
+
+    /// Tells those devices again; true if there are such still.
     #[inline]
     pub(super) fn push_stuck(&mut self) -> bool {
-        !self.stuck.0.is_empty() && self.stuck.push()
+        self.has_stuck() && self.stuck.push()
     }
 
     /// Drops what a panic left sorted and not delivered.
@@ -477,6 +480,17 @@ impl Stuck {
         });
         !self.0.is_empty()
     }
+}
+
+/// Counts where they came in the frames of a burst that went everywhere.
+#[cold]
+fn count_flooded(counters: &QueueCounters, burst: &Burst, flooded: &[u8]) {
+    let mut tally = Tally::default();
+    for (packet, head) in flooded.iter().filter_map(|&index| burst.frame(index)) {
+        let dst = Mac::destination(&head.0);
+        tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
+    }
+    counters.add(&tally);
 }
 
 fn settle_by() -> u64 {

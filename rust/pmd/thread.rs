@@ -177,9 +177,18 @@ impl Body {
             if self.mailbox.has_mail() && !self.read_mail() {
                 return;
             }
-            let moved = self.poll_all(before);
-            self.forwarder.push_stuck();
-            let now = tsc::now();
+            let (moved, mark) = self.poll_all(before);
+            let pushes = self.forwarder.has_stuck();
+            if pushes {
+                self.forwarder.push_stuck();
+            }
+            if moved == 0 {
+                // Part of this round: a frame that the next one finds is not to bear it.
+                std::hint::spin_loop();
+            }
+            // Reading the clock costs as much as a line that is missing. Looks that found nothing behind the last burst
+            // are the next round's.
+            let now = if moved > 0 && !pushes { mark } else { tsc::now() };
             let spent = now.wrapping_sub(before);
             before = now;
             if moved > 0 {
@@ -193,8 +202,6 @@ impl Body {
                 if self.sleeper.is_time(now) {
                     self.sleep();
                     before = tsc::now();
-                } else {
-                    std::hint::spin_loop();
                 }
             }
         }
@@ -223,9 +230,9 @@ impl Body {
     }
 
     /// One round over the queues; `mark` is the time now. A queue's time runs from the end of the last one that moved
-    /// frames: the clock is read only after a queue did.
+    /// frames: the clock is read only after a queue did. Gives the frames moved, and when the last of them were.
     #[inline]
-    fn poll_all(&mut self, mut mark: u64) -> usize {
+    fn poll_all(&mut self, mut mark: u64) -> (usize, u64) {
         let (began, mut moved, mut broken) = (mark, 0, None);
         // One guard around the round: a panic names the queue that was being polled.
         let mut at = 0;
@@ -268,7 +275,7 @@ impl Body {
         } else if !leaves_quiet {
             self.look_at_quiet = began + SELDOM_US * tsc::cycles_per_us();
         }
-        moved
+        (moved, mark)
     }
 
     /// Takes queue `at` out of the round and reports it.

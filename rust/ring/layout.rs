@@ -68,6 +68,9 @@ pub(super) trait Layout {
     /// [`Self::ready`] said. Where [`Self::ends_at`] is false for the descriptor, the chain is not known in full.
     fn head(&self, place: u16) -> Result<Option<(Chain, Desc)>, RingFault>;
 
+    /// Asks for the line that the chain at `place` begins in; of as many places as [`Self::ready`] said.
+    fn ask_for(&self, place: u16);
+
     /// True if the first descriptor tells where the next chain begins.
     fn ends_at(first: Desc) -> bool;
 

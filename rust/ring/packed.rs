@@ -302,6 +302,11 @@ impl Layout for PackedRing {
     }
 
     #[inline]
+    fn ask_for(&self, place: u16) {
+        access::prefetch(self.at(self.next.after(place, self.size).index));
+    }
+
+    #[inline]
     fn ends_at(first: Desc) -> bool {
         first.flags & NEXT == 0
     }

@@ -39,6 +39,9 @@ const LINE: u32 = 64;
 
 /// Posted buffers that are asked for when one turns out to be on its way still.
 const ASKED_AHEAD: u16 = 64;
+/// Places of a group behind which the next buffer is asked for, and bytes of that: many frames pay for their misses together.
+const FEW: u16 = 4;
+const BYTES_AHEAD: u32 = 2048;
 /// Posted buffers whose mappings are kept at hand before frames need them. A guest with lazy invalidation takes all back some
 /// hundred times a second, and its front-end, which is its emulator, spends 0.1 ms on each.
 const MAPPED_AHEAD: u16 = 8;
@@ -154,7 +157,11 @@ impl Receiveq {
     /// Calls the guest for everything delivered since the last flush, if it wants to be called; true if it was.
     pub fn flush(&mut self) -> bool {
         let places = std::mem::take(&mut self.pending);
-        places > 0 && self.ring.notify(places)
+        let called = places > 0 && self.ring.notify(places);
+        if places <= FEW {
+            with_layout!(&mut self.ring.0, ring => self.writer.ask_for_next(ring));
+        }
+        called
     }
 }
 
@@ -175,6 +182,8 @@ struct Writer {
     idents: Idents,
     /// Buffers of frames that take several.
     window: Window,
+    /// Bytes that the next frame may need: what the longest of the burst before did.
+    expected: u32,
     /// Bytes of a frame that the buffers from this place on were too small for, as far as this round has found out.
     too_small: (u16, u32),
     /// What was written, on its way into the dirty log.
@@ -195,6 +204,7 @@ impl Writer {
             ring_size: ring.size(),
             idents: Idents::new(),
             window: Window::new(),
+            expected: 0,
             too_small: (0, u32::MAX),
             marks: Marks::new(Arc::clone(ring.logging())),
         }
@@ -222,6 +232,7 @@ impl Writer {
         let slots = slots.get(..looked).unwrap_or_default();
         self.window.clear();
         self.too_small = (0, u32::MAX);
+        self.expected = self.header_size + burst.longest();
         // Every chain that was looked at takes one place, so a place is a slot's index too.
         let mut taken: u16 = 0;
         for (position, &index) in list.iter().enumerate() {
@@ -295,6 +306,23 @@ impl Writer {
         let to = ring.ready(usize::from(MAPPED_AHEAD)).map_or(0, |ready| ready.min(MAPPED_AHEAD));
         self.asked = from.max(to);
         ask_ahead(ring, from, to);
+    }
+
+    /// Asks for what the next group begins with, the descriptor after it too, while nobody waits for it: of frames that come
+    /// one by one each would wait for its buffer, line after line. What is read here is forgotten, and judged by nobody.
+    #[inline(never)]
+    fn ask_for_next<L: Layout>(&self, ring: &mut L) {
+        // None is asked of the guest: what it posted since is for later.
+        let known = ring.ready(0).unwrap_or(0);
+        if known > 1 {
+            ring.ask_for(1);
+        }
+        if known > 0
+            && let Ok(Some((_, desc))) = ring.head(0)
+            && let Some(buffer) = self.hint.span(desc.addr, desc.len)
+        {
+            access::prefetch_write_all(buffer.start, buffer.len.min(self.expected).min(BYTES_AHEAD) as usize);
+        }
     }
 
     /// Reads as many posted buffers as there are slots and asks for their lines. Gives how many are good, each in a chain

@@ -390,6 +390,12 @@ impl Layout for SplitRing {
     }
 
     #[inline]
+    fn ask_for(&self, place: u16) {
+        let id = self.offered(self.next, place) & self.mask;
+        access::prefetch(self.desc.wrapping_add(usize::from(id) * DESC_SIZE as usize));
+    }
+
+    #[inline]
     fn ends_at(_first: Desc) -> bool {
         true
     }

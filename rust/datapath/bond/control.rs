@@ -1,6 +1,5 @@
 //! What control asks of bonds, and what the state does with them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -12,7 +11,6 @@ use super::{Bond, BondConfig, BondMode, BondState};
 use crate::error::{Error, Result};
 use crate::pmd::SHARES;
 use crate::switch::PortId;
-use crate::switch::fdb::Key;
 
 /// How often LACP frames are looked for that came: rarely enough that a neighbour who sends nothing else costs nobody
 /// anything, often enough that two systems agree before somebody notices.
@@ -128,7 +126,7 @@ impl State {
         Ok(())
     }
 
-    fn bond_mut(&mut self, name: &str) -> Result<&mut Bond> {
+    pub(super) fn bond_mut(&mut self, name: &str) -> Result<&mut Bond> {
         self.bonds.get_mut(name).ok_or_else(|| Error::Config(format!("no bond named {name}")))
     }
 
@@ -160,22 +158,6 @@ impl State {
     pub(super) fn take_pdus(&mut self) -> Vec<(PortId, [u8; 64])> {
         let said: Vec<_> = self.bonds.values_mut().flat_map(|bond| std::mem::take(&mut bond.outbox)).collect();
         said.into_iter().map(|(id, pdu)| (id, pdu.head(self.address_of(id)))).collect()
-    }
-
-    /// Whom to teach what, since other links are used than before: for each bond its id, and every address that was
-    /// learned elsewhere on its bridge.
-    pub(super) fn take_lessons(&mut self, now_s: u32) -> Vec<(PortId, Vec<Key>)> {
-        let mut lessons = BTreeMap::new();
-        for bond in self.bonds.values_mut() {
-            if std::mem::take(&mut bond.has_lesson) && bond.teaches() {
-                lessons.insert(bond.id, bond.bridge.clone());
-            }
-        }
-        let of = |(id, bridge): (PortId, String)| {
-            let learned = self.fdb_of(&bridge)?.list(now_s);
-            Some((id, learned.into_iter().filter(|entry| entry.port != id).map(|entry| entry.key).collect()))
-        };
-        lessons.into_iter().filter_map(of).collect()
     }
 
     /// Makes an enabled link of a bond its active one (`bond/set-active-member`); true if that is new.

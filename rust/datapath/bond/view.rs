@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::lacp::Lacp;
 use super::links::Link;
 use super::{Bond, BondMode};
-use crate::pmd::{Admission, Basis, Bonding, Membership, PortView, SHARES, Shares, Steering, Topology};
+use crate::pmd::{Admission, Basis, Bonding, Credit, Membership, PortView, SHARES, Shares, Steering, Topology};
 use crate::switch::PortId;
 
 /// What a bond does with its links as things stand.
@@ -79,6 +79,7 @@ impl Bond {
             backpressure_us: 0,
             steering: Steering::Thread,
             counters: Arc::clone(&self.counters),
+            credit: Arc::new(Credit::of_receiver()),
             receiveqs: Vec::new(),
             bonding: Bonding::None,
         })

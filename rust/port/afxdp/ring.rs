@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::memory::access;
 use crate::ring::RingFault;
 use crate::sys::xdp::Ring;
 
@@ -94,6 +95,14 @@ impl<const N: usize> Consumer<N> {
     pub(super) fn ready(&self) -> Result<u32, RingFault> {
         let ready = self.ring.producer().load(Ordering::Acquire).wrapping_sub(self.next);
         if ready > self.ring.len() { Err(RingFault::IndexJump) } else { Ok(ready) }
+    }
+
+    /// Asks for the line of the next entry, whether or not there is one: the kernel writes it just before its index.
+    #[inline]
+    pub(super) fn ask_for_next(&self) {
+        if let Some(word) = self.ring.words().get((self.next & (self.ring.len() - 1)) as usize * N) {
+            access::prefetch(word.as_ptr().cast());
+        }
     }
 
     /// The entry `ahead` of the next, below [`Self::ready`].

@@ -17,6 +17,9 @@ use crate::ring::RingFault;
 /// `XDP_PKT_CONTD`, in the options of a descriptor: the frame goes on in the next.
 pub(super) const GOES_ON: u32 = 1;
 
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
 /// The rx side of a queue. Belongs to one thread.
 #[derive(Debug)]
 pub struct RxQueue {
@@ -30,12 +33,17 @@ pub struct RxQueue {
     pieces: Box<[u8; MAX_BURST]>,
     /// Has the kernel poll the device whenever there is nothing.
     busy_polls: bool,
+    /// Where the next frame is looked for, bytes into the area.
+    expected: usize,
+    /// The driver takes frames out of the fill ring by itself, and says when it has to be woken for that.
+    sleeps: bool,
     xsk: Arc<Xsk>,
 }
 
 impl RxQueue {
     /// The fill ring was filled with frames of chunks up to `end`.
     pub(super) fn new(xsk: Arc<Xsk>, fill: Producer<1>, rx: Consumer<2>, end: u64, busy_polls: bool) -> Self {
+        let sleeps = xsk.binding.zero_copy && xsk.binding.need_wakeup;
         Self {
             end,
             fill,
@@ -44,6 +52,8 @@ impl RxQueue {
             spans: Vec::with_capacity(MAX_BURST * PIECES_MAX),
             pieces: Box::new([0; MAX_BURST]),
             busy_polls,
+            expected: 0,
+            sleeps,
             xsk,
         }
     }
@@ -71,6 +81,12 @@ impl RxQueue {
     /// The kernel's ring makes no sense.
     #[inline(never)]
     pub fn gather(&mut self) -> Result<usize, RingFault> {
+        // Frames that come one by one would wait for three lines in turn: the index, the descriptor and the frame. The
+        // kernel that copies takes frames in the order in which they were given to it, so all three are known before.
+        self.rx.ask_for_next();
+        if !self.xsk.binding.zero_copy {
+            access::prefetch(self.xsk.area.start().wrapping_add(self.expected));
+        }
         let mut ready = self.rx.ready()?;
         if ready == 0 {
             if !self.busy_polls {
@@ -90,7 +106,7 @@ impl RxQueue {
     #[inline]
     fn look_ahead(&mut self, ready: u32) -> Result<usize, RingFault> {
         let Some(area) = self.burst.area() else { return Ok(0) };
-        let (mut used, mut count, mut pieces) = (0, 0, 0_u8);
+        let (mut used, mut count, mut pieces, mut last) = (0, 0, 0_u8, Span::EMPTY);
         for ahead in 0..ready {
             let [address, rest] = self.rx.entry(ahead);
             #[allow(clippy::cast_possible_truncation, reason = "takes the fields of a descriptor apart")]
@@ -100,7 +116,12 @@ impl RxQueue {
             let span = area.span(address, len).filter(|_| is_inside).ok_or(RingFault::Address)?;
             if pieces == 0 {
                 access::prefetch(span.start);
+                if count == 0 {
+                    // Nothing is copied yet beside which its other lines could come.
+                    access::prefetch_all(span.start.wrapping_add(LINE), (len as usize).saturating_sub(LINE));
+                }
             }
+            last = span;
             if usize::from(pieces) == PIECES_MAX {
                 return Err(RingFault::LongChain);
             }
@@ -116,6 +137,8 @@ impl RxQueue {
                 break;
             }
         }
+        let next = (last.start.addr().wrapping_sub(area.start().addr())).wrapping_add(CHUNK as usize);
+        self.expected = if (next as u64) < self.end { next } else { next % CHUNK as usize };
         // The rest of a frame is on its way, unless it cannot be.
         self.spans.truncate(used as usize);
         if count == 0 && self.rx.is_full(ready) {
@@ -172,7 +195,7 @@ impl RxQueue {
             return false;
         }
         self.fill.publish();
-        if !self.xsk.binding.need_wakeup {
+        if !self.sleeps {
             return false;
         }
         fence(Ordering::SeqCst);
