@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{Bonding, BridgeView, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{Bonding, BridgeView, Credit, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
 use super::{Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
@@ -49,6 +49,7 @@ impl Way {
             backpressure_us: 0,
             steering: Steering::Hash,
             counters: Arc::default(),
+            credit: Arc::new(Credit::of_receiver()),
             receiveqs,
             bonding: Bonding::None,
         };

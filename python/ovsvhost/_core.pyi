@@ -6,7 +6,7 @@ Every call is thread-safe, releases the interpreter lock while it waits, and is 
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, final
+from typing import Literal, Self, TypedDict, final
 
 __all__ = [
     "BondLink",
@@ -14,6 +14,9 @@ __all__ = [
     "Datapath",
     "Event",
     "FdbEntry",
+    "LacpInfo",
+    "LacpLink",
+    "LacpState",
     "NicQueue",
     "PmdState",
     "PortState",
@@ -109,13 +112,88 @@ class BondLink:
         """It may carry frames."""
     @property
     def may_enable(self) -> bool:
-        """It has a carrier: nothing but a delay, or somebody's word, keeps it from that."""
+        """It has a carrier, and LACP if that is spoken: nothing but a delay, or somebody's word, keeps it from that."""
     @property
     def due_ms(self) -> int | None:
         """How long until its delay is over; None without one."""
     @property
     def shares(self) -> list[tuple[int, int]]:
         """Of 256 shares those that it carries and that carried something of late: number and bytes."""
+    @property
+    def lacp(self) -> LacpLink | None:
+        """What LACP has of it; None where that is not spoken."""
+
+@final
+class LacpInfo:
+    """One end of a link, as LACP tells of it."""
+
+    @property
+    def system(self) -> str: ...
+    @property
+    def system_priority(self) -> int: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def port_priority(self) -> int: ...
+    @property
+    def key(self) -> int: ...
+    @property
+    def state(self) -> list[str]:
+        """Names of its bits that are set, lowest first, as Open vSwitch has them."""
+
+@final
+class LacpLink:
+    """What LACP has of one link of a bond."""
+
+    @property
+    def status(self) -> Literal["current", "expired", "defaulted"]:
+        """Whether its partner spoke of late, did not, or nothing is known of one."""
+    @property
+    def attached(self) -> bool:
+        """It may be one with the others."""
+    @property
+    def may_enable(self) -> bool:
+        """It may carry frames, as far as LACP goes."""
+    @property
+    def actor(self) -> LacpInfo: ...
+    @property
+    def partner(self) -> LacpInfo: ...
+
+@final
+class LacpState:
+    """Who a bond is to LACP."""
+
+    @property
+    def active(self) -> bool: ...
+    @property
+    def fast(self) -> bool: ...
+    @property
+    def fallback_ab(self) -> bool: ...
+    @property
+    def negotiated(self) -> bool:
+        """Somebody at another end wants to be one with us."""
+    @property
+    def system(self) -> str: ...
+    @property
+    def system_priority(self) -> int: ...
+    @property
+    def key(self) -> int:
+        """Of links that have none of their own."""
+
+class LacpArguments(TypedDict):
+    """Who a bond is to LACP, for ``add_bond``: a dict, and a name for type checkers only.
+
+    ``system`` is an Ethernet address, priorities are 1..65535, keys 0..65535; ``ports`` has of each link its number,
+    its priority and its key, 0 for the bond's.
+    """
+
+    active: bool
+    fast: bool
+    system: str
+    system_priority: int
+    key: int
+    fallback_ab: bool
+    ports: dict[str, tuple[int, int, int]]
 
 @final
 class BondState:
@@ -126,7 +204,7 @@ class BondState:
     @property
     def bridge(self) -> str: ...
     @property
-    def mode(self) -> Literal["active-backup", "balance-slb"]: ...
+    def mode(self) -> Literal["active-backup", "balance-slb", "balance-tcp"]: ...
     @property
     def updelay_ms(self) -> int: ...
     @property
@@ -140,6 +218,9 @@ class BondState:
     @property
     def rebalance_ms(self) -> int | None:
         """How long until loads are evened out; None where they are not."""
+    @property
+    def lacp(self) -> LacpState | None:
+        """None where LACP is not spoken."""
     @property
     def links(self) -> list[BondLink]:
         """By name."""
@@ -500,11 +581,12 @@ class Datapath:
         bridge: str,
         name: str,
         *,
-        mode: Literal["active-backup", "balance-slb"] = "active-backup",
+        mode: Literal["active-backup", "balance-slb", "balance-tcp"] = "active-backup",
         updelay_ms: int = 0,
         downdelay_ms: int = 0,
         primary: str | None = None,
         rebalance_ms: int = 10_000,
+        lacp: LacpArguments | None = None,
         last_active: str | None = None,
     ) -> None:
         """Adds a bond without links: ``add_nic`` with its name adds those.
@@ -517,6 +599,7 @@ class Datapath:
             downdelay_ms: 0..3600000 for which it must be gone until another link is used.
             primary: the link that is active whenever it can be.
             rebalance_ms: 0..3600000 between two times that loads are evened out; 0 is never, less than 1000 is 1000.
+            lacp: who it is to LACP; None does not speak it.
             last_active: the link that was active before: preferred while nothing else decides.
 
         Raises:
@@ -527,11 +610,12 @@ class Datapath:
         self,
         name: str,
         *,
-        mode: Literal["active-backup", "balance-slb"] = "active-backup",
+        mode: Literal["active-backup", "balance-slb", "balance-tcp"] = "active-backup",
         updelay_ms: int = 0,
         downdelay_ms: int = 0,
         primary: str | None = None,
         rebalance_ms: int = 10_000,
+        lacp: LacpArguments | None = None,
     ) -> None:
         """Changes a bond live; its links stay. All settings are given anew.
 

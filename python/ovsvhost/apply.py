@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ovsvhost._core import Event
-    from ovsvhost.model import AnyPort, Bond, BondMode, NicSettings, XdpMode
+    from ovsvhost._core import Event, LacpArguments
+    from ovsvhost.model import AnyPort, Bond, BondMode, Lacp, NicSettings, XdpMode
     from ovsvhost.observed import Ledger
     from ovsvhost.plan import Action
 
@@ -68,6 +68,7 @@ class _BondArguments(TypedDict):
     downdelay_ms: int
     primary: str | None
     rebalance_ms: int
+    lacp: LacpArguments | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,19 @@ def _bond(bond: Bond) -> _BondArguments:
         "downdelay_ms": bond.downdelay_ms,
         "primary": bond.primary,
         "rebalance_ms": bond.rebalance_ms,
+        "lacp": _lacp(bond.lacp) if bond.lacp is not None else None,
+    }
+
+
+def _lacp(lacp: Lacp) -> LacpArguments:
+    return {
+        "active": lacp.active,
+        "fast": lacp.fast,
+        "system": lacp.system,
+        "system_priority": lacp.system_priority,
+        "key": lacp.key,
+        "fallback_ab": lacp.fallback_ab,
+        "ports": {port.name: (port.port_id, port.priority, port.key) for port in lacp.ports},
     }
 
 

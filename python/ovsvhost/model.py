@@ -35,7 +35,7 @@ NicDriver: TypeAlias = Literal["afxdp", "packet"]
 
 XdpMode: TypeAlias = Literal["best-effort", "native-with-zerocopy", "native", "generic"]
 
-BondMode: TypeAlias = Literal["active-backup", "balance-slb"]
+BondMode: TypeAlias = Literal["active-backup", "balance-slb", "balance-tcp"]
 
 TxSteering: TypeAlias = Literal["hash", "thread"]
 
@@ -82,6 +82,10 @@ BOND_MODES: tuple[BondMode, ...] = get_args(BondMode)
 """How a bond uses its links (``ovs-vswitchd.conf.db(5)``: bond_mode)."""
 BOND_DELAY_MAX_MS = 3_600_000
 """Longest ``bond_updelay`` and ``bond_downdelay``, and time between two rebalancings."""
+LACP_MAX = 65_535
+"""Largest priority, number and key of LACP (``ovs-vswitchd.conf.db(5)``: lacp-system-priority, lacp-port-id …)."""
+LACP_SYSTEM_PRIORITY_DEFAULT = 65_534
+"""Of a bond that says nothing: a little better than what a single port would have."""
 REBALANCE_DEFAULT_MS = 10_000
 """Between two rebalancings of a bond (``ovs-vswitchd.conf.db(5)``: bond-rebalance-interval)."""
 TX_STEERINGS: tuple[TxSteering, ...] = get_args(TxSteering)
@@ -193,6 +197,46 @@ class NicPort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LacpPort:
+    """What a link of a bond is to LACP.
+
+    Attributes:
+        name: the link.
+        port_id: its number, 1..65535.
+        priority: 1..65535, the lower, the more it decides.
+        key: links of the same key can be one, 0..65535; 0 is the bond's.
+    """
+
+    name: str
+    port_id: int
+    priority: int = LACP_MAX
+    key: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lacp:
+    """What a bond is to LACP.
+
+    Attributes:
+        active: it speaks first; else it only answers.
+        fast: it wants to hear every second, else every thirty.
+        system: its system's Ethernet address.
+        system_priority: 1..65535, the lower, the more it decides.
+        fallback_ab: without a partner one link carries alone.
+        key: of links that have none of their own.
+        ports: its links, by name.
+    """
+
+    active: bool
+    fast: bool = False
+    system: str
+    system_priority: int = LACP_SYSTEM_PRIORITY_DEFAULT
+    fallback_ab: bool = False
+    key: int = 0
+    ports: tuple[LacpPort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bond:
     """Several network devices that are one port of their bridge.
 
@@ -204,6 +248,7 @@ class Bond:
         downdelay_ms: how long it must be gone until another link is used, likewise.
         primary: name of the link that is active whenever it can be.
         rebalance_ms: how often links' loads are evened out, 0..3600000; 0 is never, less than 1000 is 1000.
+        lacp: who it is to LACP; None does not speak it.
         last_active: name of the link that was active in an earlier run; means nothing once the bond is there.
     """
 
@@ -214,6 +259,7 @@ class Bond:
     downdelay_ms: int = 0
     primary: str | None = None
     rebalance_ms: int = REBALANCE_DEFAULT_MS
+    lacp: Lacp | None = None
     last_active: str | None = field(default=None, compare=False)
 
 

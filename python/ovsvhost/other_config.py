@@ -39,9 +39,12 @@ SERVED: Mapping[Kind, frozenset[str]] = {
         {*READ_AT_START, *LIVE, vhost_features.KEY, "stats-update-interval", "userspace-tso-enable"}
     ),
     "Bridge": frozenset({"forward-bpdu", "hwaddr", "mac-aging-time", "mac-table-size"}),
-    "Port": frozenset({"all-members-active", "bond-detect-mode", "bond-primary", "bond-rebalance-interval"}),
+    "Port": frozenset(
+        {"all-members-active", "bond-detect-mode", "bond-primary", "bond-rebalance-interval"}
+        | {"lacp-fallback-ab", "lacp-system-id", "lacp-system-priority", "lacp-time"}
+    ),
     "guest": frozenset({"pmd-rxq-affinity", "tx-steering"}),
-    "device": frozenset({"pmd-rxq-affinity"}),
+    "device": frozenset({"lacp-aggregation-key", "lacp-port-id", "lacp-port-priority", "pmd-rxq-affinity"}),
     "local": frozenset(),
 }
 """Keys that are read; a value that cannot be is complained of by whoever reads it."""

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A frame's bytes stay where its sender put them until a receiver gets them: one copy. Invariant: every span in a
-//! burst was translated by the burst's own `GuestMap` or cut from its own `Area`, whose `Arc`s the burst holds, so it
-//! stays mapped as long as the burst lives. Knows no ring, no port, no thread.
+//! burst was translated by the burst's own `GuestMap` or cut from its own `Area`, whose `Arc`s the burst holds, or is of a
+//! constant, so it stays mapped as long as the burst lives. Knows no ring, no port, no thread.
 #![allow(unsafe_code, reason = "copies a sender's bytes out of its memory")]
 
 mod placed;
@@ -32,6 +32,9 @@ pub const HEAD_SIZE: usize = 64;
 const MAX_SPANS: usize = 4096;
 /// Longest frame: 64 KiB and an Ethernet header with two tags.
 pub const MAX_FRAME: u32 = 65_557;
+
+/// What frames of our own making are beyond their heads.
+static ZEROES: [u8; 128] = [0; 128];
 
 /// The first bytes of a frame; zero past its end.
 #[derive(Debug, Clone, Copy)]
@@ -297,15 +300,20 @@ impl Burst {
 
     /// Adds a frame of our own making, at most 64 bytes.
     pub fn push_own(&mut self, frame: &[u8]) {
+        self.push_padded(frame, frame.len());
+    }
+
+    /// Adds a frame of our own making: these bytes, at most 64, and zeroes up to `len`, at most 128.
+    pub fn push_padded(&mut self, frame: &[u8], len: usize) {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
-        let n = frame.len().min(HEAD_SIZE);
         head.0 = [0; HEAD_SIZE];
         for (to, from) in head.0.iter_mut().zip(frame) {
             *to = *from;
         }
-        #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
-        let len = n as u32;
-        *packet = Packet { len, ..Packet::EMPTY };
+        #[allow(clippy::cast_possible_truncation, reason = "at most 128")]
+        let len = len.clamp(frame.len().min(HEAD_SIZE), ZEROES.len()) as u32;
+        // Nobody writes through it: frames are read.
+        *packet = Packet { data: ZEROES.as_ptr().cast_mut(), len, ..Packet::EMPTY };
         self.count(len, Offload::NONE);
     }
 

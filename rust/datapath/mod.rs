@@ -28,11 +28,14 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
-pub use bond::{BondConfig, BondLink, BondMode, BondState};
+pub use bond::{BondConfig, BondLink, BondMode, BondState, LacpConfig, LacpLink, LacpPort, LacpStatus};
 pub use events::Event;
 pub use nic::{NicConfig, NicDevice, NicQueue};
 pub use port::{PortChange, PortConfig, PortState};
 pub use threads::SleepMax;
+
+pub use crate::frame::ethernet::Mac;
+pub use crate::frame::lacp::{End as LacpEnd, state as lacp_state};
 
 use crate::error::{Error, Result};
 use crate::lock::Lock;

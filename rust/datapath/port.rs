@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use super::check_socket_path;
 use super::zero_copy::LaneTotals;
@@ -11,7 +11,7 @@ use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
-use crate::pmd::Steering;
+use crate::pmd::{Credit, Steering};
 use crate::port::afxdp::LaneGauges;
 use crate::recovery::Recovery;
 use crate::switch::PortId;
@@ -212,10 +212,14 @@ pub(super) struct PortRecord {
     pub link_resets: AtomicU32,
     /// The NUMA node of the guest's rings, or of the NIC.
     pub numa: AtomicU32,
+    /// Of a NIC, its Ethernet address as it was seen last, as [`Mac`](crate::frame::ethernet::Mac) has it.
+    pub address: AtomicU64,
     /// What a call to whoever is behind it is named in statistics.
     call: &'static str,
     /// By vring, made when first started; never reset by a reconnect.
     counters: Lock<BTreeMap<u16, Arc<QueueCounters>>>,
+    /// How long others may still wait for its guest's memory, whichever session that is of.
+    pub credit: Arc<Credit>,
     /// Of a NIC, guests' own ways to it.
     lanes: Lock<LaneTotals>,
 }
@@ -229,8 +233,10 @@ impl PortRecord {
             link_up: AtomicBool::new(false),
             link_resets: AtomicU32::new(0),
             numa: AtomicU32::new(0),
+            address: AtomicU64::new(0),
             call,
             counters: Lock::default(),
+            credit: Arc::new(Credit::of_receiver()),
             lanes: Lock::default(),
         }
     }
@@ -343,7 +349,8 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             | DropReason::Reflected
             | DropReason::SamePort
             | DropReason::NoReceiver
-            | DropReason::AdminDown => {}
+            | DropReason::AdminDown
+            | DropReason::Heard => {}
             DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
             DropReason::ReceiverAdminDown
             | DropReason::LinkDown

@@ -13,6 +13,7 @@ use super::port::{PortChange, PortConfig, PortRecord, PortState, Settings, check
 use super::threads::Seat;
 use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
+use crate::frame::ethernet::Mac;
 use crate::frame::flow::FlowKey;
 use crate::pmd::{Bonding, BridgeView, FaultCause, LINKS_MAX, OutletSlot, PortView, Topology};
 use crate::switch::PortId;
@@ -102,10 +103,21 @@ impl State {
             }
             let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
             let Settings { mtu, retries, backpressure_us, steering, .. } = port.settings;
-            let (admin_up, counters) = (port.admin_up, port.record.counters_of(0));
+            let (admin_up, counters, credit) =
+                (port.admin_up, port.record.counters_of(0), Arc::clone(&port.record.credit));
             let bonding = Bonding::None;
-            let view =
-                PortView { bridge, mtu, admin_up, retries, backpressure_us, steering, counters, receiveqs, bonding };
+            let view = PortView {
+                bridge,
+                mtu,
+                admin_up,
+                retries,
+                backpressure_us,
+                steering,
+                counters,
+                credit,
+                receiveqs,
+                bonding,
+            };
             put(&mut topology.ports, id, view);
         }
         for bond in self.bonds.values() {
@@ -355,6 +367,12 @@ impl State {
     /// A port's name, while it is there.
     pub(super) fn name_of(&self, id: PortId) -> Option<String> {
         self.ports.iter().find(|(_, port)| port.record.id == id).map(|(name, _)| name.clone())
+    }
+
+    /// The Ethernet address of a network device's port, as it was seen last.
+    pub(super) fn address_of(&self, id: PortId) -> Mac {
+        let port = self.ports.values().find(|port| port.record.id == id);
+        Mac(port.map_or(0, |port| port.record.address.load(Ordering::Relaxed)))
     }
 
     pub(super) fn set_port(&mut self, name: &str, change: &PortChange) -> Result<()> {

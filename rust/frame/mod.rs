@@ -5,4 +5,5 @@ pub mod ethernet;
 pub mod flow;
 pub mod gso;
 pub mod ip;
+pub mod lacp;
 pub mod vnet_hdr;

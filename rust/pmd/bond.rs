@@ -8,17 +8,20 @@
 //!
 //! The table of addresses and the verdict on a frame know the bond's id only. What comes in over a link is admitted here,
 //! once a burst, and is the bond's from then on; where it goes out is the bond's view in the topology: the queues of the
-//! link that is active. Which one that is, control decides: a topology never changes, so a bond whose links change is
-//! another topology.
+//! link that is active, or of all links that carry. Which those are, control decides: a topology never changes, so a bond
+//! whose links change is another topology. What links say of themselves (slow protocols) is for control and goes no further.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Topology;
+use super::letterbox::Letterbox;
 use crate::burst::{Burst, Head};
+use crate::counters::{QueueCounters, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
+use crate::frame::lacp::{Pdu, is_slow_protocol};
 use crate::switch::PortId;
 use crate::switch::fdb::{Fdb, Key};
 
@@ -41,9 +44,20 @@ pub enum Bonding {
     Shares(Arc<Shares>),
 }
 
+/// What frames have in common that have the same link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// Who sends them, in which VLAN.
+    Station,
+    /// Their flow: both directions, all fragments.
+    Flow,
+}
+
 /// Who carries what.
 #[derive(Debug)]
 pub struct Shares {
+    /// How a frame's bucket is found.
+    pub basis: Basis,
     /// By bucket, a place in `links`.
     pub buckets: [u8; SHARES],
     /// Those that carry.
@@ -73,7 +87,11 @@ impl Shares {
     /// The link that a frame of `len` bytes goes out on, as a place in `links`; counts it.
     #[inline]
     pub(super) fn take(&self, key: FlowKey, head: &Head, len: u32) -> usize {
-        let bucket = (key.hash_source(&head.0) >> 24) as usize;
+        let hash = match self.basis {
+            Basis::Station => key.hash_source(&head.0),
+            Basis::Flow => key.hash(&head.0),
+        };
+        let bucket = (hash >> 24) as usize;
         if let Some(bytes) = self.loads.0.get(bucket) {
             bytes.fetch_add(u64::from(len), Ordering::Relaxed);
         }
@@ -88,6 +106,8 @@ pub struct Membership {
     pub bond: PortId,
     /// What may come in over this link.
     pub admission: Admission,
+    /// Where LACP frames go, if the bond speaks that.
+    pub letterbox: Option<Arc<Letterbox>>,
 }
 
 /// What a bond takes from one of its links (Open vSwitch, "Bonding": bond packet input).
@@ -105,8 +125,20 @@ pub enum Admission {
 }
 
 impl Membership {
-    /// Marks those frames of a burst from this link that the bond does not take.
-    pub(super) fn admit(&self, burst: &mut Burst, fdb: &Fdb, topology: &Topology, now_s: u32) {
+    /// Marks those frames of a burst from this link that the bond does not take; counts those that were read here.
+    pub(super) fn admit(
+        &self,
+        burst: &mut Burst,
+        counters: &QueueCounters,
+        fdb: &Fdb,
+        topology: &Topology,
+        now_s: u32,
+    ) {
+        for index in 0..burst.len() {
+            if burst.heads().get(index).is_some_and(|head| is_slow_protocol(&head.0)) {
+                self.hear(burst, index, counters);
+            }
+        }
         match self.admission {
             Admission::All => {}
             Admission::Nothing => {
@@ -124,6 +156,23 @@ impl Membership {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes a slow protocol's frame out: whatever is to become of it, it is between the two ends of this link.
+    #[cold]
+    fn hear(&self, burst: &mut Burst, index: usize, counters: &QueueCounters) {
+        let frame = burst.heads().get(index).zip(burst.packets().get(index)).map(|(head, packet)| (head.0, packet.len));
+        let pdu = frame.and_then(|(head, len)| Some((Pdu::parse(&head, len)?, len)));
+        match self.letterbox.as_deref().zip(pdu) {
+            Some((letterbox, (pdu, len))) => {
+                letterbox.put(pdu);
+                burst.refuse(index, DropReason::Heard);
+                let mut tally = Tally::default();
+                tally.count(len, true, false);
+                counters.add(&tally);
+            }
+            None => burst.refuse(index, DropReason::Reserved),
         }
     }
 
@@ -152,6 +201,7 @@ fn is_announcement(head: &Head) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::lacp::End;
 
     const MOVED: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
@@ -164,6 +214,75 @@ mod tests {
         let mut head = Head([0; 64]);
         head.0[..frame.len()].copy_from_slice(frame);
         head
+    }
+
+    fn member(letterbox: Option<&Arc<Letterbox>>, admission: Admission) -> Membership {
+        Membership { bond: 9, admission, letterbox: letterbox.cloned() }
+    }
+
+    /// What became of the frames of a burst from a link: by frame why it goes no further, and how many count as passed.
+    fn admitted(membership: &Membership, burst: &mut Burst) -> (Vec<Option<DropReason>>, u64) {
+        let (counters, fdb) = (QueueCounters::default(), Fdb::new(10, 300));
+        membership.admit(burst, &counters, &fdb, &Topology::default(), 0);
+        (burst.packets().iter().map(|packet| packet.drop).collect(), counters.packets.read())
+    }
+
+    /// An LACP frame, one of its markers, one cut short, and one that is for somebody.
+    fn frames() -> Burst {
+        let us = End { system: Mac(0x0200_0000_0001), port: 3, ..End::UNKNOWN };
+        let said = Pdu { actor: us, partner: End::UNKNOWN }.head(Mac(5));
+        let mut marker = said;
+        marker[14] = 2;
+        let mut burst = Burst::new(Arc::default());
+        burst.push_padded(&said, 124);
+        burst.push_padded(&marker, 124);
+        burst.push_padded(&said, 123);
+        burst.push_own(&arp(1, 1, 2, &[]));
+        burst
+    }
+
+    #[test]
+    fn slow_protocols_end_at_a_link_whatever_it_admits_and_lacp_is_heard_where_it_is_spoken() {
+        const RESERVED: Option<DropReason> = Some(DropReason::Reserved);
+        const HEARD: Option<DropReason> = Some(DropReason::Heard);
+        const INACTIVE: Option<DropReason> = Some(DropReason::InactiveMember);
+        let (silent, letterbox) = (member(None, Admission::All), Arc::default());
+        assert_eq!(admitted(&silent, &mut frames()), (vec![RESERVED, RESERVED, RESERVED, None], 0));
+        for (admission, other) in [
+            (Admission::All, None),
+            (Admission::Nothing, INACTIVE),
+            (Admission::Unreflected { takes_groups: false }, INACTIVE),
+        ] {
+            let speaking = member(Some(&letterbox), admission);
+            assert_eq!(admitted(&speaking, &mut frames()), (vec![HEARD, RESERVED, RESERVED, other], 1));
+            assert_eq!(letterbox.take().map(|pdu| pdu.actor.port), Some(3));
+        }
+    }
+
+    #[test]
+    fn both_directions_of_a_flow_have_a_link_and_stations_have_theirs() {
+        let shares = |basis| Shares {
+            basis,
+            buckets: std::array::from_fn(|at| u8::try_from(at % 2).unwrap()),
+            links: vec![1, 2],
+            loads: Arc::default(),
+        };
+        let frame = |from: u8, to: u8, port: u8| {
+            let mut frame = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+            frame.extend([10, 0, 0, from, 10, 0, 0, to]);
+            frame.extend(if from < to { [4, port, 0, 80] } else { [0, 80, 4, port] });
+            head(&frame)
+        };
+        let key = FlowKey::new(7);
+        let (by_flow, by_station) = (shares(Basis::Flow), shares(Basis::Station));
+        let flows: Vec<usize> = (0..100).map(|port| by_flow.take(key, &frame(1, 2, port), 60)).collect();
+        let back: Vec<usize> = (0..100).map(|port| by_flow.take(key, &frame(2, 1, port), 60)).collect();
+        assert_eq!(flows, back);
+        let on_first = flows.iter().filter(|link| **link == 0).count();
+        assert!((20..=80).contains(&on_first), "{on_first} of 100 flows of two stations over one of two links");
+        let stations: Vec<usize> = (0..100).map(|port| by_station.take(key, &frame(1, 2, port), 60)).collect();
+        assert!(stations.windows(2).all(|two| two[0] == two[1]));
+        assert_eq!(by_flow.loads.read().sum::<u64>(), 200 * 60);
     }
 
     #[test]

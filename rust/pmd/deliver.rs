@@ -16,7 +16,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, MutexGuard};
 
 use super::output::List;
-use super::patience::{GIVEN_UP_US, Patience, reason_of};
+use super::patience::{Patience, reason_of};
 use super::poll::Stuck;
 use super::wait::{Group, Left, Waiting};
 use super::zero_copy::ZeroCopy;
@@ -143,8 +143,13 @@ impl Source<'_> {
     /// Chooses the receiveq. A `group` has begun: the first of its frames goes on at another queue of its device.
     #[inline]
     fn steer(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) {
-        if self.zero_copy.is_some() && self.deliver_by_lane(port, list, share, group) {
-            return;
+        if self.zero_copy.is_some() {
+            match &port.bonding {
+                // Each of its links has a lane of its own.
+                Bonding::Shares(shares) if !port.receiveqs.is_empty() => return self.share(shares, list, share),
+                _ if self.deliver_by_lane(port, list, share, group) => return,
+                _ => {}
+            }
         }
         match (port.receiveqs.as_slice(), port.steering) {
             ([], _) => port.counters.lost(DropReason::LinkDown, list.len() as u64),
@@ -155,14 +160,14 @@ impl Source<'_> {
                 }
             }
             (several, Steering::Hash) => match &port.bonding {
-                Bonding::Shares(shares) => self.share(shares, list),
+                Bonding::Shares(shares) => self.share(shares, list, share),
                 _ => self.deliver_by_flow(port, several, list),
             },
         }
     }
 
-    /// Every bucket has its link.
-    fn share(&mut self, shares: &Shares, list: &[u8]) {
+    /// Every bucket has its link. What a list counts for, its parts count for each by itself.
+    fn share(&mut self, shares: &Shares, list: &[u8], share: Option<&Share>) {
         let mut frames = [0_u64; LINKS_MAX];
         for &index in list {
             if let Some((packet, head)) = self.burst.frame(index)
@@ -174,7 +179,15 @@ impl Source<'_> {
         let mut room = [0; MAX_BURST];
         for (&link, frames) in shares.links.iter().zip(frames).filter(|(_, frames)| *frames != 0) {
             if let Some(port) = self.topology.port(link) {
-                self.steer(port, super::wait::indices(frames, &mut room), None, None);
+                let part = super::wait::indices(frames, &mut room);
+                let counted = share.map(|_| {
+                    let mut counted = Share::NONE;
+                    for &index in part {
+                        counted.count(self.len_of(index));
+                    }
+                    counted
+                });
+                self.steer(port, part, counted.as_ref(), None);
             }
         }
     }
@@ -182,6 +195,10 @@ impl Source<'_> {
     /// By the sender's own way to this port, if it has one. Frames that go to nobody else need not be copied.
     #[cold]
     fn deliver_by_lane(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) -> bool {
+        if matches!(port.bonding, Bonding::Shares(_)) {
+            // No device: each of its links is asked for a lane.
+            return false;
+        }
         let Some(zero_copy) = self.zero_copy.take() else { return false };
         let found = zero_copy.lane_to(port);
         let is_found = found.is_some();
@@ -245,6 +262,7 @@ impl Source<'_> {
     /// that are left; where it was a bond's link that went, they go to the bond.
     pub(super) fn resume(&mut self, group: &Group, list: &[u8]) {
         let port = self.topology.port(group.slot.port).filter(|view| Arc::ptr_eq(&view.counters, &group.port));
+        self.pay(group, port);
         match port {
             None => group.port.lost(DropReason::LinkDown, list.len() as u64),
             Some(port) if !port.admin_up => port.counters.lost(DropReason::ReceiverAdminDown, list.len() as u64),
@@ -254,6 +272,17 @@ impl Source<'_> {
             Some(port) => {
                 let port = self.topology.bond_of(port).unwrap_or(port);
                 self.steer(port, list, None, (group.begun > 0).then_some(group));
+            }
+        }
+    }
+
+    /// The time that a group waited for memory is paid for: by the port that it waits for, and by the transmitq it waits with.
+    fn pay(&self, group: &Group, port: Option<&PortView>) {
+        if group.lacks.is_some() && group.since != 0 {
+            let now = tsc::now();
+            self.waiting.credit.spend(group.since, now);
+            if let Some(port) = port {
+                port.credit.spend(group.since, now);
             }
         }
     }
@@ -349,6 +378,11 @@ impl Source<'_> {
             slot.set_silent(false);
         }
         drop(guard);
+        if group.is_some_and(|group| group.lacks.is_some()) && rest.len() < list.len() {
+            let through = (list.len() - rest.len()) as u64;
+            self.waiting.credit.earn(through);
+            port.credit.earn(through);
+        }
         if !rest.is_empty() {
             let lacks = absent.map(|reason| (reason, arrived));
             let patience = match (absent, sent) {
@@ -392,7 +426,7 @@ impl Source<'_> {
 
     /// The guest has no buffers for these, or they are still on their way here. They wait as long as `patience` says from
     /// the first refusal on, unless nothing moved since others waited that long in vain: nobody waits twice for a guest that
-    /// took no frame, or whose IOMMU told nothing.
+    /// took no frame, or whose IOMMU told nothing. Nor for memory once either side's [`Credit`](super::Credit) is spent.
     #[cold]
     fn hold_back(&mut self, patience: Patience, port: &PortView, slot: &Arc<OutletSlot>, left: Left<'_>) {
         let (count, since) = (left.list.len() as u64, left.since);
@@ -404,11 +438,13 @@ impl Source<'_> {
         let now = tsc::now();
         if since != 0 && now.wrapping_sub(since) > u64::from(patience.us) * tsc::cycles_per_us() {
             match mappings {
-                Some(arrived) => slot.give_up(now + GIVEN_UP_US * tsc::cycles_per_us(), arrived),
+                Some(arrived) => slot.give_up(arrived),
                 None => slot.set_silent(true),
             }
         }
-        if mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_given_up(now, arrived)) {
+        let is_given_up = mappings.map_or_else(|| slot.is_silent(), |arrived| slot.is_given_up(arrived));
+        let is_spent = || self.waiting.credit.is_spent(now) || port.credit.is_spent(now);
+        if is_given_up || (left.lacks.is_some() && is_spent()) {
             return slot.counters.lost(patience.in_the_end, count);
         }
         if since == 0 {

@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::doze::Doze;
 use super::zero_copy::Lane;
 use super::{OutletSlot, PolledQueue, Sleep, Topology};
+use crate::burst::HEAD_SIZE;
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::memory::GuestMap;
@@ -100,6 +101,15 @@ pub enum Message {
         port: PortId,
         /// Who.
         addresses: Vec<Key>,
+    },
+    /// Send this frame out on `port`.
+    Emit {
+        /// A link of a bond.
+        port: PortId,
+        /// The frame's first bytes; those that follow are zero.
+        head: Box<[u8; HEAD_SIZE]>,
+        /// Its bytes, at most 128.
+        len: u32,
     },
     /// Poll nothing from now on; the queues stay here, settled, until they are released. Answer when that is so.
     Rest(Sender<()>),

@@ -18,9 +18,11 @@ pub mod balance;
 pub mod load;
 
 mod bond;
+mod credit;
 mod deliver;
 mod doze;
 mod ends;
+mod letterbox;
 mod mailbox;
 mod output;
 mod patience;
@@ -32,8 +34,10 @@ mod topology;
 mod wait;
 mod zero_copy;
 
-pub use bond::{Admission, Bonding, LINKS_MAX, Loads, Membership, SHARES, Shares};
+pub use bond::{Admission, Basis, Bonding, LINKS_MAX, Loads, Membership, SHARES, Shares};
+pub use credit::Credit;
 pub use ends::{Inlet, Outlet};
+pub use letterbox::Letterbox;
 pub use mailbox::Message;
 pub use poll::{Forwarder, PolledQueue};
 pub use stats::{BUCKETS, PmdStats, Readings};

@@ -7,10 +7,8 @@ use crate::ring::RingFault;
 /// How long frames wait for buffers that a migration has not brought yet, µs: once, until the guest takes frames again.
 const HOLD_US: u32 = 5000;
 /// How long for buffers that the guest's IOMMU has not translated yet, µs: an emulated one on a busy machine takes its time.
+/// How long for all frames together, its [`Credit`](super::Credit) says.
 const TRANSLATION_US: u32 = 100_000;
-/// For how long nobody waits for it again when that was in vain, µs: such a guest keeps others for a tenth of the time at
-/// most.
-pub(super) const GIVEN_UP_US: u64 = 1_000_000;
 /// How long the rest of a frame waits for a device to send any of what it has, µs.
 const REST_US: u32 = 5000;
 

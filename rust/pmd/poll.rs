@@ -1,5 +1,7 @@
 //! One queue's turn: gather, classify, output, commit; or what is left of the turn before.
 
+mod own;
+
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -17,7 +19,6 @@ use crate::memory::GuestMap;
 use crate::ring::{Obstacle, RingFault};
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
-use crate::switch::fdb::Key;
 use crate::sys::tsc;
 
 /// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
@@ -367,7 +368,7 @@ impl Forwarder {
         let port = match &view.bonding {
             Bonding::None | Bonding::Shares(_) => port,
             Bonding::Member(membership) => {
-                membership.admit(burst, &bridge.fdb, &self.topology, self.now_s);
+                membership.admit(burst, counters, &bridge.fdb, &self.topology, self.now_s);
                 membership.bond
             }
         };
@@ -444,42 +445,6 @@ impl Forwarder {
     pub(super) fn forget_burst(&mut self) {
         self.groups.forget();
         self.spread.forget();
-    }
-
-    /// Sends a RARP for `mac` into the bridge, as if it came in on `port`.
-    pub(super) fn announce(&mut self, port: PortId, mac: Mac) {
-        let mut burst = Burst::new(Arc::default());
-        burst.push_own(&crate::burst::rarp(mac));
-        let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
-        let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
-        self.forward(&mut burst, port, &counters, &mut cache, aside);
-    }
-
-    /// Sends a RARP for each of `addresses` out on `port`: who is behind it learns where to find them.
-    pub(super) fn teach(&mut self, port: PortId, addresses: &[Key]) {
-        let Some(view) = self.topology.port(port) else { return };
-        let (mut burst, mut waiting) = (Burst::new(Arc::default()), Waiting::new());
-        for address in addresses.iter().take(MAX_BURST) {
-            burst.push_rarp(address.mac(), address.vlan());
-        }
-        let (mut list, mut room) = (0, [0; MAX_BURST]);
-        for index in 0..burst.len() {
-            list |= 1 << index;
-        }
-        self.spread.begin();
-        let mut source = Source {
-            burst: &burst,
-            port,
-            thread: self.thread,
-            topology: &self.topology,
-            faults: &self.faults,
-            spread: &mut self.spread,
-            stuck: &mut self.stuck,
-            waiting: &mut waiting,
-            zero_copy: None,
-            settle_by: Some(settle_by()),
-        };
-        source.deliver(view, indices(list, &mut room), None);
     }
 }
 

@@ -359,6 +359,7 @@ impl Body {
                 Message::Sleep(max) => self.sleeper.set_max(max),
                 Message::Announce { port, mac } => self.forwarder.announce(port, mac),
                 Message::Teach { port, addresses } => self.forwarder.teach(port, &addresses),
+                Message::Emit { port, head, len } => self.forwarder.emit(port, &head, len),
                 Message::Rest(done) => {
                     self.resting = true;
                     for mut queue in self.queues.drain(..) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Bonding, Outlet};
+use super::{Bonding, Credit, Outlet};
 use crate::counters::QueueCounters;
 use crate::frame::flow::FlowKey;
 use crate::lock::Lock;
@@ -65,6 +65,8 @@ pub struct PortView {
     pub steering: Steering,
     /// Counters of its first receiveq, which take what is dropped before a receiveq is chosen. They outlive its sessions.
     pub counters: Arc<QueueCounters>,
+    /// How long others may still wait for its memory. It outlives its sessions too.
+    pub credit: Arc<Credit>,
     /// The enabled receiveqs, in order; empty while the guest is away.
     pub receiveqs: Vec<Arc<OutletSlot>>,
     /// Whether it is a link of a bond. A bond is a port itself, with the queues of its links.
@@ -100,9 +102,7 @@ pub struct OutletSlot {
     broken: AtomicBool,
     /// Frames waited for its buffers as long as they may, and it took nothing since.
     silent: AtomicBool,
-    /// Frames waited in vain for its guest's IOMMU: until when nobody does again (TSC cycles), and one more than the
-    /// mappings that had come by then.
-    rests_until: AtomicU64,
+    /// Frames waited in vain for its guest's IOMMU: one more than the mappings that had come by then.
     vain: AtomicU64,
     greeted: AtomicBool,
     /// A call descriptor that the next greeting puts in place.
@@ -117,9 +117,9 @@ impl OutletSlot {
     /// Makes a queue reachable.
     pub fn new(queue: impl Into<Outlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
         let [broken, silent, greeted] = [const { AtomicBool::new(false) }; 3];
-        let [rests_until, vain] = [const { AtomicU64::new(0) }; 2];
+        let vain = AtomicU64::new(0);
         let (queue, next_call) = (Lock::new(Some(queue.into())), Lock::default());
-        Self { queue, port, vring, counters, run, broken, silent, rests_until, vain, greeted, next_call }
+        Self { queue, port, vring, counters, run, broken, silent, vain, greeted, next_call }
     }
 
     /// Makes the first call, once; a poll thread does, at its desk. False if another thread has the queue: ask again.
@@ -176,14 +176,12 @@ impl OutletSlot {
     }
 
     /// True while nobody waits for its guest's IOMMU, of which `arrived` mappings have come.
-    pub(super) fn is_given_up(&self, now: u64, arrived: u64) -> bool {
-        let vain = self.vain.load(Ordering::Relaxed);
-        vain != 0 && (vain == arrived.wrapping_add(1) || now < self.rests_until.load(Ordering::Relaxed))
+    pub(super) fn is_given_up(&self, arrived: u64) -> bool {
+        self.vain.load(Ordering::Relaxed) == arrived.wrapping_add(1)
     }
 
-    /// Notes that a frame waited for that in vain: nobody does again before `until`, nor before another mapping has come.
-    pub(super) fn give_up(&self, until: u64, arrived: u64) {
-        self.rests_until.store(until, Ordering::Relaxed);
+    /// Notes that a frame waited for that in vain: nobody does again before another mapping has come.
+    pub(super) fn give_up(&self, arrived: u64) {
         self.vain.store(arrived.wrapping_add(1), Ordering::Relaxed);
     }
 

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::OutletSlot;
+use super::{Credit, OutletSlot};
 use crate::burst::MAX_BURST;
 use crate::counters::QueueCounters;
 use crate::drops::DropReason;
@@ -65,51 +65,55 @@ impl<'l> Left<'l> {
 
 /// The groups of one burst that wait.
 #[derive(Debug)]
-pub(super) struct Waiting(VecDeque<Group>);
+pub(super) struct Waiting {
+    groups: VecDeque<Group>,
+    /// How long this transmitq may still wait for receivers' memory.
+    pub credit: Credit,
+}
 
 impl Waiting {
     pub(super) fn new() -> Self {
-        Self(VecDeque::with_capacity(MAX_GROUPS))
+        Self { groups: VecDeque::with_capacity(MAX_GROUPS), credit: Credit::of_sender() }
     }
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.groups.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.groups.len()
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.0.len() >= MAX_GROUPS
+        self.groups.len() >= MAX_GROUPS
     }
 
     /// Adds a group; the caller asked whether there is room.
     pub(super) fn push(&mut self, group: Group) {
-        self.0.push_back(group);
+        self.groups.push_back(group);
     }
 
     /// All their frames.
     #[cold]
     pub(super) fn frames(&self) -> u64 {
-        self.0.iter().fold(0, |frames, group| frames | group.frames)
+        self.groups.iter().fold(0, |frames, group| frames | group.frames)
     }
 
     /// True if all wait for memory: a thread that has nothing else to do may sleep for a moment.
     pub(super) fn is_for_memory(&self) -> bool {
-        self.0.iter().all(|group| group.lacks.is_some())
+        self.groups.iter().all(|group| group.lacks.is_some())
     }
 
     /// From now on they wait as if they had begun now: nobody could look at them.
     #[cold]
     pub(super) fn begin_anew(&mut self) {
-        self.0.iter_mut().for_each(|group| group.since = 0);
+        self.groups.iter_mut().for_each(|group| group.since = 0);
     }
 
     /// The one that waits longest.
     pub(super) fn pop(&mut self) -> Option<Group> {
-        self.0.pop_front()
+        self.groups.pop_front()
     }
 }
 

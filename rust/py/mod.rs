@@ -3,6 +3,7 @@
 //! The surface is documented where Python programmers read it: `python/ovsvhost/_core.pyi`.
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
+mod bonds;
 mod errors;
 mod nic;
 mod state;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::datapath::{self, BondConfig, BondMode, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
+use crate::datapath::{self, BondConfig, NicConfig, NicDevice, PortChange, PortConfig, Sharing, SleepMax};
 use crate::error::{Error, Result};
 use crate::pmd::Steering;
 use crate::pmd::assign::Policy;
@@ -24,9 +25,10 @@ use crate::port::afxdp::XdpMode;
 use crate::recovery::Recovery;
 use crate::vhost::EndpointKind;
 use crate::vhost::offer::Limit;
+use bonds::{BondLink, BondState, Lacp, LacpInfo, LacpLink, LacpState, to_bond};
 use errors::raise;
 use nic::NicQueue;
-use state::{BondLink, BondState, Event, FdbEntry, PmdState, PortState, RxqState};
+use state::{Event, FdbEntry, PmdState, PortState, RxqState};
 
 /// The switch itself.
 #[pyclass(frozen, module = "ovsvhost._core")]
@@ -287,7 +289,7 @@ impl Datapath {
     }
 
     #[pyo3(signature = (bridge, name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
-        rebalance_ms = 10_000, last_active = None))]
+        rebalance_ms = 10_000, lacp = None, last_active = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_bond(
         &self,
@@ -299,16 +301,17 @@ impl Datapath {
         downdelay_ms: u64,
         primary: Option<String>,
         rebalance_ms: u64,
+        lacp: Option<Lacp>,
         last_active: Option<String>,
     ) -> PyResult<()> {
         self.with(py, |d| {
-            let config = to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary)?;
+            let config = to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary, lacp)?;
             d.add_bond(&bridge, BondConfig { last_active, ..config })
         })
     }
 
     #[pyo3(signature = (name, *, mode = "active-backup", updelay_ms = 0, downdelay_ms = 0, primary = None,
-        rebalance_ms = 10_000))]
+        rebalance_ms = 10_000, lacp = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_bond(
         &self,
@@ -319,8 +322,9 @@ impl Datapath {
         downdelay_ms: u64,
         primary: Option<String>,
         rebalance_ms: u64,
+        lacp: Option<Lacp>,
     ) -> PyResult<()> {
-        self.with(py, |d| d.set_bond(to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary)?))
+        self.with(py, |d| d.set_bond(to_bond(name, mode, [updelay_ms, downdelay_ms, rebalance_ms], primary, lacp)?))
     }
 
     fn give_share(&self, py: Python<'_>, bond: String, share: usize, link: String) -> PyResult<()> {
@@ -447,15 +451,6 @@ fn to_u32(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// Times are `bond_updelay`, `bond_downdelay` and `bond-rebalance-interval`, ms.
-fn to_bond(name: String, mode: &str, times: [u64; 3], primary: Option<String>) -> Result<BondConfig> {
-    let mode = BondMode::named(mode).ok_or_else(|| {
-        Error::Config(format!("{name}: unknown bond_mode '{mode}'; active-backup and balance-slb are possible"))
-    })?;
-    let [updelay, downdelay, rebalance] = times.map(Duration::from_millis);
-    Ok(BondConfig { name, mode, updelay, downdelay, primary, rebalance, last_active: None })
-}
-
 fn to_steering(port: &str, text: &str) -> Result<Steering> {
     match text {
         "hash" => Ok(Steering::Hash),
@@ -489,6 +484,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PortState>()?;
     module.add_class::<BondState>()?;
     module.add_class::<BondLink>()?;
+    module.add_class::<LacpState>()?;
+    module.add_class::<LacpLink>()?;
+    module.add_class::<LacpInfo>()?;
     module.add_class::<FdbEntry>()?;
     module.add_class::<NicQueue>()?;
     module.add_class::<PmdState>()?;

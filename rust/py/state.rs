@@ -1,7 +1,6 @@
 //! Snapshots as frozen Python objects.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use pyo3::prelude::*;
 
@@ -59,52 +58,6 @@ impl From<datapath::PortState> for PortState {
         } = state;
         Self { name, bridge, ofport, admin_up, link_up, link_resets, mtu, error, status, statistics }
     }
-}
-
-/// One bond at one moment.
-#[pyclass(frozen, get_all, module = "ovsvhost._core")]
-pub(super) struct BondState {
-    name: String,
-    bridge: String,
-    mode: &'static str,
-    updelay_ms: u64,
-    downdelay_ms: u64,
-    primary: Option<String>,
-    active: Option<String>,
-    rebalance_ms: Option<u64>,
-    links: Vec<BondLink>,
-}
-
-impl From<datapath::BondState> for BondState {
-    fn from(state: datapath::BondState) -> Self {
-        let datapath::BondState { name, bridge, mode, updelay, downdelay, primary, active, rebalance, links } = state;
-        let [updelay_ms, downdelay_ms] = [updelay, downdelay].map(to_ms);
-        let rebalance_ms = rebalance.map(to_ms);
-        let links = links.into_iter().map(BondLink::from).collect();
-        Self { name, bridge, mode: mode.name(), updelay_ms, downdelay_ms, primary, active, rebalance_ms, links }
-    }
-}
-
-/// One link of a bond.
-#[pyclass(frozen, get_all, module = "ovsvhost._core")]
-#[derive(Clone)]
-pub(super) struct BondLink {
-    name: String,
-    enabled: bool,
-    may_enable: bool,
-    due_ms: Option<u64>,
-    shares: Vec<(usize, u64)>,
-}
-
-impl From<datapath::BondLink> for BondLink {
-    fn from(link: datapath::BondLink) -> Self {
-        let datapath::BondLink { name, is_enabled, may_enable, due, shares } = link;
-        Self { name, enabled: is_enabled, may_enable, due_ms: due.map(to_ms), shares }
-    }
-}
-
-fn to_ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One learned address.

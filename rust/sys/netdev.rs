@@ -22,6 +22,8 @@ pub struct Device {
     pub has_carrier: bool,
     /// Longest packet, bytes.
     pub mtu: u32,
+    /// Its Ethernet address.
+    pub address: [u8; 6],
 }
 
 /// What does not change while a device lives, as far as its driver tells.
@@ -88,9 +90,14 @@ impl Asker {
         self.ioctl(libc::SIOCGIFMTU, &mut request)?;
         // SAFETY: SIOCGIFMTU fills this member, an integer.
         let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+        self.ioctl(libc::SIOCGIFHWADDR, &mut request)?;
+        // SAFETY: SIOCGIFHWADDR fills this member, bytes.
+        let data = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+        let [address @ .., _, _, _, _, _, _, _, _] = data.map(|byte| byte.to_ne_bytes()[0]);
         let has = |flag: libc::c_int| flags & flag != 0;
         let (is_up, has_carrier) = (has(libc::IFF_UP), has(libc::IFF_RUNNING));
-        Ok(Some(Device { index: index.unsigned_abs(), is_up, has_carrier, mtu: mtu.unsigned_abs() }))
+        let (index, mtu) = (index.unsigned_abs(), mtu.unsigned_abs());
+        Ok(Some(Device { index, is_up, has_carrier, mtu, address }))
     }
 
     /// Changes a device's MTU.
@@ -184,7 +191,7 @@ mod tests {
     fn the_loopback_device_is_found_and_one_that_is_not_there_is_none() {
         let asker = Asker::new().unwrap();
         let lo = asker.find("lo").unwrap().expect("every namespace has one");
-        assert!(lo.index > 0 && lo.mtu >= 1500, "{lo:?}");
+        assert!(lo.index > 0 && lo.mtu >= 1500 && lo.address == [0; 6], "{lo:?}");
         assert_eq!(asker.find("nosuchdevice0").unwrap(), None);
         assert_eq!(asker.details("nosuchdevice0"), Details::default());
     }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ovsvhost.nic import ethtool
-from ovsvhost.testing.errors import RigError
-from ovsvhost.testing.kernel_host import INSIDE, KernelHost, copy_bytes
-from ovsvhost.testing.namespace import device_name, ip_command
+from ovsvhost.testing.bonded_host import BridgedHost
+from ovsvhost.testing.kernel_host import KernelHost, copy_bytes
+from ovsvhost.testing.namespace import ip_command
 from ovsvhost.testing.stock import ovs_appctl, ovs_vsctl, row, run
 from ovsvhost.testing.wait import wait_for
 
@@ -28,49 +26,15 @@ MIB = 1 << 20
 REACHABLE_S = 20
 
 
-class Neighbour(KernelHost):
-    """A host behind a switch with two uplinks: a bridge with its address, and two cables out of it."""
-
-    cables: tuple[str, ...] = ()
-
-    def plug_cables(self) -> tuple[str, str]:
-        """Makes both, all ends up, and gives the names of the ends that are outside."""
-        self.ip(
-            "link", "add", INSIDE, "address", self.mac, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"
-        )
-        self.cables = (device_name("ov"), device_name("ov"))
-        for number, outside in enumerate(self.cables):
-            inside = f"up{number}"
-            ip_command(
-                *("ip", "link", "add", outside, "type", "veth"),
-                *("peer", "name", inside, "netns", str(self.pid)),
-            )
-            self.inside(lambda inside=inside: ethtool.set_tx_checksum(inside, on=False))  # type: ignore[misc]
-            self.ip("link", "set", inside, "master", INSIDE, "up")
-            ip_command("ip", "link", "set", outside, "addrgenmode", "none", "up")
-        self.ip("addr", "add", f"{self.address.ipv4}/24", "dev", INSIDE)
-        self.ip("addr", "add", f"{self.address.ipv6}/64", "dev", INSIDE, "nodad")
-        self.ip("link", "set", INSIDE, "up")
-        first, second = self.cables
-        return first, second
-
-    def stop(self) -> None:
-        """Ends it; veth pairs go with the ends inside, by hand, for the kernel takes its time."""
-        for cable in self.cables:
-            with contextlib.suppress(RigError):  # the test may have deleted it
-                ip_command("ip", "link", "del", cable)
-        super().stop()
-
-
 @pytest.fixture
-def ends(short_folder: Path) -> Iterator[tuple[KernelHost, Neighbour]]:
+def ends(short_folder: Path) -> Iterator[tuple[KernelHost, BridgedHost]]:
     """A host that is the switch's own, and the neighbour behind two cables; nothing is plugged in yet."""
-    with KernelHost(short_folder, 1) as host, Neighbour(short_folder, 2) as neighbour:
+    with KernelHost(short_folder, 1) as host, BridgedHost(short_folder, 2) as neighbour:
         yield host, neighbour
 
 
 @pytest.fixture
-def bonded(switch: SwitchDaemon, ends: tuple[KernelHost, Neighbour]) -> tuple[KernelHost, Neighbour]:
+def bonded(switch: SwitchDaemon, ends: tuple[KernelHost, BridgedHost]) -> tuple[KernelHost, BridgedHost]:
     """Both on bridge ``br0``, the neighbour behind ``bond0``, each within the other's reach."""
     host, neighbour = ends
     ovs_vsctl(switch, "add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
@@ -120,7 +84,7 @@ def wait_active(switch: SwitchDaemon, device: str) -> None:
 
 @pytest.mark.rows("A20", "A22", "B7")
 def test_A22_a_host_and_a_bridge_behind_a_bond_of_two_talk_as_over_one_wire(
-    switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]
+    switch: SwitchDaemon, bonded: tuple[KernelHost, BridgedHost]
 ) -> None:
     host, neighbour = bonded
     first, second = sorted(neighbour.cables)
@@ -150,7 +114,7 @@ def test_A22_a_host_and_a_bridge_behind_a_bond_of_two_talk_as_over_one_wire(
 
 @pytest.mark.rows("A20", "A22", "C1")
 def test_A22_a_transfer_goes_on_when_its_link_goes_and_comes_and_goes_again(
-    switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]
+    switch: SwitchDaemon, bonded: tuple[KernelHost, BridgedHost]
 ) -> None:
     host, neighbour = bonded
     first, second = sorted(neighbour.cables)
@@ -178,7 +142,7 @@ def test_A22_a_transfer_goes_on_when_its_link_goes_and_comes_and_goes_again(
 
 @pytest.mark.rows("A22", "B7", "L5")
 def test_A22_a_bonds_columns_change_live_and_commands_answer_as_in_open_vswitch(
-    switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]
+    switch: SwitchDaemon, bonded: tuple[KernelHost, BridgedHost]
 ) -> None:
     host, neighbour = bonded
     first, second = sorted(neighbour.cables)
@@ -201,7 +165,9 @@ def test_A22_a_bonds_columns_change_live_and_commands_answer_as_in_open_vswitch(
         assert answer in done.stderr
     ovs_vsctl(switch, "set", "Port", "bond0", "bond_mode=balance-tcp")
     for device in (first, second):
-        assert "bond_mode=balance-tcp, which is not served yet" in row(switch, "Interface", device)["error"]
+        assert "no LACP, so it does not forward: ovs-vsctl set port bond0" in row(switch, "Interface", device)["error"]
+    assert "lacp_status: off" in ovs_appctl(switch, "bond/show", "bond0").splitlines()
+    assert not host.answers(neighbour.address.ipv4)
     ovs_vsctl(switch, "set", "Port", "bond0", "bond_mode=active-backup")
     wait_reachable(host, neighbour.address.ipv4)
     ovs_vsctl(switch, "del-port", "bond0")
@@ -211,7 +177,7 @@ def test_A22_a_bonds_columns_change_live_and_commands_answer_as_in_open_vswitch(
 
 @pytest.mark.rows("A22", "B7", "L5")
 def test_A22_a_bond_that_shares_out_talks_to_a_bridge_that_knows_nothing_of_it(
-    switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]
+    switch: SwitchDaemon, bonded: tuple[KernelHost, BridgedHost]
 ) -> None:
     host, neighbour = bonded
     first, second = sorted(neighbour.cables)
@@ -243,7 +209,7 @@ def test_A22_a_bond_that_shares_out_talks_to_a_bridge_that_knows_nothing_of_it(
 
 @pytest.mark.rows("A13", "A22")
 def test_A22_after_a_restart_the_link_is_active_that_was_before(
-    switch: SwitchDaemon, bonded: tuple[KernelHost, Neighbour]
+    switch: SwitchDaemon, bonded: tuple[KernelHost, BridgedHost]
 ) -> None:
     host, neighbour = bonded
     first, second = sorted(neighbour.cables)

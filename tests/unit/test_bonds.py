@@ -12,7 +12,7 @@ from ovsvhost.daemon import bond_commands
 from ovsvhost.daemon.configure import Configuration, configure
 from ovsvhost.daemon.rows import BridgeRow, InterfaceRow, PortRow, RootRow
 from ovsvhost.daemon.settings import Startup
-from ovsvhost.model import Bond, NicPort
+from ovsvhost.model import Bond, Lacp, LacpPort, NicPort
 from ovsvhost.observed import Observed
 from ovsvhost.plan import AddBond, AddPort, DelBond, DelPort, SetBond, plan
 
@@ -71,13 +71,74 @@ def test_a_guest_cannot_be_a_link_and_the_other_end_works_alone() -> None:
 
 
 @pytest.mark.rows("A22", "L5")
-def test_a_mode_that_is_not_served_keeps_the_bond_out_with_the_cure() -> None:
-    configuration = configured(bond_row(bond_mode="balance-tcp"))
+def test_a_mode_that_is_unknown_keeps_the_bond_out_with_the_cure() -> None:
+    configuration = configured(bond_row(bond_mode="balance-xor"))
     assert configuration.desired.bridges[0].bonds == ()
     for verdict in verdicts(configuration).values():
         assert verdict.kind == "refused"
-        assert "'bond0' has bond_mode=balance-tcp, which is not served yet" in verdict.errors[0]
-        assert "ovs-vsctl set port bond0 bond_mode=active-backup, or bond_mode=balance-slb" in verdict.errors[0]
+        assert "'bond0' has bond_mode=balance-xor, which is unknown" in verdict.errors[0]
+        assert "bond_mode=active-backup, or bond_mode=balance-slb, or bond_mode=balance-tcp" in verdict.errors[0]
+
+
+@pytest.mark.rows("A22")
+def test_a_bond_that_speaks_lacp_is_the_bridge_and_each_link_its_number_unless_they_are_told_otherwise() -> None:
+    (bridge,) = configured(bond_row(bond_mode="balance-tcp", lacp="active")).desired.bridges
+    (bond,) = bridge.bonds
+    assert bond.lacp is not None
+    made = bond.lacp.system
+    assert bond.lacp == Lacp(
+        active=True, system=made, key=1, ports=(LacpPort(name="p0", port_id=1), LacpPort(name="p1", port_id=2))
+    )
+    assert int(made[:2], 16) & 3 == 2, "an address of nobody's make"
+    second = replace(link("p1"), other_config={"lacp-port-priority": "7", "lacp-aggregation-key": "9"})
+    first = replace(link("p0"), other_config={"lacp-port-id": "50"})
+    options = {"lacp-time": "fast", "lacp-system-id": "0A:00:00:00:00:01", "lacp-system-priority": "1"}
+    row = bond_row(first, second, lacp="passive", other_config={**options, "lacp-fallback-ab": "true"})
+    configuration = configured(row)
+    assert the_bond(configuration).lacp == Lacp(
+        active=False,
+        fast=True,
+        system="0a:00:00:00:00:01",
+        system_priority=1,
+        fallback_ab=True,
+        key=2,
+        ports=(LacpPort(name="p0", port_id=50), LacpPort(name="p1", port_id=2, priority=7, key=9)),
+    )
+    assert all(verdict.errors == () for verdict in verdicts(configuration).values())
+    for silent in (None, "off"):
+        assert the_bond(configured(bond_row(lacp=silent))).lacp is None
+
+
+@pytest.mark.rows("L5")
+def test_what_is_asked_of_lacp_and_cannot_be_is_said_at_its_row_with_the_cure() -> None:
+    options = {"lacp-time": "often", "lacp-system-id": "01:00:00:00:00:01", "lacp-system-priority": "0"}
+    odd = replace(link("p0"), other_config={"lacp-port-id": "65536", "lacp-port-priority": "x"})
+    row = bond_row(odd, link("p1"), lacp="active", other_config={**options, "lacp-fallback-ab": "perhaps"})
+    configuration = configured(row)
+    lacp = the_bond(configuration).lacp
+    assert lacp is not None
+    assert (lacp.fast, lacp.system_priority, lacp.fallback_ab, lacp.key) == (False, 65534, False, 1)
+    system, time, fallback, priority, port_id, port_priority = verdicts(configuration)["p0"].errors
+    assert f"lacp-system-id='01:00:00:00:00:01' of port 'bond0' is not in force ({lacp.system} is)" in system
+    assert "lacp-time='often' of port 'bond0' is not in force (slow is): give fast or slow" in time
+    assert "lacp-fallback-ab='perhaps' of port 'bond0' is not in force (false is): give true or false" in fallback
+    assert "lacp-system-priority='0' of port 'bond0' is not in force (65534 is): give a number 1..65535" in priority
+    assert "lacp-port-id='65536' of interface 'p0' is not in force (its ofport is): give a number 1..65535" in port_id
+    assert "lacp-port-priority='x' of interface 'p0' is not in force (65535 is)" in port_priority
+    assert len(verdicts(configuration)["p1"].errors) == 4, "what is the bond's"
+
+
+@pytest.mark.rows("L5")
+def test_a_bond_of_flows_without_lacp_says_that_it_carries_nothing() -> None:
+    configuration = configured(bond_row(bond_mode="balance-tcp"))
+    assert the_bond(configuration).mode == "balance-tcp"
+    for verdict in verdicts(configuration).values():
+        assert verdict.kind == "active"
+        (error,) = verdict.errors
+        assert error == (
+            "port 'bond0' has bond_mode=balance-tcp and no LACP, so it does not forward: ovs-vsctl set port bond0 "
+            "lacp=active"
+        )
 
 
 @pytest.mark.rows("A22")
@@ -164,12 +225,43 @@ def test_settings_of_a_bond_change_live_and_another_bond_of_its_name_has_its_lin
 
 
 @dataclass
+class ShownEnd:
+    system: str
+    system_priority: int
+    port: int
+    port_priority: int
+    key: int
+    state: list[str]
+
+
+@dataclass
+class ShownLacpLink:
+    actor: ShownEnd
+    partner: ShownEnd
+    status: str = "current"
+    attached: bool = True
+    may_enable: bool = True
+
+
+@dataclass
+class ShownLacp:
+    active: bool = True
+    fast: bool = True
+    fallback_ab: bool = True
+    negotiated: bool = True
+    system: str = "02:00:00:00:00:01"
+    system_priority: int = 65534
+    key: int = 3
+
+
+@dataclass
 class ShownLink:
     name: str
     enabled: bool = True
     may_enable: bool = True
     due_ms: int | None = None
     shares: tuple[tuple[int, int], ...] = ()
+    lacp: ShownLacpLink | None = None
 
 
 @dataclass
@@ -182,6 +274,7 @@ class Shown:
     active: str | None
     links: list[ShownLink]
     rebalance_ms: int | None = None
+    lacp: ShownLacp | None = None
 
 
 SHOWN = """\
@@ -225,3 +318,43 @@ def test_a_bond_is_shown_as_open_vswitch_shows_it() -> None:
     nobody = [cast("Any", Shown("bond0", "active-backup", 0, 0, None, None, []))]
     text = bond_commands.bond_show(nobody, {})
     assert "active-backup primary: <none>\nactive member mac: 00:00:00:00:00:00(none)\n\n" in text
+
+
+LACP_SHOWN = """\
+---- bond0 ----
+  status: active negotiated
+  sys_id: 02:00:00:00:00:01
+  sys_priority: 65534
+  aggregation key: 3
+  lacp_time: fast
+
+member: p0: current attached
+  port_id: 5
+  port_priority: 65535
+  may_enable: true
+
+  actor sys_id: 02:00:00:00:00:01
+  actor sys_priority: 65534
+  actor port_id: 5
+  actor port_priority: 65535
+  actor key: 3
+  actor state: activity timeout
+
+  partner sys_id: 00:00:00:00:00:00
+  partner sys_priority: 0
+  partner port_id: 0
+  partner port_priority: 0
+  partner key: 0
+  partner state:
+"""
+
+
+def test_lacp_is_shown_as_open_vswitch_shows_it() -> None:
+    us = ShownEnd("02:00:00:00:00:01", 65534, 5, 65535, 3, ["activity", "timeout"])
+    nobody = ShownEnd("00:00:00:00:00:00", 0, 0, 0, 0, [])
+    bond = Shown("bond0", "balance-tcp", 0, 0, None, None, [ShownLink("p0", lacp=ShownLacpLink(us, nobody))])
+    bond.lacp = ShownLacp()
+    assert bond_commands.lacp_show([cast("Any", bond)]) == LACP_SHOWN
+    assert "\nlacp_status: negotiated\nlacp_fallback_ab: true\n" in bond_commands.bond_show([cast("Any", bond)], {})
+    bond.lacp.negotiated = False
+    assert "\nlacp_status: configured\n" in bond_commands.bond_show([cast("Any", bond)], {})

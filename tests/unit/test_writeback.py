@@ -53,6 +53,7 @@ def test_a_port_that_works_shows_its_state_and_no_error() -> None:
         "link_speed": EMPTY,
         "duplex": EMPTY,
         "ifindex": EMPTY,
+        "lacp_current": EMPTY,
         "status": ["map", [["mode", "client"]]],
     }
 

@@ -64,6 +64,14 @@ class Answers:
         bonds = [self._bond(arguments[0])] if arguments else observed.bonds(self._datapath)
         return bond_commands.bond_show(bonds, self._macs())
 
+    def lacp_show(self, arguments: list[str]) -> str:
+        """``lacp/show [PORT]``."""
+        bonds = [self._bond(arguments[0])] if arguments else observed.bonds(self._datapath)
+        spoken = [bond for bond in bonds if bond.lacp is not None]
+        if arguments and not spoken:
+            raise ConfigError("no such lacp object")
+        return bond_commands.lacp_show(spoken)
+
     def bond_set_active_member(self, arguments: list[str]) -> str:
         """``bond/set-active-member PORT MEMBER``."""
         bond, member = self._bond_member(*arguments)

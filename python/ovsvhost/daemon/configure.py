@@ -75,9 +75,9 @@ class _Bonded:
     errors: tuple[str, ...]
 
     @classmethod
-    def of(cls, row: PortRow) -> _Bonded:
+    def of(cls, row: PortRow, system: str) -> _Bonded:
         try:
-            return cls(row, *bonds.interpret(row))
+            return cls(row, *bonds.interpret(row, system))
         except ConfigError as error:
             return cls(row, None, (str(error),))
 
@@ -86,7 +86,10 @@ class _Bonded:
         bonds.check_link(self.row, interface)
         if self.bond is None or not isinstance(want.port, NicPort):
             raise ConfigError("; ".join(self.errors))
-        return replace(want, port=replace(want.port, bond=self.bond.name), errors=(*want.errors, *self.errors))
+        errors = [*want.errors, *self.errors]
+        if self.bond.lacp is not None:
+            errors += bonds.lacp_port(interface, want.port.ofport)[1]
+        return replace(want, port=replace(want.port, bond=self.bond.name), errors=tuple(errors))
 
 
 def configure(
@@ -119,7 +122,7 @@ def configure(
         if bridge is not None:
             bridges.append(bridge)
         for port in row.ports:
-            bond = _Bonded.of(port) if len(port.interfaces) > 1 else None
+            bond = _Bonded.of(port, _system(row)) if len(port.interfaces) > 1 else None
             if bond is not None:
                 bonded.append(bond)
             for interface in port.interfaces:
@@ -163,7 +166,8 @@ def _bonds(ports: Sequence[AnyPort], bonded: Sequence[_Bonded], sysfs: Path) -> 
     for each in bonded:
         links = [port for port in ports if isinstance(port, NicPort) and port.bond == each.row.name]
         if each.bond is not None and links:
-            yield replace(each.bond, last_active=bonds.last_active(each.row, links, sysfs))
+            bond = bonds.with_ports(each.bond, each.row.interfaces, links)
+            yield replace(bond, last_active=bonds.last_active(each.row, links, sysfs))
 
 
 def _bridge(row: BridgeRow) -> tuple[Bridge | None, tuple[str, ...]]:
@@ -293,11 +297,21 @@ def _vhost(bridge: BridgeRow, row: InterfaceRow, at_start: Startup, rundir: Path
     return Wanted(row, bridge.name, tuple(errors), ("socket", port.socket), port)
 
 
-def _local_mac(bridge: BridgeRow, row: InterfaceRow) -> str:
-    """``hwaddr``, the interface's ``mac``, or one made from the bridge's uuid: local, and the same every time."""
+def _system(bridge: BridgeRow) -> str:
+    """The bridge's address: who its bonds are to LACP, if they are given no other."""
+    rows = (row for port in bridge.ports for row in port.interfaces)
+    local = _local_mac(bridge, next((row for row in rows if row.name == bridge.name), None))
+    return local if _is_address(local) else _made_mac(bridge)
+
+
+def _local_mac(bridge: BridgeRow, row: InterfaceRow | None) -> str:
+    """``hwaddr``, the interface's ``mac``, or one made from the bridge's uuid."""
     hwaddr = bridge.other_config.get("hwaddr", "")
-    asked = hwaddr if _is_address(hwaddr) else row.mac
-    if asked:
-        return asked.lower()
+    asked = hwaddr if _is_address(hwaddr) else row.mac if row is not None else None
+    return asked.lower() if asked else _made_mac(bridge)
+
+
+def _made_mac(bridge: BridgeRow) -> str:
+    """Local, and the same every time."""
     digest = hashlib.sha256(bridge.uuid.encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (digest[0] & 0xFC | 0x02, *digest[1:6]))

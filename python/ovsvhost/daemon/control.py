@@ -230,6 +230,7 @@ class Control:
 
     def _columns(self, states: Mapping[str, PortState]) -> dict[str, writeback.Columns]:
         keys = {bridge.name: bridge.key for bridge in self.configuration.desired.bridges}
+        lacp = {link.name: link.lacp for bond in observed.bonds(self.datapath) for link in bond.links}
         pending = self.configuration.pending
         columns = {}
         for verdict in self.configuration.verdicts:
@@ -237,7 +238,9 @@ class Control:
             state = states.get(verdict.name) if verdict.kind == "active" else None
             link = self._links.links.get(verdict.device or "")
             device = (link, self._facts.get(link.name, Facts())) if link else None
-            columns[verdict.uuid] = writeback.interface(verdict, state, failure, pending, device)
+            columns[verdict.uuid] = writeback.interface(
+                verdict, state, failure, pending, device, lacp=lacp.get(verdict.name)
+            )
         return columns
 
     def _identity(self, root: rows.RootRow) -> list[Operation]:

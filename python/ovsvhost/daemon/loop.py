@@ -256,6 +256,7 @@ def _commands(turn: _Turn) -> dict[str, Command]:
         "fdb/stats-show": Command(ask(Answers.fdb_stats_show), "bridge", 1, 1),
         "bond/list": Command(ask(Answers.bond_list)),
         "bond/show": Command(ask(Answers.bond_show), "[port]", 0, 1),
+        "lacp/show": Command(ask(Answers.lacp_show), "[port]", 0, 1),
         "bond/migrate": Command(ask(Answers.bond_migrate), "port hash member", 3, 3),
         # what OVS called them before 2.17 too
         **{f"bond/{verb}-{what}": command for what in ("member", "slave") for verb, command in members.items()},

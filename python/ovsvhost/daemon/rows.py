@@ -64,6 +64,7 @@ class PortRow:
     bond_mode: str | None = None
     bond_updelay: int = 0
     bond_downdelay: int = 0
+    lacp: str | None = None
     other_config: Mapping[str, str] = field(default_factory=dict)
     unserved: tuple[str, ...] = ()
     bond_active_slave: str | None = field(default=None, compare=False)
@@ -173,7 +174,7 @@ def _name(row: InterfaceRow | PortRow | BridgeRow) -> str:
 
 def _bare_port(row: Any) -> PortRow:
     unserved = _set(row, "tag", "trunks", "cvlans", "vlan_mode", "qos", "protected", "bond_fake_iface", "fake_bridge")
-    if row.lacp not in ([], ["off"]):
+    if row.lacp not in ([], ["off"]) and len(row.interfaces) < 2:
         unserved.append(f"lacp={row.lacp[0]}")
     return PortRow(
         uuid=str(row.uuid),
@@ -181,6 +182,7 @@ def _bare_port(row: Any) -> PortRow:
         bond_mode=_only(row.bond_mode),
         bond_updelay=row.bond_updelay,
         bond_downdelay=row.bond_downdelay,
+        lacp=_only(row.lacp),
         other_config=row.other_config,
         unserved=tuple(unserved),
         bond_active_slave=_only(row.bond_active_slave),

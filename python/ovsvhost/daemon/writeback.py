@@ -13,7 +13,7 @@ from ovsvhost.model import MTU_DEFAULT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ovsvhost._core import BondState, PortState
+    from ovsvhost._core import BondState, LacpLink, PortState
     from ovsvhost.daemon.verdict import Verdict
     from ovsvhost.nic.device import Facts
     from ovsvhost.nic.rtnetlink import Link
@@ -25,6 +25,7 @@ EMPTY: list[Any] = ["set", []]
 _CLEARED: Mapping[str, Any] = {
     "ofport": -1, "error": EMPTY, "admin_state": EMPTY, "link_state": EMPTY, "link_resets": EMPTY, "mac_in_use": EMPTY,
     "mtu": EMPTY, "link_speed": EMPTY, "duplex": EMPTY, "ifindex": EMPTY, "status": ["map", []],
+    "lacp_current": EMPTY,
 }  # fmt: skip
 _NO_DEVICE: Mapping[str, Any] = {"ofport": -1, "admin_state": EMPTY, "mtu": EMPTY}
 """Of a port whose device is not there: by the number ``ovs-vsctl`` knows that there is an error to be shown."""
@@ -36,6 +37,8 @@ def interface(
     failure: str | None,
     pending: Iterable[str],
     device: tuple[Link, Facts] | None = None,
+    *,
+    lacp: LacpLink | None = None,
 ) -> Columns:
     """The status columns of one row of ``Interface``.
 
@@ -45,6 +48,7 @@ def interface(
         failure: why the datapath refused it or a change of it.
         pending: options that wait for a restart.
         device: what the kernel tells of a NIC port's device.
+        lacp: what LACP has of it, if it is a link of a bond that speaks it.
     """
     errors = [*verdict.errors]
     if failure:
@@ -69,6 +73,9 @@ def interface(
             "mac_in_use": verdict.mac,
             "mtu": state.mtu,
         }
+        if lacp is not None:
+            # as in Open vSwitch, what was said of late counts for a while after that
+            columns["lacp_current"] = lacp.status != "defaulted"
         if verdict.device is not None:
             columns |= _device(*device) if device is not None else _NO_DEVICE
     waiting = ",".join(pending)

@@ -11,7 +11,8 @@ pytest the modules serve scripts just as well; ``scripts/demo`` is one::
     daemon                  the switch under test        ovs_dpdk                        the switch it is compared with
     frontend                the project's front-end      testpmd                         DPDK's front-ends, and a switch
     kernel_host             Linux behind a veth pair     namespace                       where it lives
-    stock                   Open vSwitch's own tools     hugepages                       memory for those that want it
+    bonded_host             hosts behind two cables      hugepages                       memory for those that want it
+    stock                   Open vSwitch's own tools
     ovsdb                   database servers             ovsdb_twins · vsctl_twins       ours beside the real ones
     process · lasting       programs with logs; ends     wait · errors                   deadlines; what is raised
 """

@@ -27,6 +27,7 @@ use super::offloads::Offloads;
 use super::spare::Spare;
 use super::{Command, NicDevice, Report};
 use crate::error::Result;
+use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::pmd::{OutletSlot, PolledQueue};
 use crate::port::afxdp::{self, XdpMode};
@@ -197,6 +198,7 @@ impl Keeper {
     fn hold_on(&mut self, mut device: Device) -> (Option<String>, Option<Device>) {
         let mtu = self.mtu.unwrap_or(device.mtu);
         let plan = self.device.plan(device.index, mtu);
+        self.claim.record.address.store(Mac::from_bytes(device.address).0, Ordering::Relaxed);
         if self.hold.as_ref().is_some_and(|hold| hold.plan != plan) {
             self.let_go();
         }

@@ -289,10 +289,6 @@ impl Lane {
 
 /// Waits until nobody has the queue: the driver gave back everything, and knows no memory of ours.
 fn wait_until_free(plan: &LanePlan) -> Result<()> {
-    let is_busy = |e: io::Error| {
-        let text = format!("{}, queue {}: the device may still read guest memory", plan.netdev, plan.queue);
-        Error::kernel(text, e)
-    };
     let probe = || -> io::Result<()> {
         let area = Area::new(FILL_SIZE as usize * CHUNK as usize).map_err(io::Error::other)?;
         let socket = Socket::new()?;
@@ -304,10 +300,18 @@ fn wait_until_free(plan: &LanePlan) -> Result<()> {
         bind(&socket, plan, Binding { zero_copy: false, need_wakeup: false, multi_buffer: false })
     };
     match probe() {
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(is_busy(e)),
-        // A device that is gone or down reads nothing.
+        Err(e) if !reads_nothing(&e) => {
+            let text = format!("{}, queue {}: the device may still read guest memory", plan.netdev, plan.queue);
+            Err(Error::kernel(text, e))
+        }
         _ => Ok(()),
     }
+}
+
+/// True of a device that is gone or down. Whatever else refuses a socket, one too many for this process among it, says
+/// nothing about the device.
+fn reads_nothing(refusal: &io::Error) -> bool {
+    matches!(refusal.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN))
 }
 
 /// Binds, with patience for a queue that is on its way to be free.
@@ -318,5 +322,22 @@ fn bind(socket: &Socket, plan: &LanePlan, binding: Binding) -> io::Result<()> {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => std::thread::sleep(REST),
             end => return end,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows: A21.
+    #[test]
+    fn only_a_queue_that_was_had_or_a_device_that_is_gone_or_down_says_that_nobody_reads() {
+        for code in [libc::ENODEV, libc::ENXIO, libc::ENETDOWN] {
+            assert!(reads_nothing(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        for code in [libc::EBUSY, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EPERM, libc::EINVAL] {
+            assert!(!reads_nothing(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        assert!(!reads_nothing(&io::Error::other("no memory for a probe")));
     }
 }

@@ -129,7 +129,7 @@ impl EndSettings {
         ("pairs", "queue pairs, 1 to 128"),
         ("enabled-pairs", "queue pairs enabled at start; default: all"),
         ("ring-size", "descriptors per ring, up to 32768; a power of two unless packed"),
-        ("memory", "memfd | huge2m | huge1g | private | a directory for an unlinked file"),
+        ("memory", "memfd | prealloc | huge2m | huge1g | private | a directory for an unlinked file"),
         ("memory-size", "MiB per region; default: what rings and buffers take"),
         ("regions", "memory regions, rings and buffers spread over them"),
         ("memory-message", "table (SET_MEM_TABLE) | regions (ADD_MEM_REG)"),

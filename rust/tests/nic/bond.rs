@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use ovsvhost::datapath::{BondConfig, BondMode, BondState};
+use ovsvhost::datapath::{BondConfig, BondMode, BondState, NicConfig, PortChange};
 use ovsvhost::sys::netdev::Asker;
+use ovsvhost::testing::memory::{Backing, RegionSpec};
 use ovsvhost::testing::netdev::FarEnd;
 
-use super::cable::{Cable, FAR, ip, join, wait_up, with_cable};
+use super::cable::{Cable, FAR, ip, join, wait_up, with_cable, with_queues_to_send};
 use super::exchange::from_far;
 use super::rig::{Switch, wait};
 use super::station::Station;
@@ -16,21 +17,35 @@ use super::station::Station;
 const LINKS: [&str; 2] = ["n0", "n1"];
 
 /// A guest, and a bond of two cables: `near` to `far`, and `near2` to `far2`.
-struct Bench {
-    switch: Switch,
-    guest: Station,
-    far: [FarEnd; 2],
+pub struct Bench {
+    pub switch: Switch,
+    pub guest: Station,
+    pub far: [FarEnd; 2],
 }
 
 impl Bench {
-    fn new(cable: Cable, change: impl FnOnce(&mut BondConfig)) -> Self {
-        ip("link add near2 type veth peer name far2");
+    pub fn new(cable: Cable, change: impl FnOnce(&mut BondConfig)) -> Self {
+        Self::of_links(cable, 1, change, |_| {})
+    }
+
+    /// Each link sends on so many queues and is changed likewise.
+    fn of_links(
+        cable: Cable,
+        queues: u32,
+        change: impl FnOnce(&mut BondConfig),
+        change_link: impl Fn(&mut NicConfig),
+    ) -> Self {
+        ip(&format!(
+            "link add near2 numtxqueues {queues} numrxqueues 1 type veth peer name far2 numtxqueues 1 numrxqueues {queues}"
+        ));
         for device in ["near2", "far2"] {
             ip(&format!("link set {device} addrgenmode none up"));
         }
         wait_carriers();
         let mut switch = Switch::new();
-        let guest = Station::join(&mut switch, "a", 1);
+        let guest = Station::join_with(&mut switch, "a", 1, |config| {
+            config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Prealloc);
+        });
         let mut config = BondConfig { name: "bond0".into(), ..BondConfig::default() };
         change(&mut config);
         switch.datapath().add_bond("br0", config).unwrap();
@@ -38,24 +53,25 @@ impl Bench {
             join(&switch, |nic| {
                 (nic.name, nic.ofport, nic.bond) = (name.into(), 100 + at as u16, Some("bond0".into()));
                 nic.device.netdev = near(at).into();
+                change_link(nic);
             });
         }
         Self { switch, guest, far: [cable.far, FarEnd::open("far2").unwrap()] }
     }
 
-    fn state(&self) -> BondState {
+    pub fn state(&self) -> BondState {
         self.switch.datapath().bonds().remove(0)
     }
 
     /// What a watch over the host's links would say all the time.
-    fn look(&self) {
+    pub fn look(&self) {
         for link in LINKS {
             self.switch.datapath().refresh_nic(link).unwrap();
         }
     }
 
     #[track_caller]
-    fn wait_active(&self, name: Option<&str>) {
+    pub fn wait_active(&self, name: Option<&str>) {
         wait(&format!("{name:?} to be active"), || {
             self.look();
             self.state().active.as_deref() == name
@@ -74,7 +90,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn send_from(&self, at: usize, frame: &[u8]) {
+    pub fn send_from(&self, at: usize, frame: &[u8]) {
         wait("room in the far end's queue", || self.far[at].send(frame).unwrap());
     }
 
@@ -90,11 +106,11 @@ impl Bench {
     }
 }
 
-fn near(at: usize) -> &'static str {
+pub fn near(at: usize) -> &'static str {
     ["near", "near2"][at]
 }
 
-fn is_rarp(frame: &[u8]) -> bool {
+pub fn is_rarp(frame: &[u8]) -> bool {
     frame[12..14] == [0x80, 0x35]
 }
 
@@ -336,6 +352,52 @@ fn stations_are_shared_out_over_the_links_and_each_stays_with_its_own() {
             bench.guest.send(&frame);
             assert_eq!(bench.next(1), frame);
         }
+    });
+}
+
+/// Rows: A19, A22.
+#[test]
+fn stations_whose_frames_are_not_copied_are_shared_out_over_the_links_too() {
+    with_queues_to_send(1500, 4, |cable| {
+        let slb = |bond: &mut BondConfig| bond.mode = BondMode::BalanceSlb;
+        let mut bench = Bench::of_links(cable, 4, slb, |nic| nic.device.zc_queues = 3);
+        bench.wait_active(Some("n0"));
+        wait("both links", || bench.state().links.iter().all(|link| link.is_enabled));
+        let change = PortChange { zero_copy: Some(true), ..PortChange::default() };
+        bench.switch.datapath().set_port("a", &change).unwrap();
+        wait("a lane to each device", || {
+            bench
+                .switch
+                .port("a")
+                .status
+                .get("zero-copy")
+                .is_some_and(|text| text == "Active: near queue 1, near2 queue 1")
+        });
+        // A frame to who is nowhere goes to many, and is copied.
+        let greeting = from_far(bench.guest.mac, 60, 0);
+        bench.send_from(0, &greeting);
+        while bench.guest.next() != greeting {}
+        for far in &mut bench.far {
+            while far.receive().unwrap().is_some() {}
+        }
+        let mut seen = [0_u32; 2];
+        for station in 1..=60 {
+            let mut frame = from_station(&bench, FAR, station, 1);
+            frame.resize(1400, station);
+            bench.guest.send(&frame);
+            bench.guest.wait_sent();
+        }
+        wait("every frame at one of the far ends", || {
+            for (far, seen) in bench.far.iter_mut().zip(&mut seen) {
+                while let Some(frame) = far.receive().unwrap() {
+                    *seen += u32::from(!is_rarp(&frame));
+                }
+            }
+            seen.iter().sum::<u32>() == 60
+        });
+        assert!(seen.iter().all(|count| *count > 8), "60 stations over two links as {seen:?}");
+        let not_copied = LINKS.map(|link| bench.switch.count(link, "tx_zero_copy_packets"));
+        assert_eq!(not_copied, seen.map(u64::from));
     });
 }
 

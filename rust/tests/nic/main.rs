@@ -5,6 +5,7 @@
 //! * `bond`: two cables that are one port.
 //! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
 //! * `exchange`: frames both ways, every size, every way they can lie.
+//! * `lacp`: a bond and a neighbour that agrees to it, or does not.
 //! * `offloads`: checksums and segments that the device gets finished.
 //! * `queues`: devices of several queues; the device polled in our calls; how long it has our frames.
 //! * `tags`: VLAN tags, and what the device is told to leave alone.
@@ -24,6 +25,7 @@ mod bond;
 mod cable;
 mod exchange;
 mod killed;
+mod lacp;
 mod lanes;
 mod life;
 mod offloads;

@@ -30,7 +30,7 @@ pub fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
     let socket = switch.add_with(name, EndpointKind::Client, |port| port.zero_copy = true);
     let guest = Station::plug(&socket, last, |config| {
         config.ring_size = size;
-        config.regions = RegionSpec::spread(2, (usize::from(size) * (16 << 10)) + (2 << 20), &Backing::Memfd);
+        config.regions = RegionSpec::spread(2, (usize::from(size) * (16 << 10)) + (2 << 20), &Backing::Prealloc);
     });
     switch.wait_link(name, true);
     guest

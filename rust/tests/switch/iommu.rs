@@ -64,8 +64,11 @@ fn hand_over<A: ChainDriver, B: ChainDriver>(
     to: &mut StationOf<B>,
     frame: &[u8],
 ) {
+    let to_mac = to.mac;
     let lost = || -> u64 {
-        let ports = switch.datapath().ports().into_iter();
+        // Others wait too, and for other guests.
+        let behind = switch.behind(to_mac);
+        let ports = switch.datapath().ports().into_iter().filter(|port| behind.is_none_or(|at| at == port.ofport));
         let reasons = ["tx_drop_iotlb_wait", "tx_drop_postcopy_wait"];
         ports.map(|port| reasons.iter().filter_map(|reason| port.statistics.get(*reason)).sum::<u64>()).sum()
     };

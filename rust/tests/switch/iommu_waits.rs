@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Frames of guests with an IOMMU that wait: mappings go and come under them, and pages of a migration besides.
 
+use std::time::{Duration, Instant};
+
 use ovsvhost::datapath::PortChange;
 use ovsvhost::testing::frontend::iommu::{READ_WRITE, iotlb, message};
 use ovsvhost::testing::frontend::{Answer, Serve};
@@ -109,6 +111,37 @@ fn frames_that_wait_as_their_ring_stops_without_its_mapping_are_sent_at_its_next
         assert_eq!(arrived[BUFFERS..], late, "in order, each once");
         Some(())
     });
+}
+
+/// Rows: A14, C9, C13.
+#[test]
+fn a_guest_whose_mappings_come_just_in_time_soon_has_nobody_wait_for_them() {
+    // Each time they come before anybody gives up.
+    const LATE: Duration = Duration::from_millis(60);
+    const ROUNDS: u64 = 10;
+    let mut switch = switch();
+    let mut guarded = Station::join_with(&mut switch, "guarded", 1, |config| config.guard(Answer::Page));
+    let mut friend = Station::join(&mut switch, "friend", 2);
+    introduce(&mut [&mut guarded, &mut friend]);
+    exchange(&switch, &mut friend, &mut guarded, 5);
+    let lost = || switch.count("guarded", "tx_drop_iotlb_wait");
+    let first = lost();
+    for _ in 0..ROUNDS {
+        iommu(&guarded).answer(Answer::Never);
+        guarded.frontend.invalidate(Gpa(REGIONS[1]), SIZE).unwrap();
+        let (before, sent) = (lost(), Instant::now());
+        friend.send(&friend.frame(guarded.mac, 60));
+        wait("the frame to be dropped, or to have waited", || lost() > before || sent.elapsed() > LATE);
+        iommu(&guarded).answer(Answer::Page);
+        guarded.frontend.map(Gpa(REGIONS[1]), SIZE, READ_WRITE).unwrap();
+        friend.wait_sent();
+        while guarded.receive().is_some() {}
+    }
+    let lost = lost() - first;
+    assert!(lost >= ROUNDS / 2, "{lost} of {ROUNDS} frames did not wait");
+    // It answers at once again.
+    exchange(&switch, &mut friend, &mut guarded, 20);
+    exchange(&switch, &mut guarded, &mut friend, 20);
 }
 
 /// Rows: A14, A15.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::memory::{self, GuestMap};
-use ovsvhost::pmd::{Bonding, BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{Bonding, BridgeView, Credit, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -94,6 +94,7 @@ impl Pair {
                 backpressure_us,
                 steering,
                 counters,
+                credit: Arc::new(Credit::of_receiver()),
                 receiveqs,
                 bonding,
             })

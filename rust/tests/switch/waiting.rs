@@ -8,7 +8,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::drops::DropReason;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{Bonding, BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{Bonding, BridgeView, Credit, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
 use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -46,6 +46,7 @@ impl Stage {
                 backpressure_us,
                 steering,
                 counters,
+                credit: Arc::new(Credit::of_receiver()),
                 receiveqs,
                 bonding,
             })
