@@ -11,17 +11,17 @@
 
 mod assignment;
 mod bond;
+mod bridges;
 mod events;
 mod housekeeping;
 mod link;
 mod nic;
+mod pmds;
 mod port;
 mod state;
 mod threads;
 mod zero_copy;
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, MutexGuard};
@@ -29,6 +29,7 @@ use std::time::Instant;
 
 pub use assignment::{PmdView, RxqView, Sharing};
 pub use bond::{BondConfig, BondLink, BondMode, BondState, LacpConfig, LacpLink, LacpPort, LacpStatus};
+pub use bridges::FdbEntry;
 pub use events::Event;
 pub use nic::{NicConfig, NicDevice, NicQueue};
 pub use port::{PortChange, PortConfig, PortState};
@@ -39,10 +40,8 @@ pub use crate::frame::lacp::{End as LacpEnd, state as lacp_state};
 
 use crate::error::{Error, Result};
 use crate::lock::Lock;
-use crate::pmd::load::{INTERVAL, INTERVALS};
 use crate::pmd::{Message, Sleep};
 use crate::recovery::Recovery;
-use crate::switch::fdb::Learned;
 use crate::vhost::offer::{Limit, Offer};
 use crate::vhost::{self, Endpoint, Level, features};
 use events::Events;
@@ -105,15 +104,6 @@ impl Shared {
     fn now_s(&self) -> u32 {
         u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
-}
-
-/// One learned address, with the port's number on its bridge.
-#[derive(Debug, Clone, Copy)]
-pub struct FdbEntry {
-    /// `OpenFlow` port number.
-    pub ofport: u16,
-    /// What was learned.
-    pub learned: Learned,
 }
 
 /// The switch itself.
@@ -196,92 +186,6 @@ impl Datapath {
         self.shared.events.push(Level::Info, "notice", None, text);
     }
 
-    /// Changes which cores have poll threads, live: new threads start, queues move, threads without a place end. No
-    /// frame is lost. Empty: the first core this process may use.
-    ///
-    /// # Errors
-    /// `Config` for a core out of reach, `Kernel` without threads or descriptors; nothing changed then.
-    pub fn set_pmds(&self, cpus: &[usize]) -> Result<()> {
-        let shared = &self.shared;
-        let cpus = threads::wanted(cpus)?;
-        let _moves = shared.threads.moves();
-        let new = {
-            let sleep = shared.state().places.sleep.clone();
-            shared.threads.start(&cpus, &sleep)?
-        };
-        let mut state = shared.state();
-        if new.is_empty() && cpus.iter().copied().eq(state.places.threads.iter().map(|thread| thread.core.cpu)) {
-            return Ok(());
-        }
-        shared.threads.add(&new);
-        state.places.threads = shared.threads.all();
-        state.places.threads.retain(|thread| cpus.contains(&thread.core.cpu));
-        // The new ones get the topology before any queue.
-        let passage = shared.publish(&mut state);
-        drop(state);
-        passage.wait(&shared.events);
-        shared.reassign();
-        let leaving = {
-            let _state = shared.state();
-            shared.threads.keep_only(&cpus)
-        };
-        shared.threads.end(leaving);
-        Ok(())
-    }
-
-    /// Changes how long idle poll threads may sleep, live.
-    pub fn set_sleep(&self, sleep: SleepMax) {
-        let mut state = self.shared.state();
-        for thread in self.shared.threads.all() {
-            thread.pmd.post(Message::Sleep(sleep.of(thread.core.cpu)));
-        }
-        state.places.sleep = sleep;
-    }
-
-    /// Changes how queues are shared out among the threads, live.
-    pub fn set_sharing(&self, sharing: Sharing) {
-        let _moves = self.shared.threads.moves();
-        let mut state = self.shared.state();
-        let before = std::mem::replace(&mut state.places.sharing, sharing);
-        drop(state);
-        if (before.policy, before.isolate) != (sharing.policy, sharing.isolate) {
-            self.shared.reassign();
-        }
-    }
-
-    /// Pins queues of a port to cores (`pmd-rxq-affinity`), live; those not named are shared out.
-    ///
-    /// # Errors
-    /// `Config` for an unknown port.
-    pub fn set_affinity(&self, port: &str, pins: &BTreeMap<u16, usize>) -> Result<()> {
-        let _moves = self.shared.threads.moves();
-        let is_new = self.shared.state().set_affinity(port, pins)?;
-        if is_new {
-            self.shared.reassign();
-        }
-        Ok(())
-    }
-
-    /// Shares every queue out anew, by the loads of the last minute (`dpif-netdev/pmd-rxq-rebalance`).
-    pub fn rebalance(&self) {
-        let _moves = self.shared.threads.moves();
-        self.shared.reassign();
-    }
-
-    /// Ends the running interval of every load; housekeeping does so every five seconds.
-    pub fn end_interval(&self) {
-        self.shared.state().places.roll();
-    }
-
-    /// What `pmd-auto-lb` does when its interval is over: [`Self::rebalance`] if that is worth it. True if it was.
-    pub fn rebalance_if_worth_it(&self) -> bool {
-        let wants = self.shared.state().places.wants_balance();
-        if wants {
-            self.rebalance();
-        }
-        wants
-    }
-
     /// Readable while [`Self::events`] has something or a port's state changed.
     pub fn event_fd(&self) -> std::os::fd::RawFd {
         self.shared.events.fd()
@@ -290,43 +194,6 @@ impl Datapath {
     /// What happened since the last call, oldest first; at most 4096 are kept.
     pub fn events(&self) -> Vec<Event> {
         self.shared.events.take()
-    }
-
-    /// Adds a bridge without ports.
-    ///
-    /// # Errors
-    /// `Config` if the name is taken.
-    pub fn add_bridge(&self, name: &str) -> Result<()> {
-        self.shared.change(|state| state.add_bridge(name))
-    }
-
-    /// Changes a bridge live.
-    ///
-    /// # Errors
-    /// `Config` for an unknown bridge or a value out of range; nothing changed then.
-    pub fn set_bridge(&self, name: &str, aging_s: u32, table_size: usize, forward_bpdu: bool) -> Result<()> {
-        let now_s = self.shared.now_s();
-        self.shared.change(|state| state.set_bridge(name, aging_s, table_size, forward_bpdu, now_s))
-    }
-
-    /// Deletes a bridge, its ports and its bonds.
-    ///
-    /// # Errors
-    /// `Config` if there is none of that name.
-    pub fn del_bridge(&self, name: &str) -> Result<()> {
-        let (ports, bonds) = {
-            let state = self.shared.state();
-            (state.ports_of(name)?, state.bonds_of(name))
-        };
-        for port in ports {
-            // Somebody else may have deleted it meanwhile: then it is gone, which is what was asked for.
-            let _ = self.del_port(&port);
-        }
-        for bond in bonds {
-            // Likewise.
-            let _ = self.del_bond(&bond);
-        }
-        self.shared.change(|state| state.del_bridge(name))
     }
 
     /// Adds a port; its session comes up by itself.
@@ -458,50 +325,6 @@ impl Datapath {
     pub fn ports(&self) -> Vec<PortState> {
         self.shared.state().port_states(&self.shared.lanes)
     }
-
-    /// What a bridge has learned.
-    ///
-    /// # Errors
-    /// `Config` if there is none of that name.
-    pub fn fdb(&self, bridge: &str) -> Result<Vec<FdbEntry>> {
-        self.shared.state().fdb(bridge, self.shared.now_s())
-    }
-
-    /// What became of the addresses a bridge has met, by name: learned, expired, evicted, moved.
-    ///
-    /// # Errors
-    /// `Config` if there is none of that name.
-    pub fn fdb_stats(&self, bridge: &str) -> Result<[(&'static str, u64); 4]> {
-        self.shared.state().fdb_stats(bridge)
-    }
-
-    /// Forgets what a bridge has learned.
-    ///
-    /// # Errors
-    /// `Config` if there is none of that name.
-    pub fn flush_fdb(&self, bridge: &str) -> Result<()> {
-        self.shared.state().flush_fdb(bridge)
-    }
-
-    /// Each poll thread, its counters, and its queues with their shares of the last minute.
-    pub fn pmds(&self) -> Vec<PmdView> {
-        self.shared.state().pmds(INTERVALS)
-    }
-
-    /// The same with shares of the last `seconds`, rounded up to intervals of five.
-    pub fn pmds_over(&self, seconds: u64) -> Vec<PmdView> {
-        let intervals = usize::try_from(seconds.div_ceil(INTERVAL.as_secs())).unwrap_or(INTERVALS);
-        self.shared.state().pmds(intervals.clamp(1, INTERVALS))
-    }
-
-    /// Starts the counters of the thread on `cpu`, or of all, at zero.
-    pub fn clear_pmd_stats(&self, cpu: Option<usize>) {
-        for thread in self.shared.threads.all() {
-            if cpu.is_none_or(|cpu| cpu == thread.core.cpu) {
-                thread.clear();
-            }
-        }
-    }
 }
 
 /// Ends every session first: those hold the rest. Nobody is polled from the start of it, so no frame is taken from a
@@ -519,27 +342,4 @@ impl Drop for Datapath {
             let _ = self.del_port(&name);
         }
     }
-}
-
-/// A path a socket can be bound to or reached at.
-///
-/// # Errors
-/// `Config` naming the rule it breaks.
-fn check_socket_path(path: &Path) -> Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    let bytes = path.as_os_str().as_bytes();
-    let shown = path.display();
-    if !path.is_absolute() {
-        return Err(Error::Config(format!("socket path '{shown}' is not absolute; write it from / on")));
-    }
-    if bytes.contains(&0) {
-        return Err(Error::Config(format!("socket path '{}' contains a NUL byte", shown.to_string().escape_debug())));
-    }
-    if bytes.len() > 107 {
-        return Err(Error::Config(format!(
-            "socket path '{shown}' has {} bytes; the kernel takes at most 107: choose a shorter one",
-            bytes.len()
-        )));
-    }
-    Ok(())
 }

@@ -1,11 +1,10 @@
 //! One port as control knows it: its configuration, its record, and what is told of it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
-use super::check_socket_path;
 use super::zero_copy::LaneTotals;
 use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
@@ -389,4 +388,27 @@ pub struct PortState {
     pub status: BTreeMap<String, String>,
     /// Interface `statistics`.
     pub statistics: BTreeMap<String, u64>,
+}
+
+/// A path a socket can be bound to or reached at.
+///
+/// # Errors
+/// `Config` naming the rule it breaks.
+fn check_socket_path(path: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = path.as_os_str().as_bytes();
+    let shown = path.display();
+    if !path.is_absolute() {
+        return Err(Error::Config(format!("socket path '{shown}' is not absolute; write it from / on")));
+    }
+    if bytes.contains(&0) {
+        return Err(Error::Config(format!("socket path '{}' contains a NUL byte", shown.to_string().escape_debug())));
+    }
+    if bytes.len() > 107 {
+        return Err(Error::Config(format!(
+            "socket path '{shown}' has {} bytes; the kernel takes at most 107: choose a shorter one",
+            bytes.len()
+        )));
+    }
+    Ok(())
 }

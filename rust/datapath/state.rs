@@ -1,11 +1,13 @@
 //! What control decided, under one lock, and the topology made from it.
 
+mod bridges;
+mod topology;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use super::FdbEntry;
 use super::assignment::{Places, PmdView};
 use super::bond::Bond;
 use super::nic::{Nic, NicConfig, NicDevice};
@@ -15,20 +17,13 @@ use super::zero_copy::{Lanes, Wish};
 use crate::error::{Error, Result};
 use crate::frame::ethernet::Mac;
 use crate::frame::flow::FlowKey;
-use crate::pmd::{Bonding, BridgeView, FaultCause, LINKS_MAX, OutletSlot, PortView, Topology};
+use crate::pmd::{FaultCause, LINKS_MAX, OutletSlot};
 use crate::switch::PortId;
-use crate::switch::fdb::Fdb;
 use crate::vhost::{Endpoint, EndpointKind};
+use bridges::Bridge;
 
 /// Most ports in a datapath: `OpenFlow` numbers end there.
 const PORTS_MAX: usize = 65_279;
-
-#[derive(Debug)]
-pub(super) struct Bridge {
-    index: usize,
-    fdb: Arc<Fdb>,
-    forward_bpdu: bool,
-}
 
 struct Port {
     bridge: String,
@@ -83,100 +78,6 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The packet path's view of all this.
-    pub(super) fn topology(&self) -> Topology {
-        let mut topology = Topology { flow_key: self.flow_key, ..Topology::default() };
-        for bridge in self.bridges.values() {
-            grow(&mut topology.bridges, bridge.index);
-            if let Some(place) = topology.bridges.get_mut(bridge.index) {
-                let (fdb, forward_bpdu) = (Arc::clone(&bridge.fdb), bridge.forward_bpdu);
-                *place = Some(BridgeView { fdb, members: Vec::new(), forward_bpdu });
-            }
-        }
-        for port in self.ports.values() {
-            let Some(bridge) = self.bridges.get(&port.bridge).map(|b| b.index) else { continue };
-            let id = port.record.id;
-            if port.bond.is_none()
-                && let Some(Some(view)) = topology.bridges.get_mut(bridge)
-            {
-                view.members.push(id);
-            }
-            let receiveqs = self.receiveqs.range((id, 0)..=(id, u16::MAX)).map(|(_, slot)| Arc::clone(slot)).collect();
-            let Settings { mtu, retries, backpressure_us, steering, .. } = port.settings;
-            let (admin_up, counters, credit) =
-                (port.admin_up, port.record.counters_of(0), Arc::clone(&port.record.credit));
-            let bonding = Bonding::None;
-            let view = PortView {
-                bridge,
-                mtu,
-                admin_up,
-                retries,
-                backpressure_us,
-                steering,
-                counters,
-                credit,
-                receiveqs,
-                bonding,
-            };
-            put(&mut topology.ports, id, view);
-        }
-        for bond in self.bonds.values() {
-            let Some(bridge) = self.bridges.get(&bond.bridge).map(|b| b.index) else { continue };
-            let view = bond.join(&mut topology, bridge);
-            put(&mut topology.ports, bond.id, view);
-            if let Some(Some(view)) = topology.bridges.get_mut(bridge) {
-                view.members.push(bond.id);
-            }
-        }
-        topology
-    }
-
-    pub(super) fn bridge(&self, name: &str) -> Result<&Bridge> {
-        self.bridges.get(name).ok_or_else(|| Error::Config(format!("no bridge named {name}")))
-    }
-
-    pub(super) fn add_bridge(&mut self, name: &str) -> Result<()> {
-        if self.bridges.contains_key(name) {
-            return Err(Error::Config(format!("a bridge named {name} exists already")));
-        }
-        let used: BTreeSet<usize> = self.bridges.values().map(|b| b.index).collect();
-        let index = (0..used.len()).find(|i| !used.contains(i)).unwrap_or(used.len());
-        let bridge = Bridge { index, fdb: Arc::new(Fdb::new(8192, 300)), forward_bpdu: false };
-        self.bridges.insert(name.to_owned(), bridge);
-        Ok(())
-    }
-
-    pub(super) fn set_bridge(
-        &mut self,
-        name: &str,
-        aging_s: u32,
-        table_size: usize,
-        forward_bpdu: bool,
-        now_s: u32,
-    ) -> Result<()> {
-        if !(15..=3600).contains(&aging_s) {
-            return Err(Error::Config(format!("bridge {name}: mac-aging-time {aging_s} is not in 15..3600")));
-        }
-        if !(10..=1_000_000).contains(&table_size) {
-            return Err(Error::Config(format!("bridge {name}: mac-table-size {table_size} is not in 10..1000000")));
-        }
-        self.bridge(name)?;
-        if let Some(bridge) = self.bridges.get_mut(name) {
-            if bridge.fdb.max() != table_size {
-                bridge.fdb = Arc::new(bridge.fdb.resized(table_size, now_s));
-            }
-            bridge.fdb.set_aging(aging_s);
-            bridge.forward_bpdu = forward_bpdu;
-        }
-        Ok(())
-    }
-
-    pub(super) fn del_bridge(&mut self, name: &str) -> Result<()> {
-        self.bridge(name)?;
-        self.bridges.remove(name);
-        Ok(())
-    }
-
     pub(super) fn ports_of(&self, bridge: &str) -> Result<Vec<String>> {
         self.bridge(bridge)?;
         Ok(self.ports.iter().filter(|(_, p)| p.bridge == bridge).map(|(name, _)| name.clone()).collect())
@@ -239,11 +140,6 @@ impl State {
         let id = id.ok_or_else(|| Error::Config(format!("{name}: {PORTS_MAX} ports exist already")))?;
         self.ids.insert(id);
         Ok(id)
-    }
-
-    /// What is known of who is where on a bridge.
-    pub(super) fn fdb_of(&self, bridge: &str) -> Option<&Fdb> {
-        self.bridges.get(bridge).map(|bridge| &*bridge.fdb)
     }
 
     /// Refuses what another port has.
@@ -455,44 +351,6 @@ impl State {
         }
     }
 
-    pub(super) fn fdb(&self, bridge: &str, now_s: u32) -> Result<Vec<FdbEntry>> {
-        let mut ofports: BTreeMap<PortId, u16> =
-            self.ports.values().map(|p| (p.record.id, p.settings.ofport)).collect();
-        // As in Open vSwitch, a bond is shown as the first of its links.
-        for bond in self.bonds.values() {
-            if let Some(ofport) = bond.first_link().and_then(|id| ofports.get(&id).copied()) {
-                ofports.insert(bond.id, ofport);
-            }
-        }
-        let learned = self.bridge(bridge)?.fdb.list(now_s);
-        Ok(learned
-            .into_iter()
-            .filter_map(|learned| Some(FdbEntry { ofport: *ofports.get(&learned.port)?, learned }))
-            .collect())
-    }
-
-    pub(super) fn fdb_stats(&self, bridge: &str) -> Result<[(&'static str, u64); 4]> {
-        let stats = &self.bridge(bridge)?.fdb.stats;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Ok([
-            ("learned", count(&stats.learned)),
-            ("expired", count(&stats.expired)),
-            ("evicted", count(&stats.evicted)),
-            ("moved", count(&stats.moved)),
-        ])
-    }
-
-    pub(super) fn flush_fdb(&self, bridge: &str) -> Result<()> {
-        self.bridge(bridge)?.fdb.flush();
-        Ok(())
-    }
-
-    pub(super) fn sweep(&self, now_s: u32) {
-        for bridge in self.bridges.values() {
-            bridge.fdb.sweep(now_s);
-        }
-    }
-
     /// Each poll thread and its queues; shares of time are of the last `intervals`.
     pub(super) fn pmds(&self, intervals: usize) -> Vec<PmdView> {
         let names: BTreeMap<PortId, &String> = self.ports.iter().map(|(name, p)| (p.record.id, name)).collect();
@@ -523,18 +381,5 @@ fn describe(cause: &FaultCause, until: &str) -> String {
     match cause {
         FaultCause::Ring(ring) => format!("{ring}; {until}"),
         FaultCause::Panic(text) => format!("a bug in ovsvhost stopped it ({text}); please report it"),
-    }
-}
-
-fn put(ports: &mut Vec<Option<PortView>>, id: PortId, view: PortView) {
-    grow(ports, usize::from(id));
-    if let Some(place) = ports.get_mut(usize::from(id)) {
-        *place = Some(view);
-    }
-}
-
-fn grow<T>(places: &mut Vec<Option<T>>, index: usize) {
-    if places.len() <= index {
-        places.resize_with(index + 1, || None);
     }
 }
