@@ -240,10 +240,10 @@ def test_A22_a_device_that_is_deleted_under_load_and_made_again_is_back_by_itsel
             flood.wait_more(1000)
             second.unplug()
             switch.wait_link(device, "down")
-            interface = row(switch, "Interface", device)
-            assert device in interface["error"]
-            assert interface["ofport"] == -1
-            assert f"{device}: there is no network device {device}" in switch.log.read_text()
+            wait_for(lambda: row(switch, "Interface", device)["ofport"] == -1, timeout_s=5, what="the device to be missed")
+            assert device in row(switch, "Interface", device)["error"]
+            missed = f"{device}: there is no network device {device}"
+            wait_for(lambda: missed in switch.log.read_text(), timeout_s=5, what=f"the log's line '{missed}'")
             second.plug(device)
             switch.wait_link(device)
             wait_reachable(first, second.address.ipv4)
