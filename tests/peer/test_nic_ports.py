@@ -235,14 +235,14 @@ def test_A22_a_device_that_is_deleted_under_load_and_made_again_is_back_by_itsel
 ) -> None:
     first, second = joined
     device = second.outside
+    missed = f"{device}: there is no network device {device}"
     with Flood(first, second.address.ipv4) as flood:
         for _ in range(3):
             flood.wait_more(1000)
             second.unplug()
             switch.wait_link(device, "down")
-            wait_for(lambda: row(switch, "Interface", device)["ofport"] == -1, timeout_s=5, what="the device to be missed")
+            switch.wait_column(device, "ofport", "-1")
             assert device in row(switch, "Interface", device)["error"]
-            missed = f"{device}: there is no network device {device}"
             wait_for(lambda: missed in switch.log.read_text(), timeout_s=5, what=f"the log's line '{missed}'")
             second.plug(device)
             switch.wait_link(device)
