@@ -41,6 +41,15 @@ static ZEROES: [u8; 128] = [0; 128];
 #[repr(C, align(64))]
 pub struct Head(pub [u8; HEAD_SIZE]);
 
+/// Why a frame goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It is dropped.
+    Drop(DropReason),
+    /// The switch itself was meant, and has read it: it passed.
+    Read,
+}
+
 /// One frame of a burst.
 #[derive(Debug, Clone, Copy)]
 pub struct Packet {
@@ -53,10 +62,10 @@ pub struct Packet {
     /// Its place in `large`, if its offload has segmentation; it has pieces then.
     large: u8,
     /// Why it goes no further, if so.
-    pub drop: Option<DropReason>,
+    pub stop: Option<Stop>,
     /// What its receiver must have negotiated to get it as it is.
     pub needs: OffloadSet,
-    /// In one piece, not to be dropped, and asks for nothing: nearly every frame.
+    /// In one piece, not stopped, and asks for nothing: nearly every frame.
     pub is_plain: bool,
 }
 
@@ -69,7 +78,7 @@ impl Packet {
         len: 0,
         pieces: (0, 0),
         large: 0,
-        drop: None,
+        stop: None,
         needs: OffloadSet::NONE,
         is_plain: false,
     };
@@ -245,7 +254,8 @@ impl Burst {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         head.0 = [0; HEAD_SIZE];
         snapshot(&[data], &mut head.0);
-        *packet = Packet { data: data.start, len: data.len, drop, needs, ..Packet::EMPTY };
+        let stop = drop.map(Stop::Drop);
+        *packet = Packet { data: data.start, len: data.len, stop, needs, ..Packet::EMPTY };
         self.count(data.len, offload);
     }
 
@@ -265,7 +275,7 @@ impl Burst {
         }
         let mut head = [0; HEAD_SIZE];
         snapshot(pieces, &mut head);
-        self.add(pieces, head, offload, Packet { len, drop, ..Packet::EMPTY });
+        self.add(pieces, head, offload, Packet { len, stop: drop.map(Stop::Drop), ..Packet::EMPTY });
     }
 
     /// Adds a frame to be segmented: its headers are copied once, judged, and used for every receiver from then on.
@@ -277,8 +287,8 @@ impl Burst {
         let plan = plan.and_then(|(request, head)| gso::Plan::new(head, len, request));
         let first = head.first_chunk().copied().unwrap_or([0; HEAD_SIZE]);
         let Some((plan, large)) = plan.zip(u8::try_from(self.large.len()).ok()) else {
-            let drop = Some(DropReason::BadOffload);
-            return self.add(pieces, first, Offload::NONE, Packet { len, drop, ..Packet::EMPTY });
+            let stop = Some(Stop::Drop(DropReason::BadOffload));
+            return self.add(pieces, first, Offload::NONE, Packet { len, stop, ..Packet::EMPTY });
         };
         self.large.push(Large { head, head_size, plan });
         let offload = offload.with_headers(plan.header_len(), plan.is_v6());
@@ -326,9 +336,9 @@ impl Burst {
     }
 
     /// Says that frame `index` goes no further, unless that was said before.
-    pub fn refuse(&mut self, index: usize, reason: DropReason) {
+    pub fn stop(&mut self, index: usize, stop: Stop) {
         if let Some(packet) = self.packets.get_mut(index) {
-            packet.drop.get_or_insert(reason);
+            packet.stop.get_or_insert(stop);
             packet.is_plain = false;
         }
     }

@@ -11,7 +11,7 @@ use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
 use super::zero_copy::{Lane, ZeroCopy};
 use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
-use crate::burst::{Burst, MAX_BURST};
+use crate::burst::{Burst, MAX_BURST, Stop};
 use crate::counters::{QueueCounters, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
@@ -309,19 +309,8 @@ impl Forwarder {
     fn resume(&mut self, q: &mut PolledQueue, settle_by: Option<u64>) {
         let back = q.queue.taken_back(q.waiting.frames());
         q.is_away = back.away != 0;
-        self.spread.begin();
-        let mut source = Source {
-            burst: q.queue.burst(),
-            port: q.port,
-            thread: self.thread,
-            topology: &self.topology,
-            faults: &self.faults,
-            spread: &mut self.spread,
-            stuck: &mut self.stuck,
-            waiting: &mut q.waiting,
-            zero_copy: q.zero_copy.as_deref_mut(),
-            settle_by,
-        };
+        let aside = Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by };
+        let mut source = self.source(q.queue.burst(), q.port, aside);
         let mut room = [0; MAX_BURST];
         for _ in 0..source.waiting.len() {
             let Some(mut group) = source.waiting.pop() else { break };
@@ -349,6 +338,14 @@ impl Forwarder {
         }
     }
 
+    /// What delivers a burst whose receivers are known. [`Self::forward`] has its bridge and its groups in hand beside one.
+    fn source<'a>(&'a mut self, burst: &'a Burst, port: PortId, aside: Aside<'a>) -> Source<'a> {
+        let Aside { waiting, zero_copy, settle_by } = aside;
+        let Self { topology, faults, spread, stuck, thread, .. } = self;
+        spread.begin();
+        Source { burst, port, thread: *thread, topology, faults, spread, stuck, waiting, zero_copy, settle_by }
+    }
+
     fn forward(
         &mut self,
         burst: &mut Burst,
@@ -368,7 +365,7 @@ impl Forwarder {
         let port = match &view.bonding {
             Bonding::None | Bonding::Shares(_) => port,
             Bonding::Member(membership) => {
-                membership.admit(burst, counters, &bridge.fdb, &self.topology, self.now_s);
+                membership.admit(burst, &bridge.fdb, &self.topology, self.now_s);
                 membership.bond
             }
         };
@@ -376,8 +373,11 @@ impl Forwarder {
         cache.refresh(&bridge.fdb, self.now_s);
         let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
         while let Some((index, (packet, _))) = frames.next() {
-            if let Some(reason) = packet.drop {
-                counters.dropped(reason, 1);
+            if let Some(stop) = packet.stop {
+                match stop {
+                    Stop::Drop(reason) => counters.dropped(reason, 1),
+                    Stop::Read => count_passed(counters, burst, &[index]),
+                }
                 continue;
             }
             let frame = (burst.heads(), usize::from(index));
@@ -393,7 +393,7 @@ impl Forwarder {
                     if last.output == output {
                         // The next ones mostly go the same way.
                         while let Some((index, (packet, _))) = frames.next_if(|(index, (packet, head))| {
-                            packet.drop.is_none()
+                            packet.stop.is_none()
                                 && (last.is_like(&head.0) || cache.goes_with(&last, &head.0, usize::from(*index)))
                         }) {
                             list.push_counted(index, packet.len);
@@ -422,7 +422,7 @@ impl Forwarder {
         self.groups.shares().for_each(|share| counters.add_share(share));
         let flooded = self.groups.flooded();
         if receivers > 0 {
-            count_flooded(counters, burst, flooded);
+            count_passed(counters, burst, flooded);
         } else if !flooded.is_empty() {
             counters.dropped(DropReason::NoReceiver, flooded.len() as u64);
         }
@@ -482,11 +482,11 @@ impl Stuck {
     }
 }
 
-/// Counts where they came in the frames of a burst that went everywhere.
+/// Counts where they came in frames of a burst that went everywhere, or were the switch's own.
 #[cold]
-fn count_flooded(counters: &QueueCounters, burst: &Burst, flooded: &[u8]) {
+fn count_passed(counters: &QueueCounters, burst: &Burst, list: &[u8]) {
     let mut tally = Tally::default();
-    for (packet, head) in flooded.iter().filter_map(|&index| burst.frame(index)) {
+    for (packet, head) in list.iter().filter_map(|&index| burst.frame(index)) {
         let dst = Mac::destination(&head.0);
         tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
     }
