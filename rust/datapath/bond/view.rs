@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::lacp::Lacp;
 use super::links::Link;
 use super::{Bond, BondMode};
-use crate::pmd::{Admission, Basis, Bonding, Credit, Membership, PortView, SHARES, Shares, Steering, Topology};
+use crate::pmd::{Admission, Basis, Bonding, Membership, PortView, SHARES, Shares, Steering, Topology};
 use crate::switch::PortId;
 
 /// Which links carry what, as somebody sees it to whom they are several cables.
@@ -84,18 +84,7 @@ impl Bond {
         if let (Usage::Shared(basis), Some(view)) = (usage, &mut view) {
             (view.steering, view.bonding) = (Steering::Hash, Bonding::Shares(Arc::new(self.shares(basis))));
         }
-        view.unwrap_or_else(|| PortView {
-            bridge,
-            mtu: 0,
-            admin_up: true,
-            retries: 0,
-            backpressure_us: 0,
-            steering: Steering::Thread,
-            counters: Arc::clone(&self.counters),
-            credit: Arc::new(Credit::of_receiver()),
-            receiveqs: Vec::new(),
-            bonding: Bonding::None,
-        })
+        view.unwrap_or_else(|| PortView::new(bridge, Arc::clone(&self.counters), Vec::new()))
     }
 
     fn admission(&self, link: &Link, is_active: bool, usage: Usage) -> Admission {
