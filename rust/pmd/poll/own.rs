@@ -15,7 +15,7 @@ impl Forwarder {
     /// Sends a RARP for `mac` into the bridge, as if it came in on `port`.
     pub(in crate::pmd) fn announce(&mut self, port: PortId, mac: Mac) {
         let mut burst = Burst::new(Arc::default());
-        burst.push_own(&crate::burst::rarp(mac));
+        burst.push_rarp(mac, 0);
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
         let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
         self.forward(&mut burst, port, &counters, &mut cache, aside);
