@@ -107,13 +107,12 @@ impl Bond {
             self.rebalance_at = now + config.rebalance;
         }
         match (&mut self.lacp, &config.lacp) {
-            (Some(lacp), Some(new)) if lacp.config() != new => lacp.set_config(new.clone(), now),
-            (Some(_), Some(_)) => {}
+            (Some(lacp), Some(new)) => lacp.set_config(new.clone(), now),
             (lacp, new) => *lacp = new.clone().map(Lacp::new),
         }
         self.config = config;
-        for link in self.links.all() {
-            if let Some(lacp) = &mut self.lacp {
+        if let Some(lacp) = &mut self.lacp {
+            for link in self.links.all() {
                 lacp.set_link(link.id, self.config.lacp_port(link.id, &link.name), now);
             }
         }
