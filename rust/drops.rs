@@ -54,11 +54,9 @@ pub enum DropReason {
     /// The network device cannot send it: its ring has fewer places than the frame has fragments, or its kernel takes no
     /// such frame.
     DeviceRefused,
-    /// None: a protocol's frame that the switch read itself. It passed, and is counted so where it came in.
-    Heard,
 }
 
-/// How many reasons there are, but for [`DropReason::Heard`], which is none and comes last.
+/// How many reasons there are.
 pub const COUNT: usize = 21;
 
 /// Name and side of each reason, in the order of [`DropReason`]; `true` = counted where the frame came in.
@@ -89,11 +87,6 @@ pub const TABLE: [(DropReason, &str, bool); COUNT] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_heard_has_no_counter() {
-        assert_eq!(DropReason::Heard as usize, COUNT);
-    }
 
     #[test]
     fn table_is_in_the_order_of_the_enum() {

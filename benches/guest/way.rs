@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::ethernet::Mac;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{Bonding, BridgeView, Credit, Forwarder, OutletSlot, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{BridgeView, Forwarder, OutletSlot, PolledQueue, PortView, Topology};
 use ovsvhost::switch::fdb::{Fdb, Key};
 
 use super::{Kind, RECEIVER, ReceivingGuest, SENDER, SendingGuest};
@@ -41,18 +41,7 @@ impl Way {
         }
         let delivered = Arc::<QueueCounters>::default();
         let slot = Arc::new(OutletSlot::new(receives, TO, 0, Arc::clone(&delivered), 0));
-        let port = |receiveqs| PortView {
-            bridge: 0,
-            mtu: 9_000,
-            admin_up: true,
-            retries: 8,
-            backpressure_us: 0,
-            steering: Steering::Hash,
-            counters: Arc::default(),
-            credit: Arc::new(Credit::of_receiver()),
-            receiveqs,
-            bonding: Bonding::None,
-        };
+        let port = |receiveqs| PortView { mtu: 9_000, ..PortView::new(0, Arc::default(), receiveqs) };
         let mut forwarder = Forwarder::new(0, channel().0, Arc::default());
         forwarder.adopt(Arc::new(Topology {
             ports: vec![Some(port(Vec::new())), Some(port(vec![slot]))],

@@ -13,13 +13,13 @@
 //! constant, so it stays mapped as long as the burst lives. Knows no ring, no port, no thread.
 #![allow(unsafe_code, reason = "copies a sender's bytes out of its memory")]
 
+mod own;
 mod placed;
 pub(crate) mod written;
 
 use std::sync::Arc;
 
 use crate::drops::DropReason;
-use crate::frame::ethernet::Mac;
 use crate::frame::gso;
 use crate::frame::vnet_hdr::{Offload, OffloadSet};
 use crate::memory::{Area, GuestMap, Hint, Span, access, copy};
@@ -33,13 +33,19 @@ const MAX_SPANS: usize = 4096;
 /// Longest frame: 64 KiB and an Ethernet header with two tags.
 pub const MAX_FRAME: u32 = 65_557;
 
-/// What frames of our own making are beyond their heads.
-static ZEROES: [u8; 128] = [0; 128];
-
 /// The first bytes of a frame; zero past its end.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Head(pub [u8; HEAD_SIZE]);
+
+/// Why a frame goes no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It is dropped.
+    Drop(DropReason),
+    /// The switch itself was meant, and has read it: it passed.
+    Read,
+}
 
 /// One frame of a burst.
 #[derive(Debug, Clone, Copy)]
@@ -53,10 +59,10 @@ pub struct Packet {
     /// Its place in `large`, if its offload has segmentation; it has pieces then.
     large: u8,
     /// Why it goes no further, if so.
-    pub drop: Option<DropReason>,
+    pub stop: Option<Stop>,
     /// What its receiver must have negotiated to get it as it is.
     pub needs: OffloadSet,
-    /// In one piece, not to be dropped, and asks for nothing: nearly every frame.
+    /// In one piece, not stopped, and asks for nothing: nearly every frame.
     pub is_plain: bool,
 }
 
@@ -69,7 +75,7 @@ impl Packet {
         len: 0,
         pieces: (0, 0),
         large: 0,
-        drop: None,
+        stop: None,
         needs: OffloadSet::NONE,
         is_plain: false,
     };
@@ -245,7 +251,8 @@ impl Burst {
         let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
         head.0 = [0; HEAD_SIZE];
         snapshot(&[data], &mut head.0);
-        *packet = Packet { data: data.start, len: data.len, drop, needs, ..Packet::EMPTY };
+        let stop = drop.map(Stop::Drop);
+        *packet = Packet { data: data.start, len: data.len, stop, needs, ..Packet::EMPTY };
         self.count(data.len, offload);
     }
 
@@ -265,7 +272,7 @@ impl Burst {
         }
         let mut head = [0; HEAD_SIZE];
         snapshot(pieces, &mut head);
-        self.add(pieces, head, offload, Packet { len, drop, ..Packet::EMPTY });
+        self.add(pieces, head, offload, Packet { len, stop: drop.map(Stop::Drop), ..Packet::EMPTY });
     }
 
     /// Adds a frame to be segmented: its headers are copied once, judged, and used for every receiver from then on.
@@ -277,8 +284,8 @@ impl Burst {
         let plan = plan.and_then(|(request, head)| gso::Plan::new(head, len, request));
         let first = head.first_chunk().copied().unwrap_or([0; HEAD_SIZE]);
         let Some((plan, large)) = plan.zip(u8::try_from(self.large.len()).ok()) else {
-            let drop = Some(DropReason::BadOffload);
-            return self.add(pieces, first, Offload::NONE, Packet { len, drop, ..Packet::EMPTY });
+            let stop = Some(Stop::Drop(DropReason::BadOffload));
+            return self.add(pieces, first, Offload::NONE, Packet { len, stop, ..Packet::EMPTY });
         };
         self.large.push(Large { head, head_size, plan });
         let offload = offload.with_headers(plan.header_len(), plan.is_v6());
@@ -298,37 +305,10 @@ impl Burst {
         self.count(of.len, offload);
     }
 
-    /// Adds a frame of our own making, at most 64 bytes.
-    pub fn push_own(&mut self, frame: &[u8]) {
-        self.push_padded(frame, frame.len());
-    }
-
-    /// Adds a frame of our own making: these bytes, at most 64, and zeroes up to `len`, at most 128.
-    pub fn push_padded(&mut self, frame: &[u8], len: usize) {
-        let Some((head, packet)) = self.heads.get_mut(self.len).zip(self.packets.get_mut(self.len)) else { return };
-        head.0 = [0; HEAD_SIZE];
-        for (to, from) in head.0.iter_mut().zip(frame) {
-            *to = *from;
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "at most 128")]
-        let len = len.clamp(frame.len().min(HEAD_SIZE), ZEROES.len()) as u32;
-        // Nobody writes through it: frames are read.
-        *packet = Packet { data: ZEROES.as_ptr().cast_mut(), len, ..Packet::EMPTY };
-        self.count(len, Offload::NONE);
-    }
-
-    /// Adds a [`rarp`], in a VLAN unless that is 0.
-    pub fn push_rarp(&mut self, mac: Mac, vlan: u16) {
-        let (frame, tag) = (rarp(mac), [0x8100_u16.to_be_bytes(), vlan.to_be_bytes()].concat());
-        let (addresses, rest) = frame.split_at(12);
-        let tag = if vlan == 0 { &[] } else { tag.as_slice() };
-        self.push_own(&[addresses, tag, rest].concat());
-    }
-
     /// Says that frame `index` goes no further, unless that was said before.
-    pub fn refuse(&mut self, index: usize, reason: DropReason) {
+    pub fn stop(&mut self, index: usize, stop: Stop) {
         if let Some(packet) = self.packets.get_mut(index) {
-            packet.drop.get_or_insert(reason);
+            packet.stop.get_or_insert(stop);
             packet.is_plain = false;
         }
     }
@@ -463,37 +443,4 @@ fn snapshot(pieces: &[Span], to: &mut [u8]) -> usize {
         at += n;
     }
     at
-}
-
-/// A RARP request that says "`mac` is here now" (RFC 903), as switches expect it after a migration.
-pub fn rarp(mac: Mac) -> [u8; 60] {
-    let mut frame = [0; 60];
-    let [_, _, address @ ..] = mac.0.to_be_bytes();
-    let fields: [(usize, &[u8]); 5] = [
-        (0, &[0xff; 6]),
-        (6, &address),
-        (12, &[0x80, 0x35, 0x00, 0x01, 0x08, 0x00, 0x06, 0x04, 0x00, 0x03]),
-        (22, &address),
-        (32, &address),
-    ];
-    for (at, bytes) in fields {
-        for (to, from) in frame.iter_mut().skip(at).zip(bytes) {
-            *to = *from;
-        }
-    }
-    frame
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rarp_names_the_mac_as_source_sender_and_target() {
-        let frame = rarp(Mac(0x0a0b_0c0d_0e0f));
-        for at in [6, 22, 32] {
-            assert_eq!(frame[at..at + 6], [10, 11, 12, 13, 14, 15], "at {at}");
-        }
-        assert_eq!(frame[12..22], [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-    }
 }

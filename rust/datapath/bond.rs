@@ -33,7 +33,9 @@ pub use lacp::{LacpConfig, LacpLink, LacpPort, LacpStatus};
 use balance::Balance;
 use lacp::Lacp;
 use links::{Change, Links};
+use view::Ways;
 
+use super::events::Allowance;
 use crate::counters::QueueCounters;
 use crate::frame::lacp::Pdu;
 use crate::pmd::{LINKS_MAX, Letterbox, Loads};
@@ -54,21 +56,27 @@ pub(super) struct Bond {
     outbox: BTreeMap<PortId, Pdu>,
     /// Of what is sent to it while it has no link.
     counters: Arc<QueueCounters>,
-    /// Whoever is behind it shall learn that another link is used.
+    /// Which links carried what when that was looked at last.
+    ways: Option<Ways>,
+    /// Whoever is behind it shall learn that these are others now.
     has_lesson: bool,
     /// What is left of the lesson under way, in parts. It ends with the bond, whose number may be another port's then.
     lesson: VecDeque<Vec<Key>>,
     balance: Balance,
     loads: Arc<Loads>,
     rebalance_at: Instant,
+    /// How many lines it may put into the log: its neighbours decide how often links change.
+    allowance: Allowance,
 }
 
 impl Bond {
     fn new(bridge: &str, id: PortId, config: BondConfig) -> Self {
         let links = Links::new(config.last_active.clone());
         let lacp = config.lacp.clone().map(Lacp::new);
-        let (balance, loads, rebalance_at) = (Balance::default(), Arc::default(), Instant::now() + config.rebalance);
-        let (bridge, counters, has_lesson, lesson) = (bridge.to_owned(), Arc::default(), false, VecDeque::new());
+        let (balance, loads, now) = (Balance::default(), Arc::default(), Instant::now());
+        let (rebalance_at, allowance) = (now + config.rebalance, Allowance::new(now));
+        let (bridge, counters) = (bridge.to_owned(), Arc::default());
+        let (ways, has_lesson, lesson) = (None, false, VecDeque::new());
         let (letterboxes, outbox) = (BTreeMap::new(), BTreeMap::new());
         Self {
             bridge,
@@ -79,11 +87,13 @@ impl Bond {
             letterboxes,
             outbox,
             counters,
+            ways,
             has_lesson,
             lesson,
             balance,
             loads,
             rebalance_at,
+            allowance,
         }
     }
 
@@ -92,19 +102,17 @@ impl Bond {
         if let Some(primary) = config.primary.as_ref().filter(|_| config.primary != self.config.primary) {
             // A disabled one, or none: it will be when it can.
             let _ = self.links.activate(primary);
-            self.has_lesson = true;
         }
         if self.config.rebalance != config.rebalance || self.config.mode != config.mode {
             self.rebalance_at = now + config.rebalance;
         }
         match (&mut self.lacp, &config.lacp) {
-            (Some(lacp), Some(new)) if lacp.config() != new => lacp.set_config(new.clone(), now),
-            (Some(_), Some(_)) => {}
+            (Some(lacp), Some(new)) => lacp.set_config(new.clone(), now),
             (lacp, new) => *lacp = new.clone().map(Lacp::new),
         }
         self.config = config;
-        for link in self.links.all() {
-            if let Some(lacp) = &mut self.lacp {
+        if let Some(lacp) = &mut self.lacp {
+            for link in self.links.all() {
                 lacp.set_link(link.id, self.config.lacp_port(link.id, &link.name), now);
             }
         }
@@ -158,7 +166,7 @@ impl Bond {
         lacp.outcome() != before
     }
 
-    /// Brings it up to date with what is seen of its links; gives what is worth telling.
+    /// Brings it up to date with what is seen of its links; gives what is worth telling, as far as the log can bear that.
     fn settle(&mut self, has_carrier: impl Fn(PortId) -> bool, now: Instant) -> Vec<String> {
         let ids: Vec<PortId> = self.links.all().iter().map(|link| link.id).collect();
         if let Some(lacp) = &mut self.lacp {
@@ -177,20 +185,36 @@ impl Bond {
             self.balance.account(self.loads.read());
         }
         self.balance.fit(&self.enabled());
-        self.has_lesson |= !changes.is_empty() && self.config.mode == BondMode::BalanceSlb;
-        let name = &self.config.name;
-        for change in changes {
-            news.push(match change {
-                Change::Enabled { link, is_enabled: true } => format!("bond {name}: member {link} is enabled"),
-                Change::Enabled { link, is_enabled: false } => format!("bond {name}: member {link} is disabled"),
-                Change::Active(Some(link)) => {
-                    self.has_lesson = true;
-                    format!("bond {name}: active member is now {link}")
-                }
-                Change::Active(None) => format!("bond {name}: all members are disabled"),
-            });
+        let ways = self.ways();
+        if ways != self.ways {
+            // What is left of an older lesson is wrong by now.
+            (self.has_lesson, self.lesson) = (ways.is_some(), VecDeque::new());
+            self.ways = ways;
         }
-        news
+        let name = &self.config.name;
+        news.extend(changes.into_iter().map(|change| match change {
+            Change::Enabled { link, is_enabled: true } => format!("bond {name}: member {link} is enabled"),
+            Change::Enabled { link, is_enabled: false } => format!("bond {name}: member {link} is disabled"),
+            Change::Active(Some(link)) => format!("bond {name}: active member is now {link}"),
+            Change::Active(None) => format!("bond {name}: all members are disabled"),
+        }));
+        self.bearable(news, now)
+    }
+
+    /// The lines that the log can bear, and how many were left out before.
+    fn bearable(&self, news: Vec<String>, now: Instant) -> Vec<String> {
+        let name = &self.config.name;
+        let mut told = Vec::new();
+        for line in news {
+            let Some(left_out) = self.allowance.take(now) else { continue };
+            if left_out > 0 {
+                told.push(format!(
+                    "bond {name}: {left_out} lines are left out: its members change more often than the log can bear"
+                ));
+            }
+            told.push(line);
+        }
+        told
     }
 
     /// Evens the loads out if it is time; gives what moved, in words.
@@ -199,7 +223,6 @@ impl Bond {
         self.rebalance_at = now + every;
         self.balance.account(self.loads.read());
         let moves = self.balance.rebalance(&self.enabled());
-        self.has_lesson |= !moves.is_empty();
         let name_of = |id| self.links.all().iter().find(|link| link.id == id).map_or("", |link| link.name.as_str());
         let say = |moved: &balance::Move| {
             let balance::Move { bucket, from, to, load } = *moved;
@@ -238,5 +261,33 @@ impl Bond {
             is_negotiated: self.lacp.as_ref().is_some_and(Lacp::is_negotiated),
             links: links.collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Rows: C13.
+    #[test]
+    fn a_neighbour_whose_links_come_and_go_without_end_does_not_fill_the_log() {
+        let config = BondConfig { name: "bond0".into(), ..BondConfig::default() };
+        let (mut bond, begin) = (Bond::new("br0", 9, config), Instant::now());
+        bond.add_link(1, "p0");
+        let lines = |bond: &mut Bond, now: Instant| -> Vec<String> {
+            [true, false].into_iter().flat_map(|is_up| bond.settle(|_| is_up, now)).collect()
+        };
+        let said = lines(&mut bond, begin);
+        let expected =
+            ["member p0 is enabled", "active member is now p0", "member p0 is disabled", "all members are disabled"];
+        assert_eq!(said, expected.map(|line| format!("bond bond0: {line}")));
+        // Ten times as many as a port may say at once, in a second.
+        let said: usize =
+            (0..2560).map(|n| lines(&mut bond, begin + Duration::from_millis(n * 1000 / 2560)).len()).sum();
+        assert!(said < 1024 + 2 * 10, "{said} lines");
+        let later = lines(&mut bond, begin + Duration::from_secs(60));
+        assert!(later[0].contains("lines are left out") && later.len() == 5, "{later:?}");
     }
 }

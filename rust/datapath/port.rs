@@ -348,8 +348,7 @@ fn add_queue(all: &mut BTreeMap<String, u64>, vring: u16, queue: &QueueCounters,
             | DropReason::Reflected
             | DropReason::SamePort
             | DropReason::NoReceiver
-            | DropReason::AdminDown
-            | DropReason::Heard => {}
+            | DropReason::AdminDown => {}
             DropReason::MtuExceeded => add("ovs_tx_mtu_exceeded_drops".into(), n),
             DropReason::ReceiverAdminDown
             | DropReason::LinkDown

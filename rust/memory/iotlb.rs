@@ -17,6 +17,8 @@
 //! each burst. A table that was replaced goes when nobody reads it any more, and by the session's hand: a poll thread frees
 //! none.
 
+mod table;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,15 +26,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use vmm_sys_util::eventfd::EventFd;
 
+pub(super) use self::table::Mapping;
+use self::table::Table;
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 
 /// Most mappings of one guest, neighbours merged; a table of so many takes 3 MiB.
 pub const MAPPINGS_MAX: usize = 1 << 16;
-/// Most mappings in a chunk.
-const CHUNK: usize = 128;
-/// Mappings taken back that are remembered one by one.
-const REMEMBERED: usize = 32;
 /// Pages that can be wanted at once; for more, queues ask again.
 const WANTED: usize = 256;
 /// Places that one wanted page may have among them.
@@ -79,156 +79,6 @@ pub enum Need {
     Now,
     /// A frame that comes next will.
     Ahead,
-}
-
-/// A stretch of I/O virtual addresses and the guest memory behind it, all in one region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mapping {
-    pub(super) iova: u64,
-    /// Bytes, at least one; the end does not wrap.
-    pub(super) size: u64,
-    /// Which region of the map.
-    pub(super) region: usize,
-    /// Bytes into it.
-    pub(super) into: u64,
-    pub(super) access: Access,
-}
-
-impl Mapping {
-    fn end(&self) -> u64 {
-        self.iova + self.size
-    }
-
-    /// The part of it in `[from, to)`, which it has.
-    fn part(&self, from: u64, to: u64) -> Self {
-        Self { iova: from, size: to - from, into: self.into + (from - self.iova), ..*self }
-    }
-
-    /// True if all that `other` says is said by this one too.
-    fn says(&self, other: &Self) -> bool {
-        self.iova <= other.iova
-            && other.end() <= self.end()
-            && self.access.allows(other.access)
-            && (self.region, self.into + (other.iova - self.iova)) == (other.region, other.into)
-    }
-
-    /// True if `next` goes on where this one ends, in every respect.
-    fn goes_on_in(&self, next: &Self) -> bool {
-        (self.end(), self.region, self.into + self.size, self.access)
-            == (next.iova, next.region, next.into, next.access)
-    }
-}
-
-/// A mapping that was taken back.
-#[derive(Debug, Clone, Copy)]
-struct Gone {
-    generation: u64,
-    mapping: Mapping,
-}
-
-/// Mappings that lie in order, at least one.
-#[derive(Debug, Clone)]
-struct Chunk {
-    /// Where the first begins: which chunk has an address is known without a look into any.
-    from: u64,
-    mappings: Arc<[Mapping]>,
-}
-
-impl Chunk {
-    fn of(mappings: &[Mapping]) -> Option<Self> {
-        Some(Self { from: mappings.first()?.iova, mappings: mappings.into() })
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-struct Table {
-    /// Sorted; no two mappings overlap.
-    chunks: Vec<Chunk>,
-    count: usize,
-    /// The last that were taken back, oldest first.
-    gone: Vec<Gone>,
-    /// All that were taken back after this generation are among `gone`.
-    complete_since: u64,
-}
-
-impl Table {
-    fn find(&self, iova: u64) -> Option<&Mapping> {
-        let at = self.chunks_up_to(iova).checked_sub(1)?;
-        let chunk = &self.chunks.get(at)?.mappings;
-        let mapping = chunk.get(chunk.partition_point(|mapping| mapping.iova <= iova).checked_sub(1)?)?;
-        (iova - mapping.iova < mapping.size).then_some(mapping)
-    }
-
-    /// How many chunks begin at `iova` or before.
-    fn chunks_up_to(&self, iova: u64) -> usize {
-        self.chunks.partition_point(|chunk| chunk.from <= iova)
-    }
-
-    /// Puts `new`, in order and all inside `[from, to)`, in the place of all that was there. Gives what nobody says any
-    /// more.
-    fn replace(&mut self, from: u64, to: u64, new: &[Mapping]) -> Vec<Mapping> {
-        let first = self.chunks_up_to(from).saturating_sub(1);
-        // A mapping that begins at `to` may be the end of one that begins before.
-        let mut last = self.chunks_up_to(to).max(first);
-        let (mut all, mut gone, mut before) = (Vec::new(), Vec::new(), 0);
-        for mapping in self.chunks.get(first..last).unwrap_or_default().iter().flat_map(|chunk| chunk.mappings.iter()) {
-            before += 1;
-            let (start, end) = (mapping.iova.max(from), mapping.end().min(to));
-            if start >= end {
-                all.push(*mapping);
-                continue;
-            }
-            if mapping.iova < start {
-                all.push(mapping.part(mapping.iova, start));
-            }
-            if end < mapping.end() {
-                all.push(mapping.part(end, mapping.end()));
-            }
-            let lost = mapping.part(start, end);
-            if !new.iter().any(|new| new.says(&lost)) {
-                gone.push(lost);
-            }
-        }
-        all.extend_from_slice(new);
-        all.sort_unstable_by_key(|mapping| mapping.iova);
-        all.dedup_by(|next, mapping| {
-            let is_one = mapping.goes_on_in(next);
-            if is_one {
-                mapping.size += next.size;
-            }
-            is_one
-        });
-        // A chunk that is nearly empty goes into its neighbour.
-        if all.len() < CHUNK / 2
-            && let Some(next) = self.chunks.get(last)
-        {
-            before += next.mappings.len();
-            all.extend_from_slice(&next.mappings);
-            last += 1;
-        }
-        self.count = self.count + all.len() - before;
-        let size = all.len().div_ceil(all.len().div_ceil(CHUNK).max(1)).max(1);
-        self.chunks.splice(first..last, all.chunks(size).filter_map(Chunk::of));
-        gone
-    }
-
-    /// Of no mappings; whatever there was up to this generation is gone.
-    fn empty_since(generation: u64) -> Self {
-        Self { complete_since: generation, ..Self::default() }
-    }
-
-    fn remember(&mut self, generation: u64, gone: Vec<Mapping>) {
-        if gone.len() > REMEMBERED {
-            self.gone.clear();
-            self.complete_since = generation;
-            return;
-        }
-        let surplus = (self.gone.len() + gone.len()).saturating_sub(REMEMBERED);
-        if let Some(oldest) = self.gone.drain(..surplus).next_back() {
-            self.complete_since = oldest.generation;
-        }
-        self.gone.extend(gone.into_iter().map(|mapping| Gone { generation, mapping }));
-    }
 }
 
 /// One guest's mappings. Written by its session, read by any thread.

@@ -16,8 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Topology;
 use super::letterbox::Letterbox;
-use crate::burst::{Burst, Head};
-use crate::counters::{QueueCounters, Tally};
+use crate::burst::{Burst, Head, Stop};
 use crate::drops::DropReason;
 use crate::frame::ethernet::{self, Mac};
 use crate::frame::flow::FlowKey;
@@ -31,6 +30,8 @@ pub const SHARES: usize = 256;
 pub const LINKS_MAX: usize = 32;
 /// Somebody who was silent for so long, seconds, may have moved: before, an announcement of his is our own come back.
 const SILENCE_S: u32 = 5;
+/// What becomes of a frame that its bond takes from another link only.
+const INACTIVE: Stop = Stop::Drop(DropReason::InactiveMember);
 
 /// What a port has to do with bonds.
 #[derive(Debug, Clone, Default)]
@@ -125,34 +126,27 @@ pub enum Admission {
 }
 
 impl Membership {
-    /// Marks those frames of a burst from this link that the bond does not take; counts those that were read here.
-    pub(super) fn admit(
-        &self,
-        burst: &mut Burst,
-        counters: &QueueCounters,
-        fdb: &Fdb,
-        topology: &Topology,
-        now_s: u32,
-    ) {
+    /// Stops those frames of a burst from this link that the bond does not take, and those that are for the switch itself.
+    pub(super) fn admit(&self, burst: &mut Burst, fdb: &Fdb, topology: &Topology, now_s: u32) {
         for index in 0..burst.len() {
             if burst.heads().get(index).is_some_and(|head| is_slow_protocol(&head.0)) {
-                self.hear(burst, index, counters);
+                self.hear(burst, index);
             }
         }
         match self.admission {
             Admission::All => {}
             Admission::Nothing => {
                 for index in 0..burst.len() {
-                    burst.refuse(index, DropReason::InactiveMember);
+                    burst.stop(index, INACTIVE);
                 }
             }
             Admission::Unreflected { takes_groups } => {
                 for index in 0..burst.len() {
                     let Some(head) = burst.heads().get(index) else { continue };
                     if !takes_groups && Mac::destination(&head.0).is_group() {
-                        burst.refuse(index, DropReason::InactiveMember);
+                        burst.stop(index, INACTIVE);
                     } else if self.is_reflected(head, fdb, topology, now_s) {
-                        burst.refuse(index, DropReason::Reflected);
+                        burst.stop(index, Stop::Drop(DropReason::Reflected));
                     }
                 }
             }
@@ -161,18 +155,15 @@ impl Membership {
 
     /// Takes a slow protocol's frame out: whatever is to become of it, it is between the two ends of this link.
     #[cold]
-    fn hear(&self, burst: &mut Burst, index: usize, counters: &QueueCounters) {
-        let frame = burst.heads().get(index).zip(burst.packets().get(index)).map(|(head, packet)| (head.0, packet.len));
-        let pdu = frame.and_then(|(head, len)| Some((Pdu::parse(&head, len)?, len)));
+    fn hear(&self, burst: &mut Burst, index: usize) {
+        let frame = burst.heads().get(index).zip(burst.packets().get(index));
+        let pdu = frame.and_then(|(head, packet)| Pdu::parse(&head.0, packet.len));
         match self.letterbox.as_deref().zip(pdu) {
-            Some((letterbox, (pdu, len))) => {
+            Some((letterbox, pdu)) => {
                 letterbox.put(pdu);
-                burst.refuse(index, DropReason::Heard);
-                let mut tally = Tally::default();
-                tally.count(len, true, false);
-                counters.add(&tally);
+                burst.stop(index, Stop::Read);
             }
-            None => burst.refuse(index, DropReason::Reserved),
+            None => burst.stop(index, Stop::Drop(DropReason::Reserved)),
         }
     }
 
@@ -220,11 +211,10 @@ mod tests {
         Membership { bond: 9, admission, letterbox: letterbox.cloned() }
     }
 
-    /// What became of the frames of a burst from a link: by frame why it goes no further, and how many count as passed.
-    fn admitted(membership: &Membership, burst: &mut Burst) -> (Vec<Option<DropReason>>, u64) {
-        let (counters, fdb) = (QueueCounters::default(), Fdb::new(10, 300));
-        membership.admit(burst, &counters, &fdb, &Topology::default(), 0);
-        (burst.packets().iter().map(|packet| packet.drop).collect(), counters.packets.read())
+    /// What became of the frames of a burst from a link: by frame why it goes no further.
+    fn admitted(membership: &Membership, burst: &mut Burst) -> Vec<Option<Stop>> {
+        membership.admit(burst, &Fdb::new(10, 300), &Topology::default(), 0);
+        burst.packets().iter().map(|packet| packet.stop).collect()
     }
 
     /// An LACP frame, one of its markers, one cut short, and one that is for somebody.
@@ -243,18 +233,16 @@ mod tests {
 
     #[test]
     fn slow_protocols_end_at_a_link_whatever_it_admits_and_lacp_is_heard_where_it_is_spoken() {
-        const RESERVED: Option<DropReason> = Some(DropReason::Reserved);
-        const HEARD: Option<DropReason> = Some(DropReason::Heard);
-        const INACTIVE: Option<DropReason> = Some(DropReason::InactiveMember);
+        const RESERVED: Option<Stop> = Some(Stop::Drop(DropReason::Reserved));
         let (silent, letterbox) = (member(None, Admission::All), Arc::default());
-        assert_eq!(admitted(&silent, &mut frames()), (vec![RESERVED, RESERVED, RESERVED, None], 0));
+        assert_eq!(admitted(&silent, &mut frames()), [RESERVED, RESERVED, RESERVED, None]);
         for (admission, other) in [
             (Admission::All, None),
-            (Admission::Nothing, INACTIVE),
-            (Admission::Unreflected { takes_groups: false }, INACTIVE),
+            (Admission::Nothing, Some(INACTIVE)),
+            (Admission::Unreflected { takes_groups: false }, Some(INACTIVE)),
         ] {
             let speaking = member(Some(&letterbox), admission);
-            assert_eq!(admitted(&speaking, &mut frames()), (vec![HEARD, RESERVED, RESERVED, other], 1));
+            assert_eq!(admitted(&speaking, &mut frames()), [Some(Stop::Read), RESERVED, RESERVED, other]);
             assert_eq!(letterbox.take().map(|pdu| pdu.actor.port), Some(3));
         }
     }

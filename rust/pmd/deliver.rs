@@ -195,10 +195,6 @@ impl Source<'_> {
     /// By the sender's own way to this port, if it has one. Frames that go to nobody else need not be copied.
     #[cold]
     fn deliver_by_lane(&mut self, port: &PortView, list: &[u8], share: Option<&Share>, group: Option<&Group>) -> bool {
-        if matches!(port.bonding, Bonding::Shares(_)) {
-            // No device: each of its links is asked for a lane.
-            return false;
-        }
         let Some(zero_copy) = self.zero_copy.take() else { return false };
         let found = zero_copy.lane_to(port);
         let is_found = found.is_some();

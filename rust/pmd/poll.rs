@@ -1,221 +1,26 @@
 //! One queue's turn: gather, classify, output, commit; or what is left of the turn before.
 
 mod own;
+mod queue;
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+pub use self::queue::PolledQueue;
 use super::deliver::{Source, Spread};
 use super::output::Groups;
 use super::stats::PmdStats;
 use super::wait::{Waiting, indices};
-use super::zero_copy::{Lane, ZeroCopy};
-use super::{Bonding, Fault, Inlet, OutletSlot, Topology};
-use crate::burst::{Burst, MAX_BURST};
+use super::zero_copy::ZeroCopy;
+use super::{Bonding, Fault, OutletSlot, Topology};
+use crate::burst::{Burst, MAX_BURST, Stop};
 use crate::counters::{QueueCounters, Tally};
 use crate::drops::DropReason;
 use crate::frame::ethernet::Mac;
-use crate::memory::GuestMap;
-use crate::ring::{Obstacle, RingFault};
+use crate::ring::RingFault;
 use crate::switch::PortId;
 use crate::switch::classify::{Cache, Output};
 use crate::sys::tsc;
-
-/// What frames come from, a guest's transmitq or a NIC's receive queue, with what its thread keeps for it.
-#[derive(Debug)]
-pub struct PolledQueue {
-    /// Whose.
-    pub port: PortId,
-    /// Vring index, odd: queue n of a NIC is 2n+1 as well.
-    pub vring: u16,
-    /// The rings and their burst.
-    pub queue: Inlet,
-    /// Written by the thread that has the queue.
-    pub counters: Arc<QueueCounters>,
-    /// Which start of the vring this is: a report about an earlier one is nothing to it.
-    pub run: u64,
-    /// Its ring broke: it goes from thread to thread as it is, unpolled, until its session takes it back.
-    pub(super) is_stopped: bool,
-    /// It made the first call, which is made once and not at every move.
-    pub(super) is_greeted: bool,
-    /// Looks in a row that found nothing.
-    empty_looks: u8,
-    /// When the turn began in which the burst that waits was gathered, in TSC cycles.
-    gathered_at: u64,
-    cache: Cache,
-    /// What is left of the burst that it gathered last.
-    waiting: Waiting,
-    /// Some of that nobody may read until the guest's IOMMU has told where it is.
-    is_away: bool,
-    /// Its lanes to network devices, once it had one.
-    zero_copy: Option<Box<ZeroCopy>>,
-}
-
-impl PolledQueue {
-    /// Wraps a queue for a poll thread.
-    pub fn new(queue: impl Into<Inlet>, port: PortId, vring: u16, counters: Arc<QueueCounters>, run: u64) -> Self {
-        let queue = queue.into();
-        let (cache, waiting) = (Cache::default(), Waiting::new());
-        let (is_stopped, is_greeted, empty_looks, gathered_at, is_away) = (false, false, 0, 0, false);
-        Self {
-            port,
-            vring,
-            queue,
-            counters,
-            run,
-            is_stopped,
-            is_greeted,
-            empty_looks,
-            gathered_at,
-            cache,
-            waiting,
-            is_away,
-            zero_copy: None,
-        }
-    }
-
-    /// Sends frames to a device by this lane from now on. Gives the lane back if the queue is not of this memory, or cannot
-    /// leave chains out.
-    ///
-    /// # Errors
-    /// The lane.
-    pub(super) fn add_lane(&mut self, lane: Box<Lane>, memory: &Arc<GuestMap>) -> Result<(), Box<Lane>> {
-        match &self.queue {
-            Inlet::Guest(queue) if queue.memory_to_hold().is_ok_and(|own| Arc::ptr_eq(own, memory)) => {
-                let size = queue.size();
-                self.zero_copy.get_or_insert_with(|| Box::new(ZeroCopy::new(size))).add(lane);
-                Ok(())
-            }
-            _ => Err(lane),
-        }
-    }
-
-    /// The memory that its lanes are to be shown; None if it is no guest's.
-    ///
-    /// # Errors
-    /// What is in the way of lanes.
-    pub fn memory_to_show(&self) -> Option<Result<Arc<GuestMap>, Obstacle>> {
-        match &self.queue {
-            Inlet::Guest(queue) => Some(queue.memory_to_hold().cloned()),
-            _ => None,
-        }
-    }
-
-    /// Its lanes, to end them.
-    pub fn zero_copy(&mut self) -> Option<&mut ZeroCopy> {
-        self.zero_copy.as_deref_mut()
-    }
-
-    /// A lane that was taken out is closed: the guest gets back what was on it.
-    pub(super) fn close_lane(&mut self, keeper: u16) {
-        if let Some(zero_copy) = &mut self.zero_copy {
-            zero_copy.all_came_back(keeper);
-            self.give_back(true);
-        }
-    }
-
-    /// Gives the guest every buffer that was out, for who stopped the queue and closed its lanes. Its next start calls.
-    pub fn settle_lanes(&mut self) {
-        if let Some(zero_copy) = &mut self.zero_copy {
-            zero_copy.everything_came_back();
-            self.give_back(false);
-        }
-    }
-
-    /// Gives the guest the buffers that came back.
-    #[cold]
-    fn give_back(&mut self, calls: bool) {
-        if let (Inlet::Guest(queue), Some(zero_copy)) = (&mut self.queue, self.zero_copy.as_deref_mut()) {
-            self.counters.called(queue.give_back(&mut zero_copy.held, calls));
-        }
-    }
-
-    /// True while a device has something of it.
-    pub(super) fn is_out(&self) -> bool {
-        self.zero_copy.as_ref().is_some_and(|zero_copy| zero_copy.is_busy())
-    }
-
-    /// Gives the burst's buffers back, but for those that are out.
-    #[inline]
-    fn commit(&mut self) {
-        let called = match (&mut self.zero_copy, &mut self.queue) {
-            (Some(zero_copy), Inlet::Guest(queue)) => queue.commit_all_but(&mut zero_copy.held),
-            (_, queue) => queue.commit(),
-        };
-        self.counters.called(called);
-    }
-
-    /// Takes back what devices have read.
-    #[inline]
-    fn tend(&mut self) {
-        if let Some(zero_copy) = &mut self.zero_copy {
-            let is_due = zero_copy.tend();
-            zero_copy.may_hold = matches!(&self.queue, Inlet::Guest(queue) if queue.may_hold());
-            if is_due {
-                self.give_back(true);
-            }
-        }
-    }
-
-    /// True if the queue may be passed over in a round that leaves quiet ones alone.
-    #[inline]
-    pub(super) fn is_quiet(&self) -> bool {
-        self.empty_looks >= QUIET
-    }
-
-    /// Notes what a look found. One whose burst waits is not quiet.
-    #[inline]
-    pub(super) fn looked(&mut self, count: usize) {
-        self.empty_looks = if count > 0 || self.is_waiting() { 0 } else { self.empty_looks.saturating_add(1) };
-    }
-
-    /// Counts how long the burst was here that was gathered in the turn from `began` to `now`, unless it waits: then that is
-    /// counted when it is settled.
-    #[inline]
-    pub(super) fn gathered(&mut self, began: u64, now: u64, stats: &PmdStats) {
-        if self.is_waiting() {
-            self.gathered_at = began;
-        } else {
-            stats.cycles_per_burst.count(now.wrapping_sub(began));
-        }
-    }
-
-    /// True while a burst waits for its receivers: nothing more is gathered before it is settled.
-    #[inline]
-    pub(super) fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// True while a burst waits, and not for memory alone: its receiver moves at any moment.
-    pub(super) fn is_restless(&self) -> bool {
-        self.is_waiting() && !self.is_away && !self.is_shut() && !self.waiting.is_for_memory()
-    }
-
-    /// True while its next frame waits for a page or a mapping: nothing is to be done before that comes.
-    pub(super) fn is_parked(&self) -> bool {
-        self.queue.is_parked()
-    }
-
-    /// True while nobody may touch its ring, which the guest's IOMMU has no mapping for.
-    #[inline]
-    pub(super) fn is_shut(&self) -> bool {
-        self.queue.is_shut(self.vring)
-    }
-
-    /// Lets go of a burst that waits and gives nothing back: its ring may not be touched. Nothing of it is lost: the ring's
-    /// next start finds the frames where they were, those that somebody has got by now among them.
-    #[cold]
-    fn give_up(&mut self) {
-        while self.waiting.pop().is_some() {}
-    }
-
-    /// Counts what the guest's IOMMU had to do with the `count` frames gathered.
-    #[cold]
-    fn count_translations(&mut self, count: usize) {
-        self.counters.iotlb_hits.add(count as u64);
-        self.counters.iotlb_misses.add(self.queue.take_misses());
-    }
-}
 
 /// What a burst has beside its frames.
 struct Aside<'a> {
@@ -224,8 +29,6 @@ struct Aside<'a> {
     settle_by: Option<u64>,
 }
 
-/// Empty looks in a row after which a queue is quiet.
-const QUIET: u8 = 64;
 /// While others move frames, quiet queues are looked at so often, µs: a hundred silent guests would cost the two that talk a
 /// tenth of their rate in every round. Time and not rounds, for a round of large frames is long by itself.
 pub(super) const SELDOM_US: u64 = 20;
@@ -309,19 +112,8 @@ impl Forwarder {
     fn resume(&mut self, q: &mut PolledQueue, settle_by: Option<u64>) {
         let back = q.queue.taken_back(q.waiting.frames());
         q.is_away = back.away != 0;
-        self.spread.begin();
-        let mut source = Source {
-            burst: q.queue.burst(),
-            port: q.port,
-            thread: self.thread,
-            topology: &self.topology,
-            faults: &self.faults,
-            spread: &mut self.spread,
-            stuck: &mut self.stuck,
-            waiting: &mut q.waiting,
-            zero_copy: q.zero_copy.as_deref_mut(),
-            settle_by,
-        };
+        let aside = Aside { waiting: &mut q.waiting, zero_copy: q.zero_copy.as_deref_mut(), settle_by };
+        let mut source = self.source(q.queue.burst(), q.port, aside);
         let mut room = [0; MAX_BURST];
         for _ in 0..source.waiting.len() {
             let Some(mut group) = source.waiting.pop() else { break };
@@ -349,6 +141,14 @@ impl Forwarder {
         }
     }
 
+    /// What delivers a burst whose receivers are known. [`Self::forward`] has its bridge and its groups in hand beside one.
+    fn source<'a>(&'a mut self, burst: &'a Burst, port: PortId, aside: Aside<'a>) -> Source<'a> {
+        let Aside { waiting, zero_copy, settle_by } = aside;
+        let Self { topology, faults, spread, stuck, thread, .. } = self;
+        spread.begin();
+        Source { burst, port, thread: *thread, topology, faults, spread, stuck, waiting, zero_copy, settle_by }
+    }
+
     fn forward(
         &mut self,
         burst: &mut Burst,
@@ -368,7 +168,7 @@ impl Forwarder {
         let port = match &view.bonding {
             Bonding::None | Bonding::Shares(_) => port,
             Bonding::Member(membership) => {
-                membership.admit(burst, counters, &bridge.fdb, &self.topology, self.now_s);
+                membership.admit(burst, &bridge.fdb, &self.topology, self.now_s);
                 membership.bond
             }
         };
@@ -376,8 +176,11 @@ impl Forwarder {
         cache.refresh(&bridge.fdb, self.now_s);
         let mut frames = (0_u8..).zip(burst.packets().iter().zip(burst.heads())).peekable();
         while let Some((index, (packet, _))) = frames.next() {
-            if let Some(reason) = packet.drop {
-                counters.dropped(reason, 1);
+            if let Some(stop) = packet.stop {
+                match stop {
+                    Stop::Drop(reason) => counters.dropped(reason, 1),
+                    Stop::Read => count_passed(counters, burst, &[index]),
+                }
                 continue;
             }
             let frame = (burst.heads(), usize::from(index));
@@ -393,7 +196,7 @@ impl Forwarder {
                     if last.output == output {
                         // The next ones mostly go the same way.
                         while let Some((index, (packet, _))) = frames.next_if(|(index, (packet, head))| {
-                            packet.drop.is_none()
+                            packet.stop.is_none()
                                 && (last.is_like(&head.0) || cache.goes_with(&last, &head.0, usize::from(*index)))
                         }) {
                             list.push_counted(index, packet.len);
@@ -422,7 +225,7 @@ impl Forwarder {
         self.groups.shares().for_each(|share| counters.add_share(share));
         let flooded = self.groups.flooded();
         if receivers > 0 {
-            count_flooded(counters, burst, flooded);
+            count_passed(counters, burst, flooded);
         } else if !flooded.is_empty() {
             counters.dropped(DropReason::NoReceiver, flooded.len() as u64);
         }
@@ -482,11 +285,11 @@ impl Stuck {
     }
 }
 
-/// Counts where they came in the frames of a burst that went everywhere.
+/// Counts where they came in frames of a burst that went everywhere, or were the switch's own.
 #[cold]
-fn count_flooded(counters: &QueueCounters, burst: &Burst, flooded: &[u8]) {
+fn count_passed(counters: &QueueCounters, burst: &Burst, list: &[u8]) {
     let mut tally = Tally::default();
-    for (packet, head) in flooded.iter().filter_map(|&index| burst.frame(index)) {
+    for (packet, head) in list.iter().filter_map(|&index| burst.frame(index)) {
         let dst = Mac::destination(&head.0);
         tally.count(packet.len, dst.is_group(), dst == Mac::BROADCAST);
     }

@@ -73,6 +73,24 @@ pub struct PortView {
     pub bonding: Bonding,
 }
 
+impl PortView {
+    /// A port of which nothing is said but what it cannot be without.
+    pub fn new(bridge: usize, counters: Arc<QueueCounters>, receiveqs: Vec<Arc<OutletSlot>>) -> Self {
+        Self {
+            bridge,
+            mtu: 1500,
+            admin_up: true,
+            retries: 8,
+            backpressure_us: 0,
+            steering: Steering::default(),
+            counters,
+            credit: Arc::new(Credit::of_receiver()),
+            receiveqs,
+            bonding: Bonding::None,
+        }
+    }
+}
+
 /// A bridge as the packet path sees it.
 #[derive(Debug, Clone)]
 pub struct BridgeView {

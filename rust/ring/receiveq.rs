@@ -159,7 +159,7 @@ impl Receiveq {
     pub fn flush(&mut self) -> bool {
         let places = std::mem::take(&mut self.pending);
         let called = places > 0 && self.ring.notify(places);
-        if places <= FEW {
+        if (1..=FEW).contains(&places) {
             with_layout!(&mut self.ring.0, ring => self.writer.ask_for_next(ring));
         }
         called

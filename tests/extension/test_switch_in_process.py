@@ -15,7 +15,7 @@ from ovsvhost import ConfigError, KernelError, Switch
 from ovsvhost.testing.wait import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ovsvhost.switch import Bridge
@@ -92,42 +92,6 @@ def test_numbers_are_given_from_the_lowest_and_given_again(bridge: Bridge, short
     client(bridge, short_folder, "v3")
     client(bridge, short_folder, "v4", ofport=100)
     assert {port.name: port.ofport for port in bridge.ports} == {"v0": 1, "v2": 3, "v3": 2, "v4": 100}
-
-
-def test_what_is_refused_changes_nothing(switch: Switch, bridge: Bridge, short_folder: Path) -> None:
-    client(bridge, short_folder, "v0")
-    path = {"vhost-server-path": f"{short_folder}/v1.sock"}
-    refusals: dict[str, Callable[[], object]] = {
-        "port 'v0' is already there": lambda: client(bridge, short_folder, "v0"),
-        "port 'v1' has no path": lambda: bridge.add_port("v1"),
-        "is relative": lambda: bridge.add_port("v1", options={"vhost-server-path": "v1.sock"}),
-        "v0.sock' is already there": lambda: bridge.add_port(
-            "v1", options={"vhost-server-path": f"{short_folder}/v0.sock"}
-        ),
-        "'br0', 1 is already there": lambda: bridge.add_port("v1", options=path, ofport=1),
-        "ofport=65280 is out of range": lambda: bridge.add_port("v1", options=path, ofport=65280),
-        "options:foo is unknown": lambda: bridge.add_port("v1", options=path | {"foo": "1"}),
-        "other_config:foo of interface 'v1' is not in force": lambda: bridge.add_port(
-            "v1", options=path, other_config={"foo": "1"}
-        ),
-        "other_config:tx-steering of interface 'eth1' is not in force": lambda: bridge.add_port(
-            "eth1", type="afxdp", other_config={"tx-steering": "hash"}
-        ),
-        "other_config:pmd-rxq-affinity='0' of interface 'v1' is refused": lambda: bridge.add_port(
-            "v1", options=path, other_config={"pmd-rxq-affinity": "0"}
-        ),
-        "type='gre' is not served": lambda: bridge.add_port("v1", type="gre", options=path),  # type: ignore[arg-type]
-        "there is no port 'v9' on bridge 'br0': its ports are v0": lambda: bridge.del_port("v9"),
-        "bridge 'br0' is already there": lambda: switch.add_bridge("br0"),
-        "mac_aging_time_s=14 is out of range": lambda: switch.add_bridge("br1", mac_aging_time_s=14),
-        "there is no bridge 'br9'": lambda: switch.del_bridge("br9"),
-    }
-    for why, refused in refusals.items():
-        with pytest.raises(ConfigError) as caught:
-            refused()
-        assert why in str(caught.value)
-    assert [port.name for port in bridge.ports] == ["v0"]
-    assert [bridge.name for bridge in switch.bridges] == ["br0"]
 
 
 def test_a_port_that_was_deleted_says_how_to_have_it_again(bridge: Bridge, short_folder: Path) -> None:

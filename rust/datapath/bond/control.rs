@@ -167,11 +167,7 @@ impl State {
         match found.links.activate(link) {
             None => Err(Error::Config(format!("bond {bond} has no member named {link}"))),
             Some(false) => Err(Error::Config(format!("member {link} of bond {bond} is disabled: enable it first"))),
-            Some(true) => {
-                let is_new = found.links.active() != before;
-                found.has_lesson |= is_new;
-                Ok(is_new)
-            }
+            Some(true) => Ok(found.links.active() != before),
         }
     }
 
@@ -202,7 +198,6 @@ impl State {
         if !found.balance.give(share, id) {
             return Err(Error::Config(format!("hash {share} is not in 0..{}", SHARES - 1)));
         }
-        found.has_lesson = true;
         Ok(())
     }
 

@@ -33,13 +33,13 @@ pub(in crate::datapath) fn keep_bonds(shared: &Weak<Shared>, told: &Receiver<()>
             state = shared.state();
         }
         let said = state.take_pdus();
-        let lesson = state.next_lesson(shared.now_s());
+        let lessons = state.next_lessons(shared.now_s());
         if let Some(thread) = state.places.threads.first() {
             // With the state locked: it is told before anything that a change to come says of these ports' numbers.
             for (port, head) in said {
                 thread.pmd.post(Message::Emit { port, head: Box::new(head), len: FRAME_SIZE });
             }
-            if let Some((port, addresses)) = lesson {
+            for (port, addresses) in lessons {
                 thread.pmd.post(Message::Teach { port, addresses });
             }
         }

@@ -5,8 +5,16 @@ use std::sync::Arc;
 use super::lacp::Lacp;
 use super::links::Link;
 use super::{Bond, BondMode};
-use crate::pmd::{Admission, Basis, Bonding, Credit, Membership, PortView, SHARES, Shares, Steering, Topology};
+use crate::pmd::{Admission, Basis, Bonding, Membership, PortView, SHARES, Shares, Steering, Topology};
 use crate::switch::PortId;
+
+/// Which links carry what, as somebody sees it to whom they are several cables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ways {
+    active: PortId,
+    /// By share, its link; empty where nothing is shared out.
+    shares: Vec<Option<PortId>>,
+}
 
 /// What a bond does with its links as things stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +44,14 @@ impl Bond {
         self.lacp.as_ref().is_some_and(Lacp::is_negotiated)
     }
 
-    /// True if the neighbour has to be told which link is used: to him these are several cables.
-    pub(super) fn teaches(&self) -> bool {
-        self.usage() != Usage::Nothing && !self.is_agreed()
+    /// What the neighbour has to be told when it changes; None while nothing is carried, or he knows by himself.
+    pub(super) fn ways(&self) -> Option<Ways> {
+        let active = self.links.active().filter(|_| !self.is_agreed())?;
+        match self.usage() {
+            Usage::Nothing => None,
+            Usage::One => Some(Ways { active, shares: Vec::new() }),
+            Usage::Shared(_) => Some(Ways { active, shares: self.balance.links().collect() }),
+        }
     }
 
     /// Puts the bond into a topology that has its links.
@@ -71,18 +84,7 @@ impl Bond {
         if let (Usage::Shared(basis), Some(view)) = (usage, &mut view) {
             (view.steering, view.bonding) = (Steering::Hash, Bonding::Shares(Arc::new(self.shares(basis))));
         }
-        view.unwrap_or_else(|| PortView {
-            bridge,
-            mtu: 0,
-            admin_up: true,
-            retries: 0,
-            backpressure_us: 0,
-            steering: Steering::Thread,
-            counters: Arc::clone(&self.counters),
-            credit: Arc::new(Credit::of_receiver()),
-            receiveqs: Vec::new(),
-            bonding: Bonding::None,
-        })
+        view.unwrap_or_else(|| PortView::new(bridge, Arc::clone(&self.counters), Vec::new()))
     }
 
     fn admission(&self, link: &Link, is_active: bool, usage: Usage) -> Admission {

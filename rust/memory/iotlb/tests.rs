@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
+use super::table::{CHUNK, REMEMBERED};
 use super::*;
 
 fn iotlb() -> Iotlb {

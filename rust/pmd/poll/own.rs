@@ -6,7 +6,6 @@ use super::{Aside, Forwarder, settle_by};
 use crate::burst::{Burst, HEAD_SIZE, MAX_BURST};
 use crate::counters::QueueCounters;
 use crate::frame::ethernet::Mac;
-use crate::pmd::deliver::Source;
 use crate::pmd::wait::{Waiting, indices};
 use crate::switch::PortId;
 use crate::switch::classify::Cache;
@@ -16,7 +15,7 @@ impl Forwarder {
     /// Sends a RARP for `mac` into the bridge, as if it came in on `port`.
     pub(in crate::pmd) fn announce(&mut self, port: PortId, mac: Mac) {
         let mut burst = Burst::new(Arc::default());
-        burst.push_own(&crate::burst::rarp(mac));
+        burst.push_rarp(mac, 0);
         let (counters, mut cache, mut waiting) = (QueueCounters::default(), Cache::default(), Waiting::new());
         let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
         self.forward(&mut burst, port, &counters, &mut cache, aside);
@@ -39,24 +38,14 @@ impl Forwarder {
     }
 
     fn send_out(&mut self, port: PortId, burst: &Burst) {
-        let Some(view) = self.topology.port(port) else { return };
         let (mut waiting, mut list, mut room) = (Waiting::new(), 0, [0; MAX_BURST]);
         for index in 0..burst.len() {
             list |= 1 << index;
         }
-        self.spread.begin();
-        let mut source = Source {
-            burst,
-            port,
-            thread: self.thread,
-            topology: &self.topology,
-            faults: &self.faults,
-            spread: &mut self.spread,
-            stuck: &mut self.stuck,
-            waiting: &mut waiting,
-            zero_copy: None,
-            settle_by: Some(settle_by()),
-        };
-        source.deliver(view, indices(list, &mut room), None);
+        let aside = Aside { waiting: &mut waiting, zero_copy: None, settle_by: Some(settle_by()) };
+        let mut source = self.source(burst, port, aside);
+        if let Some(view) = source.topology.port(port) {
+            source.deliver(view, indices(list, &mut room), None);
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::ring::{Consumer, Producer};
 use super::rx::GOES_ON;
 use super::xsk::Xsk;
 use super::{CHUNK, PIECES_MAX, RxQueue, TxQueue};
-use crate::burst::Burst;
+use crate::burst::{Burst, Stop};
 use crate::counters::Counter;
 use crate::drops::DropReason;
 use crate::memory::Area;
@@ -93,7 +93,8 @@ fn what_is_honest_is_gathered_and_given_back() {
     assert_eq!(queue.rx.gather(), Ok(3));
     let packets = queue.rx.burst().packets();
     assert_eq!(packets.iter().map(|packet| packet.len).collect::<Vec<_>>(), [60, 3940, 13]);
-    assert_eq!(packets.iter().map(|packet| packet.drop).collect::<Vec<_>>(), [None, None, Some(DropReason::Runt)]);
+    let stops: Vec<_> = packets.iter().map(|packet| packet.stop).collect();
+    assert_eq!(stops, [None, None, Some(Stop::Drop(DropReason::Runt))]);
     queue.rx.commit();
     let given: Vec<_> = queue.fill_ring.words().iter().take(4).map(|word| word.load(Ordering::Relaxed)).collect();
     assert_eq!(given, [0, chunk, 2 * chunk, 3 * chunk]);

@@ -3,46 +3,33 @@
 //!
 //! What the device had then is sent again, at least once, and every buffer comes back once.
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
-
-use ovsvhost::datapath::{Datapath, PortConfig};
-use ovsvhost::recovery::Recovery;
+use ovsvhost::datapath::PortConfig;
 use ovsvhost::vhost::EndpointKind;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::cable::{Cable, ip, nic, wait_carrier, with_queues_to_send};
 use super::exchange::from_far;
+use super::process::{self, Process};
 use super::rig::wait;
 use super::station::Station;
 use super::zero_copy::marked;
 
-const FOLDER: &str = "OVSVHOST_TEST_FOLDER";
-/// How long frames wait for those who were there before: longer than any test.
-const HOLD: Duration = Duration::from_secs(3600);
 /// Frames that the device has when the switch is killed.
 const KEPT: u64 = 12;
 
 #[test]
 #[ignore = "it is the switch that the other test of this file starts and kills"]
 fn the_switch() {
-    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by its test"));
-    let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder, HOLD).unwrap()).unwrap();
-    datapath.add_bridge("br0").unwrap();
+    let (datapath, folder) = process::switch();
     datapath.add_nic("br0", nic(100)).unwrap();
     let config = PortConfig::new("a", EndpointKind::Client, 1, folder.join("a"));
     datapath.add_port("br0", PortConfig { mtu: 9_000, zero_copy: true, ..config }).unwrap();
-    println!("\nready");
-    // Until it is killed, or its test is gone.
-    for _ in std::io::stdin().lines() {
+    process::serve(|| {
         let (guest, device) = (datapath.port("a").unwrap(), datapath.port("n0").unwrap());
         let state = guest.status.get("zero-copy").cloned().unwrap_or_default();
         let posted = device.statistics.get("tx_zero_copy_packets").copied().unwrap_or(0);
-        println!("{posted} {} {state}", device.link_resets);
-        std::io::stdout().flush().unwrap();
-    }
+        format!("{posted} {} {state}", device.link_resets)
+    });
 }
 
 /// What the switch says of itself.
@@ -53,60 +40,26 @@ struct News {
     state: String,
 }
 
-/// The switch while it lives; killed when it is dropped.
-struct Process {
-    child: Child,
-    asking: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
-}
-
-impl Process {
-    fn start(folder: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "killed::the_switch", "--ignored", "--nocapture"])
-            .env(FOLDER, folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (asking, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let mut answers = BufReader::new(answers).lines();
-        assert!(answers.any(|line| line.unwrap() == "ready"), "the switch started");
-        Self { child, asking, answers }
-    }
-
-    fn ask(&mut self) -> News {
-        self.asking.write_all(b"\n").unwrap();
-        let answer = self.answers.next().unwrap().unwrap();
+impl News {
+    fn of(switch: &mut Process) -> Self {
+        let answer = switch.ask();
         let mut words = answer.splitn(3, ' ');
         let mut number = || words.next().unwrap().parse().unwrap();
         let (posted, resets) = (number(), number());
-        News { posted, resets, state: words.next().unwrap().to_owned() }
-    }
-
-    #[track_caller]
-    fn wait_active(&mut self) {
-        wait("zero copy", || self.ask().state == "Active: near queue 1");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        Self { posted, resets, state: words.next().unwrap().to_owned() }
     }
 }
 
 /// Takes the link down and posts frames before the switch finds out.
 fn strand(switch: &mut Process, guest: &mut Station, cable: &mut Cable) -> Vec<Vec<u8>> {
     for _ in 0..10 {
-        let before = switch.ask();
+        let before = News::of(switch);
         ip("link set near down");
         let frames: Vec<_> = (0..KEPT as usize).map(|n| marked(guest, 3000, n)).collect();
         guest.send_together(&frames);
-        let mut now = switch.ask();
+        let mut now = News::of(switch);
         wait("the frames to be posted, or the link found down", || {
-            now = switch.ask();
+            now = News::of(switch);
             now.posted == before.posted + KEPT || now.resets != before.resets
         });
         if now.posted == before.posted + KEPT {
@@ -115,7 +68,7 @@ fn strand(switch: &mut Process, guest: &mut Station, cable: &mut Cable) -> Vec<V
         ip("link set near up");
         wait_carrier();
         guest.wait_sent();
-        wait("the link to be up", || switch.ask().resets != now.resets);
+        wait("the link to be up", || News::of(switch).resets != now.resets);
         while cable.far.receive().unwrap().is_some() {}
     }
     panic!("a link that is down was noticed ten times before {KEPT} frames were posted");
@@ -129,7 +82,7 @@ fn what_a_device_had_when_the_switch_was_killed_is_sent_again_and_every_buffer_c
         let mut switch = Process::start(folder.as_path());
         let mut guest = Station::plug(&folder.as_path().join("a"), 1, |_| {});
         for death in 0..5 {
-            switch.wait_active();
+            wait("zero copy", || News::of(&mut switch).state == "Active: near queue 1");
             let greeting = from_far(guest.mac, 60, death);
             cable.send(&greeting);
             while guest.next() != greeting {}

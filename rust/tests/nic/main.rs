@@ -29,6 +29,8 @@ mod lacp;
 mod lanes;
 mod life;
 mod offloads;
+#[path = "../switch/process.rs"]
+mod process;
 mod queues;
 #[path = "../switch/rig.rs"]
 mod rig;

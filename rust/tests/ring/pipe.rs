@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use ovsvhost::burst::Stop;
 use ovsvhost::drops::DropReason;
 use ovsvhost::ring::{Receiveq, Transmitq, feature};
 
@@ -241,7 +242,7 @@ impl Pipe {
         let burst = self.tx.burst();
         for ((packet, head), frame) in burst.packets().iter().zip(burst.heads()).zip(frames) {
             assert_eq!(packet.len as usize, frame.bytes.len());
-            assert_eq!(packet.drop, fate(&frame.bytes));
+            assert_eq!(packet.stop, fate(&frame.bytes).map(Stop::Drop));
             let known = frame.bytes.len().min(64);
             assert_eq!(head.0[..known], frame.bytes[..known]);
             assert!(head.0[known..].iter().all(|&b| b == 0), "past a frame's end its head is zero");

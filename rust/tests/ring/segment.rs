@@ -4,6 +4,7 @@
 //! A receiver that takes the offload gets the frame as it is; any other gets the packets that the sender's stack would
 //! have sent by itself, byte for byte, by a naive segmenter. `Pipe` lays buffers anywhere and compares every byte.
 
+use ovsvhost::burst::Stop;
 use ovsvhost::drops::DropReason;
 use ovsvhost::ring::{Receiveq, Transmitq, feature};
 use proptest::prelude::*;
@@ -185,7 +186,7 @@ fn a_frame_that_can_never_fit_is_refused_and_the_next_one_is_not() {
 type Lie = (&'static str, fn(&mut Vec<u8>));
 
 /// What becomes of one frame behind this header, sent by a guest with these features.
-fn judged(layout: Layout, features: u64, header: [u8; 12], frame: &[u8]) -> Option<DropReason> {
+fn judged(layout: Layout, features: u64, header: [u8; 12], frame: &[u8]) -> Option<Stop> {
     let mut dice = Dice(1);
     let mut guest = Guest::new(room_for(16));
     let mut driver = Driver::new(&mut guest, layout, 16, 0, &mut dice);
@@ -195,7 +196,7 @@ fn judged(layout: Layout, features: u64, header: [u8; 12], frame: &[u8]) -> Opti
     driver.post(&guest, &[(0, 12 + frame.len() as u32)], 0, Shape::Chain);
     driver.publish();
     assert_eq!(queue.gather(), Ok(1));
-    let drop = queue.burst().packets()[0].drop;
+    let stop = queue.burst().packets()[0].stop;
     // Whatever it says, no receiver is made to crash or to wait by it.
     let mut receiver = Guest::new(room_for(64));
     let mut buffers = Driver::new(&mut receiver, layout, 64, 0, &mut dice);
@@ -204,12 +205,12 @@ fn judged(layout: Layout, features: u64, header: [u8; 12], frame: &[u8]) -> Opti
         buffers.post(&receiver, &[(slot * 2_048, 2_048)], WRITE, Shape::Chain);
     }
     buffers.publish();
-    if drop.is_none() {
+    if stop.is_none() {
         let delivery = rx.deliver(queue.burst(), &[0]);
         assert_eq!((delivery.settled, delivery.fault), (1, None));
     }
     queue.commit();
-    drop
+    stop
 }
 
 /// The lies behind published faults: a checksum past the frame (CVE-2024-11614, a vhost back-end), a checksum start or a
@@ -218,6 +219,7 @@ fn judged(layout: Layout, features: u64, header: [u8; 12], frame: &[u8]) -> Opti
 /// Rows: C13.
 #[test]
 fn lies_about_segmentation_are_dropped_by_name() {
+    const BAD: Option<Stop> = Some(Stop::Drop(DropReason::BadOffload));
     let packet = tcp(5_000);
     let frame = packet.build(Check::Seed);
     let header = |flags: u8, gso_type: u8, size: u16, start: u16, offset: u16| {
@@ -257,14 +259,14 @@ fn lies_about_segmentation_are_dropped_by_name() {
     for layout in LAYOUTS {
         assert_eq!(judged(layout, HOST, good, &frame), None);
         assert_eq!(judged(layout, HOST, header(1, 1, 65_535, 34, 16), &frame), None, "one segment at most");
-        assert_eq!(judged(layout, feature::VERSION_1, good, &frame), Some(DropReason::BadOffload));
+        assert_eq!(judged(layout, feature::VERSION_1, good, &frame), BAD);
         for (name, header) in headers {
-            assert_eq!(judged(layout, HOST, header, &frame), Some(DropReason::BadOffload), "{layout:?}: {name}");
+            assert_eq!(judged(layout, HOST, header, &frame), BAD, "{layout:?}: {name}");
         }
         for (name, lie) in bodies {
             let mut frame = frame.clone();
             lie(&mut frame);
-            assert_eq!(judged(layout, HOST, good, &frame), Some(DropReason::BadOffload), "{layout:?}: {name}");
+            assert_eq!(judged(layout, HOST, good, &frame), BAD, "{layout:?}: {name}");
         }
     }
 }

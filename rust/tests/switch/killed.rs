@@ -4,69 +4,32 @@
 //! What a sender has back was delivered before: no frame is lost and none overtakes another. A burst that was delivered
 //! and not yet given back may come twice; it is never more than one burst a death.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ovsvhost::burst::MAX_BURST;
-use ovsvhost::datapath::{Datapath, PortConfig};
-use ovsvhost::recovery::Recovery;
+use ovsvhost::datapath::PortConfig;
 use ovsvhost::testing::traffic::LinkState;
 use ovsvhost::vhost::EndpointKind;
 use vmm_sys_util::tempdir::TempDir;
 
+use super::process::{self, Process};
 use super::rig::wait;
 use super::traffic::{Crew, end};
-
-const FOLDER: &str = "OVSVHOST_TEST_FOLDER";
-
-/// Longer than any test: it ends when both ends are back.
-const HOLD: Duration = Duration::from_secs(3600);
 
 fn socket(folder: &Path, port: &str) -> PathBuf {
     folder.join(port)
 }
 
 #[test]
-#[ignore = "it is the switch that the other test of this file starts and kills"]
+#[ignore = "it is the switch that the other tests of this file start and kill"]
 fn the_switch() {
-    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by its test"));
-    let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder, HOLD).unwrap()).unwrap();
-    datapath.add_bridge("br0").unwrap();
+    let (datapath, folder) = process::switch();
     for (name, ofport) in [("a", 1), ("b", 2)] {
         let config = PortConfig::new(name, EndpointKind::Client, ofport, socket(&folder, name));
         datapath.add_port("br0", PortConfig { mtu: 9_000, ..config }).unwrap();
     }
-    println!("\nready");
-    std::io::stdout().flush().unwrap();
-    // Until it is killed, or its test is gone.
-    let _ = std::io::stdin().read(&mut [0]);
-}
-
-/// The switch while it lives; killed when it is dropped.
-struct Process(Child);
-
-impl Process {
-    fn start(folder: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "killed::the_switch", "--ignored", "--nocapture"])
-            .env(FOLDER, folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "ready"), "the switch started");
-        Self(child)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
+    process::serve(String::new);
 }
 
 const PACKED: &str = "RING_PACKED";

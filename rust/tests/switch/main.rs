@@ -5,6 +5,7 @@
 //! * `rig`: a switch with one bridge, and where its sockets are.
 //! * `traffic`: ends that send numbered frames and judge every byte of what arrives.
 //! * `station`: one guest, frame by frame, honest or not.
+//! * `process`: the switch as a process of its own, to be killed.
 //! * `incoming`: memory that a migration brings, without a switch.
 #![allow(unreachable_pub, reason = "a test has no users: what is pub is for its other rooms")]
 #![allow(
@@ -33,6 +34,8 @@ mod pmds;
 mod poll;
 mod postcopy;
 mod pressure;
+#[allow(dead_code, reason = "the tests of network devices ask it things, these do not")]
+mod process;
 mod published;
 mod queues;
 mod reset;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::frame::flow::FlowKey;
 use ovsvhost::memory::{self, GuestMap};
-use ovsvhost::pmd::{Bonding, BridgeView, Credit, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Topology};
 use ovsvhost::ring::{Receiveq, Ring, RingConfig, Transmitq, feature};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -82,23 +82,7 @@ impl Pair {
     fn new() -> Self {
         let ((sender, sending), (receiver, receiving)) = (Guest::new(), Guest::new());
         let slot = Arc::new(OutletSlot::new(Receiveq::new(receiving), 1, 0, Arc::default(), 0));
-        let port = |receiveqs| {
-            let (steering, counters) = (Steering::Hash, Arc::default());
-            let (mtu, retries, backpressure_us, bonding) = (1_500, 8, 0, Bonding::None);
-            let admin_up = true;
-            Some(PortView {
-                bridge: 0,
-                mtu,
-                admin_up,
-                retries,
-                backpressure_us,
-                steering,
-                counters,
-                credit: Arc::new(Credit::of_receiver()),
-                receiveqs,
-                bonding,
-            })
-        };
+        let port = |receiveqs| Some(PortView::new(0, Arc::default(), receiveqs));
         let fdb = Arc::new(Fdb::new(64, 300));
         let topology = Topology {
             ports: vec![port(Vec::new()), port(vec![Arc::clone(&slot)])],

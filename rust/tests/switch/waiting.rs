@@ -8,7 +8,7 @@ use std::time::Instant;
 use ovsvhost::counters::QueueCounters;
 use ovsvhost::drops::DropReason;
 use ovsvhost::frame::flow::FlowKey;
-use ovsvhost::pmd::{Bonding, BridgeView, Credit, Message, OutletSlot, Pmd, PolledQueue, PortView, Steering, Topology};
+use ovsvhost::pmd::{BridgeView, Message, OutletSlot, Pmd, PolledQueue, PortView, Topology};
 use ovsvhost::ring::{Receiveq, Transmitq};
 use ovsvhost::switch::fdb::Fdb;
 use ovsvhost::sys::cpu;
@@ -36,20 +36,7 @@ impl Stage {
         let view = |port: usize| {
             let receiveqs: Vec<_> = slots.get(port).cloned().into_iter().collect();
             let counters = receiveqs.first().map_or_else(Arc::default, |slot| Arc::clone(&slot.counters));
-            let (steering, admin_up) = (Steering::Hash, true);
-            let (mtu, retries, backpressure_us, bonding) = (1_500, 8, 0, Bonding::None);
-            Some(PortView {
-                bridge: 0,
-                mtu,
-                admin_up,
-                retries,
-                backpressure_us,
-                steering,
-                counters,
-                credit: Arc::new(Credit::of_receiver()),
-                receiveqs,
-                bonding,
-            })
+            Some(PortView::new(0, counters, receiveqs))
         };
         let members = (0..(receivers + senders) as u16).collect();
         let topology = Arc::new(Topology {
