@@ -30,8 +30,11 @@ use crate::memory::{Area, GuestMap, Places, Window};
 use crate::ring::{Delivery, HELD_MAX, Held};
 use crate::sys::xdp::{Binding, RingKind, Socket};
 
-/// Bytes of the shortest frame that is not copied: below it the copy costs no more than a second descriptor does.
+/// Bytes of the shortest frame that is not copied where the driver reads guest memory by itself: below it the copy costs no
+/// more than a second descriptor does. Where the kernel copies there is no such size.
 pub const ZERO_COPY_MIN: u32 = 1024;
+/// What it can be set to: a frame of which something is left past its head, and longer than any.
+pub const ZERO_COPY_MINS: std::ops::RangeInclusive<u32> = 65..=65_535;
 /// Descriptors that one kick sends, if the kernel lets us say so.
 const TX_BUDGET: u32 = 64;
 /// Entries of a fill ring where the kernel copies: nothing ever uses it, and the kernel wants one.
@@ -59,6 +62,8 @@ pub struct LanePlan {
     pub need_wakeup: bool,
     /// The driver itself reads guest memory; else the kernel copies from there.
     pub zero_copy: bool,
+    /// Bytes of the shortest frame that is not copied, in [`ZERO_COPY_MINS`].
+    pub least: u32,
 }
 
 /// A bound socket and where guest memory is in what it was given. Belongs to the thread that has the transmitq.
@@ -192,7 +197,7 @@ impl Lane {
     /// Posts a frame from where it lies; false if it has to be copied.
     #[inline]
     fn post(&mut self, burst: &Burst, packet: &Packet, head: &Head, index: u8, held: &mut Held, keeper: u16) -> bool {
-        if packet.len < ZERO_COPY_MIN || !packet.needs.is_empty() || !self.cut(burst, packet) {
+        if packet.len < self.plan.least || !packet.needs.is_empty() || !self.cut(burst, packet) {
             return false;
         }
         if !self.queue.has_room_for(self.parts.len()) {

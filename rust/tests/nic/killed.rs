@@ -17,7 +17,7 @@ use super::cable::{Cable, ip, nic, wait_carrier, with_queues_to_send};
 use super::exchange::from_far;
 use super::rig::wait;
 use super::station::Station;
-use super::zero_copy::marked;
+use super::zero_copy::{joins, marked};
 
 const FOLDER: &str = "OVSVHOST_TEST_FOLDER";
 /// How long frames wait for those who were there before: longer than any test.
@@ -31,7 +31,9 @@ fn the_switch() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).expect("started by its test"));
     let datapath = Datapath::with_recovery(&[], None, Recovery::open(&folder, HOLD).unwrap()).unwrap();
     datapath.add_bridge("br0").unwrap();
-    datapath.add_nic("br0", nic(100)).unwrap();
+    let mut device = nic(100);
+    joins(&mut device);
+    datapath.add_nic("br0", device).unwrap();
     let config = PortConfig::new("a", EndpointKind::Client, 1, folder.join("a"));
     datapath.add_port("br0", PortConfig { mtu: 9_000, zero_copy: true, ..config }).unwrap();
     println!("\nready");
