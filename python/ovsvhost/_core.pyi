@@ -517,8 +517,8 @@ class Datapath:
                 back meanwhile; 0 leaves it to them.
             zc_queues: 0..128 queues above the port's own that guests may have, one for each of their queues that sends
                 without a copy; no more than the device has, and none before a guest wants it.
-            zc_min: 65..65535 bytes of the shortest frame that is sent from guest memory; 0 takes what was measured where
-                the driver reads that by itself, and sends none so where the kernel copies.
+            zc_min: 65..65535 bytes of the shortest frame that is sent from guest memory; 0 is what is worth it where
+                the driver reads that by itself, and none where the kernel copies.
             bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:

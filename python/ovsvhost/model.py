@@ -153,8 +153,8 @@ class NicSettings:
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
         xdp_zc_queues: how many queues above `n_rxq` guests may have to send on without a copy, 0..128; no more than
             the device has.
-        xdp_zc_min: bytes of the shortest frame that is sent from guest memory, 65..65535; 0: as measured for the mode,
-            which is none where the kernel copies.
+        xdp_zc_min: bytes of the shortest frame that is sent from guest memory, 65..65535; 0: what is worth it where the
+            driver reads that by itself, and none where the kernel copies.
     """
 
     n_rxq: int = 1

@@ -59,8 +59,8 @@ pub struct NicDevice {
     /// `xdp-zc-queues`: how many queues above the port's own guests may have to send on without a copy, 0..128; no more
     /// than the device has. None is taken before a guest wants it.
     pub zc_queues: u32,
-    /// `xdp-zc-min`: bytes of the shortest frame that is sent from guest memory, 65..65535; 0: where the driver reads that by
-    /// itself what was measured, and none where the kernel copies.
+    /// `xdp-zc-min`: bytes of the shortest frame that is sent from guest memory, 65..65535; 0: what is worth it where the
+    /// driver reads that by itself, and none where the kernel copies.
     pub zc_min: u32,
 }
 
