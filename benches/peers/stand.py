@@ -166,8 +166,8 @@ class Stand:
         command = generator.with_cable(case, socket, switch.cable, self._timing.warmup_s, self._timing.duration_s)
         opened = switch.lanes_opened() if isinstance(switch, Ours) else 0
         window, (load,) = self._run(switch, case, [(generator, (socket,), command)])
-        if isinstance(switch, Ours) and bool(case.zero_copy) != (switch.lanes_opened() > opened):
-            raise RigError(f"{switch.name}: dq-zero-copy={case.zero_copy} was not what its guest got")
+        if isinstance(switch, Ours) and bool(case.zero_copy_min) != (switch.lanes_opened() > opened):
+            raise RigError(f"{switch.name}: xdp-zc-min={case.zero_copy_min} was not what its guest got")
         return {"pps": load.pps, **window}
 
     def _at_half_load(self, switch: Switch, case: Case) -> Window:

@@ -102,7 +102,7 @@ class Switch(ABC):
 
     def fit(self, case: Case) -> bool:
         """Makes the ports as the case wants them, anew unless they are so already; true if they are new."""
-        cable = (case.cable_mtu, case.zero_copy) if case.nic else None
+        cable = (case.cable_mtu, case.zero_copy, case.zero_copy_min) if case.nic else None
         wanted = (case.mtu, case.ports, case.queues, case.addresses > _USUAL_TABLE_SIZE, cable)
         if wanted == self.plugged:
             return False
@@ -427,6 +427,8 @@ def _bridge(sockets: list[Path], case: Case, cable: Cable | None) -> list[str]:
         del sockets[1]
         words += ["--", "add-port", "br0", "p0", "--", "set", "Interface", "p0", "type=dpdk", "ofport_request=2"]
         words.append(f"options:dpdk-devargs={cable.as_port.format(0)}")
+        if case.zero_copy_min:
+            words.append(f"options:xdp-zc-min={case.zero_copy_min}")
     for number, socket in enumerate(sockets, start=1):
         name = f"v{number}"
         words += ["--", "add-port", "br0", name, "--", "set", "Interface", name, "type=dpdkvhostuserclient"]

@@ -490,6 +490,7 @@ class Datapath:
         start_queue: int = 0,
         busy_budget: int = 0,
         zc_queues: int = 128,
+        zc_min: int = 0,
         bond: str | None = None,
     ) -> None:
         """Adds a port that is a network device of the host, through AF_XDP or AF_PACKET; returns at once.
@@ -516,6 +517,8 @@ class Datapath:
                 back meanwhile; 0 leaves it to them.
             zc_queues: 0..128 queues above the port's own that guests may have, one for each of their queues that sends
                 without a copy; no more than the device has, and none before a guest wants it.
+            zc_min: 65..65535 bytes of the shortest frame that is sent from guest memory; 0 is what is worth it where
+                the driver reads that by itself, and none where the kernel copies.
             bond: the bond on that bridge that it is a link of: then it is no port of the bridge itself.
 
         Raises:
@@ -535,6 +538,7 @@ class Datapath:
         start_queue: int | None = None,
         busy_budget: int | None = None,
         zc_queues: int | None = None,
+        zc_min: int | None = None,
     ) -> None:
         """Changes what a NIC port takes of which device; it is taken over anew if something changed. Counters go on.
 

@@ -58,6 +58,7 @@ class _NicArguments(TypedDict):
     start_queue: int
     busy_budget: int
     zc_queues: int
+    zc_min: int
 
 
 class _BondArguments(TypedDict):
@@ -273,6 +274,7 @@ def _nic(settings: NicSettings) -> _NicArguments:
         "start_queue": settings.xdp_start_queue,
         "busy_budget": settings.xdp_busy_budget,
         "zc_queues": settings.xdp_zc_queues,
+        "zc_min": settings.xdp_zc_min,
     }
 
 

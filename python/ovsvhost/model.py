@@ -78,6 +78,8 @@ NIC_QUEUES_MAX = 128
 NIC_DESCRIPTORS_RANGE = (64, 4096)
 """Descriptors of a NIC's ring; a power of two."""
 BUSY_BUDGET_MAX = 65_535
+ZERO_COPY_MIN_RANGE = (65, 65_535)
+"""Bytes of the shortest frame that a NIC is sent from guest memory; its first 64 are always copied."""
 BOND_MODES: tuple[BondMode, ...] = get_args(BondMode)
 """How a bond uses its links (``ovs-vswitchd.conf.db(5)``: bond_mode)."""
 BOND_DELAY_MAX_MS = 3_600_000
@@ -151,6 +153,8 @@ class NicSettings:
         xdp_busy_budget: frames that one call of a busy poll may bring, 0..65535; 0 leaves polling to interrupts.
         xdp_zc_queues: how many queues above `n_rxq` guests may have to send on without a copy, 0..128; no more than
             the device has.
+        xdp_zc_min: bytes of the shortest frame that is sent from guest memory, 65..65535; 0: what is worth it where the
+            driver reads that by itself, and none where the kernel copies.
     """
 
     n_rxq: int = 1
@@ -161,6 +165,7 @@ class NicSettings:
     xdp_start_queue: int = 0
     xdp_busy_budget: int = 0
     xdp_zc_queues: int = NIC_QUEUES_MAX
+    xdp_zc_min: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ use super::port::{PortRecord, Settings};
 use crate::error::{Error, Result};
 use crate::lock::Lock;
 use crate::pmd::Steering;
-use crate::port::afxdp::{self, LanePlan, RING_SIZES, XdpMode};
+use crate::port::afxdp::{self, LanePlan, Mode, RING_SIZES, XdpMode, ZERO_COPY_MIN, ZERO_COPY_MINS};
 use crate::port::{Attachment, Driver, Plan, packet};
 use crate::sys::netdev::{self, Asker};
 
@@ -59,6 +59,9 @@ pub struct NicDevice {
     /// `xdp-zc-queues`: how many queues above the port's own guests may have to send on without a copy, 0..128; no more
     /// than the device has. None is taken before a guest wants it.
     pub zc_queues: u32,
+    /// `xdp-zc-min`: bytes of the shortest frame that is sent from guest memory, 65..65535; 0: what is worth it where the
+    /// driver reads that by itself, and none where the kernel copies.
+    pub zc_min: u32,
 }
 
 impl NicDevice {
@@ -75,6 +78,7 @@ impl NicDevice {
             start_queue: 0,
             busy_budget: 0,
             zc_queues: QUEUES_MAX,
+            zc_min: 0,
         }
     }
 
@@ -103,6 +107,10 @@ impl NicDevice {
         if self.zc_queues > QUEUES_MAX {
             return refuse(format!("xdp-zc-queues {} is not in 0..{QUEUES_MAX}", self.zc_queues));
         }
+        if self.zc_min > 0 && !ZERO_COPY_MINS.contains(&self.zc_min) {
+            let (least, most) = (ZERO_COPY_MINS.start(), ZERO_COPY_MINS.end());
+            return refuse(format!("xdp-zc-min {} is not 0 or in {least}..{most}", self.zc_min));
+        }
         if self.busy_budget > BUDGET_MAX {
             return refuse(format!("xdp-busy-budget {} is not in 0..{BUDGET_MAX}", self.busy_budget));
         }
@@ -110,14 +118,25 @@ impl NicDevice {
     }
 
     /// A lane on the first queue that is reserved for guests.
-    fn lane(&self, ifindex: u32, zero_copy: bool) -> LanePlan {
+    fn lane(&self, ifindex: u32, mode: Mode) -> LanePlan {
         LanePlan {
             netdev: self.netdev.clone(),
             ifindex,
             queue: self.start_queue + self.n_rxq,
             tx_size: self.n_txq_desc,
             need_wakeup: self.need_wakeup,
-            zero_copy,
+            zero_copy: !mode.copies(),
+            least: self.least(mode).unwrap_or(ZERO_COPY_MIN),
+        }
+    }
+
+    /// Bytes of the shortest frame that is worth sending from guest memory. A driver that reads it saves our copy. The
+    /// kernel, where it copies in the driver's place, takes longer for that than we do: no frame is, unless somebody said
+    /// which.
+    fn least(&self, mode: Mode) -> Option<u32> {
+        match self.zc_min {
+            0 => (!mode.copies()).then_some(ZERO_COPY_MIN),
+            said => Some(said),
         }
     }
 
@@ -299,6 +318,8 @@ mod tests {
             ("p0: n_rxq_desc 8192 is not a power of two", &|d| d.n_rxq_desc = 8192),
             ("p0: xdp-start-queue 65536", &|d| d.start_queue = 65_536),
             ("p0: xdp-zc-queues 129 is not in 0..128", &|d| d.zc_queues = 129),
+            ("p0: xdp-zc-min 64 is not 0 or in 65..65535", &|d| d.zc_min = 64),
+            ("p0: xdp-zc-min 65536", &|d| d.zc_min = 65_536),
             ("p0: xdp-busy-budget 65536", &|d| d.busy_budget = 65_536),
         ] {
             assert!(refused(change).starts_with(text), "{}", refused(change));

@@ -63,7 +63,7 @@ pub(super) struct Offer<'a> {
     pub first: u16,
     /// How many there are.
     pub queues: u32,
-    /// What to tell who finds none left.
+    /// What to tell who gets none: a state and its reason.
     pub lack: String,
     /// None can be taken while it is down; those that are stay.
     pub is_up: bool,
@@ -103,7 +103,7 @@ impl Lanes {
             if let Some(queue) = behind.or_else(|| free.next()) {
                 return Some((queue, refused.is_none()));
             }
-            format!("Waiting(queue): {}", offer.lack)
+            offer.lack.clone()
         } else {
             format!("Waiting(device): {netdev} is down: bring it up (ip link set {netdev} up)")
         };

@@ -49,9 +49,6 @@ struct Spot {
     host: usize,
     size: usize,
     at: u64,
-    page: usize,
-    /// Bytes of its first page before it.
-    first: usize,
 }
 
 /// Where in a window guest memory is. To be asked about memory of the map that the window was made of.
@@ -64,8 +61,8 @@ pub struct Places {
 }
 
 impl Places {
-    /// How far into the window what is mapped at `host` lies, and how many bytes from there on are in its page, at most
-    /// `len`; None if it is no guest memory.
+    /// How far into the window what is mapped at `host` lies, and how many bytes from there on lie behind one another there
+    /// too, at most `len`; None if it is no guest memory.
     #[inline]
     pub fn of(&mut self, host: *const u8, len: u32) -> Option<(u64, u32)> {
         let spot = self.spots.get(self.hint).filter(|spot| spot.has(host.addr()));
@@ -74,12 +71,9 @@ impl Places {
             None => self.find(host.addr())?,
         };
         let into = host.addr() - spot.host;
-        let at = spot.at + into as u64;
-        let in_page = spot.page - ((spot.first + into) & (spot.page - 1));
-        let here = in_page.min(spot.size - into).min(len as usize);
         #[allow(clippy::cast_possible_truncation, reason = "at most `len`")]
-        let here = here as u32;
-        Some((at, here))
+        let here = (spot.size - into).min(len as usize) as u32;
+        Some((spot.at + into as u64, here))
     }
 
     #[cold]
@@ -137,8 +131,8 @@ impl Window {
         for (exhibit, first, at, bytes) in parts {
             let to = start.wrapping_add(whole(at)?);
             reserved.put(to, whole(bytes)?, exhibit.file, first).map_err(failed)?;
-            let (size, page, first) = (whole(exhibit.size)?, whole(exhibit.page)?, exhibit.offset - first);
-            spots.push(Spot { host: exhibit.host, size, at: at + first, page, first: whole(first)? });
+            let at = at + exhibit.offset - first;
+            spots.push(Spot { host: exhibit.host, size: whole(exhibit.size)?, at });
         }
         spots.sort_by_key(|spot| spot.host);
         let places = Places { spots: spots.into(), hint: 0 };
@@ -237,9 +231,11 @@ mod tests {
             // SAFETY: inside the window, which is mapped still.
             assert_eq!((unsafe { start.wrapping_add(at as usize).read() }, here), (fill, 1), "{gpa:#x}");
         }
-        // No further than the page goes.
-        let span = map.translate(Iova(0x10_0f00), 0x1000, &mut hint, &mut tlb).unwrap();
-        assert_eq!(places.of(span.start, 0x1000).unwrap().1, 0x100);
+        // No further than the region goes.
+        for (gpa, here) in [(0x10_0f00, 0x1000), (0x10_4f00, 0x100)] {
+            let span = map.translate(Iova(gpa), 0x100, &mut hint, &mut tlb).unwrap();
+            assert_eq!(places.of(span.start, 0x1000).unwrap().1, here, "{gpa:#x}");
+        }
         assert!(places.of(pool.start(), 1).is_none());
         drop(reserved);
     }

@@ -103,9 +103,9 @@ impl Attachment {
     }
 
     /// Which way frames take between driver and us, where there are several.
-    pub fn mode(&self) -> Option<&'static str> {
+    pub fn mode(&self) -> Option<afxdp::Mode> {
         match self {
-            Self::Afxdp(attachment, _) => Some(attachment.mode.name()),
+            Self::Afxdp(attachment, _) => Some(attachment.mode),
             Self::Packet(_) => None,
         }
     }

@@ -173,7 +173,7 @@ impl Datapath {
 
     #[pyo3(signature = (bridge, name, *, ofport, netdev, driver = "afxdp", mtu = None, tx_retries_max = 8, n_rxq = 1,
         n_rxq_desc = 2048, n_txq_desc = 2048, xdp_mode = "best-effort", use_need_wakeup = true, start_queue = 0,
-        busy_budget = 0, zc_queues = 128, bond = None))]
+        busy_budget = 0, zc_queues = 128, zc_min = 0, bond = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn add_nic(
         &self,
@@ -193,6 +193,7 @@ impl Datapath {
         start_queue: i64,
         busy_budget: i64,
         zc_queues: i64,
+        zc_min: i64,
         bond: Option<String>,
     ) -> PyResult<()> {
         self.with(py, |d| {
@@ -207,6 +208,7 @@ impl Datapath {
                 start_queue: to_u32(start_queue),
                 busy_budget: to_u32(busy_budget),
                 zc_queues: to_u32(zc_queues),
+                zc_min: to_u32(zc_min),
             };
             let (ofport, retries) = (u16::try_from(ofport).unwrap_or(0), to_u32(tx_retries_max));
             d.add_nic(&bridge, NicConfig { name, ofport, device, mtu: mtu.map(to_u32), retries, bond })
@@ -214,7 +216,8 @@ impl Datapath {
     }
 
     #[pyo3(signature = (name, *, netdev = None, n_rxq = None, n_rxq_desc = None, n_txq_desc = None, xdp_mode = None,
-        use_need_wakeup = None, start_queue = None, busy_budget = None, zc_queues = None))]
+        use_need_wakeup = None, start_queue = None, busy_budget = None, zc_queues = None,
+        zc_min = None))]
     #[allow(clippy::too_many_arguments, reason = "keywords of the Python call")]
     fn set_nic(
         &self,
@@ -229,6 +232,7 @@ impl Datapath {
         start_queue: Option<i64>,
         busy_budget: Option<i64>,
         zc_queues: Option<i64>,
+        zc_min: Option<i64>,
     ) -> PyResult<()> {
         self.with(py, |d| {
             let mode = xdp_mode.map(|text| to_xdp_mode(&name, text)).transpose()?;
@@ -244,6 +248,7 @@ impl Datapath {
                     start_queue: start_queue.map_or(device.start_queue, to_u32),
                     busy_budget: busy_budget.map_or(device.busy_budget, to_u32),
                     zc_queues: zc_queues.map_or(device.zc_queues, to_u32),
+                    zc_min: zc_min.map_or(device.zc_min, to_u32),
                 };
             })
         })

@@ -17,6 +17,7 @@ MOST = NicSettings(
     xdp_start_queue=NIC_QUEUES_MAX - 1,
     xdp_busy_budget=65_535,
     xdp_zc_queues=NIC_QUEUES_MAX,
+    xdp_zc_min=65_535,
 )
 PORT = NicPort(key="n", name="no-dev0", driver="afxdp", device="no-dev0", ofport=1)
 

@@ -35,6 +35,7 @@ def test_every_option_in_range_is_in_force() -> None:
         xdp__start__queue="1",
         xdp__busy__budget="64",
         xdp__zc__queues="2",
+        xdp__zc__min="65",
     )
     assert meant.complaints == ()
     assert meant.settings == NicSettings(
@@ -46,6 +47,7 @@ def test_every_option_in_range_is_in_force() -> None:
         xdp_start_queue=1,
         xdp_busy_budget=64,
         xdp_zc_queues=2,
+        xdp_zc_min=65,
     )
 
 
@@ -80,6 +82,7 @@ def test_as_many_queues_are_served_as_the_core_has_and_documents() -> None:
         ("xdp-start-queue", "xdp_start_queue", "128", "a number 0..127"),
         ("xdp-busy-budget", "xdp_busy_budget", "65536", "a number 0..65535"),
         ("xdp-zc-queues", "xdp_zc_queues", "129", "a number 0..128"),
+        ("xdp-zc-min", "xdp_zc_min", "64", "a number of bytes in 65..65535"),
     ],
 )
 def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stays(
@@ -92,7 +95,9 @@ def test_a_value_that_cannot_be_is_said_with_the_cure_and_what_the_port_has_stay
 
 @given(
     st.dictionaries(
-        st.sampled_from(["n_rxq", "n_rxq_desc", "n_txq_desc", "xdp-mode", "xdp-busy-budget", "xdp-zc-queues"]),
+        st.sampled_from(
+            ["n_rxq", "n_rxq_desc", "n_txq_desc", "xdp-mode", "xdp-busy-budget", "xdp-zc-queues", "xdp-zc-min"]
+        ),
         st.text(),
     )
 )

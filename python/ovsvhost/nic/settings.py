@@ -17,6 +17,7 @@ from ovsvhost.model import (
     NIC_QUEUES_MAX,
     TX_RETRIES_DEFAULT,
     XDP_MODES,
+    ZERO_COPY_MIN_RANGE,
     NicSettings,
 )
 from ovsvhost.numeral import is_whole
@@ -128,6 +129,11 @@ _READ: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
     "xdp-start-queue": ("xdp_start_queue", _whole(0, NIC_QUEUES_MAX - 1), f"a number 0..{NIC_QUEUES_MAX - 1}"),
     "xdp-busy-budget": ("xdp_busy_budget", _whole(0, BUSY_BUDGET_MAX), f"a number 0..{BUSY_BUDGET_MAX}"),
     "xdp-zc-queues": ("xdp_zc_queues", _whole(0, NIC_QUEUES_MAX), f"a number 0..{NIC_QUEUES_MAX}"),
+    "xdp-zc-min": (
+        "xdp_zc_min",
+        _whole(*ZERO_COPY_MIN_RANGE),
+        f"a number of bytes in {ZERO_COPY_MIN_RANGE[0]}..{ZERO_COPY_MIN_RANGE[1]}",
+    ),
 }
 """By option: the setting, how its text is read (None: it cannot be), and what can be."""
 _OF_PACKET = frozenset({"n_rxq_desc", "n_txq_desc"})

@@ -30,7 +30,7 @@ use crate::error::Result;
 use crate::frame::ethernet::Mac;
 use crate::lock::Lock;
 use crate::pmd::{OutletSlot, PolledQueue};
-use crate::port::afxdp::{self, XdpMode};
+use crate::port::afxdp::{self, Mode};
 use crate::port::{Attachment, Driver, Plan, RxQueue, TxQueue};
 use crate::sys::netdev::{Asker, Details, Device};
 use crate::vhost::Level;
@@ -146,13 +146,10 @@ impl Keeper {
     /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
     fn lay_lanes(&self, is_up: bool) {
         let Claim { shared, record } = &self.claim;
-        let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
-        else {
-            return shared.lay_lanes(None, record.id);
-        };
-        let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());
-        let plan = self.device.lane(plan.ifindex, is_zero_copy);
-        let Spare { queues, lack } = Spare::of(&self.device, self.asker.details(&plan.netdev).tx_queues);
+        let held = self.hold.as_ref().and_then(|hold| Some((hold.attachment.mode()?, &hold.plan)));
+        let Some((mode, Plan::Afxdp(plan))) = held else { return shared.lay_lanes(None, record.id) };
+        let plan = self.device.lane(plan.ifindex, mode);
+        let Spare { queues, lack } = Spare::of(&self.device, mode, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
         shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id);
     }
@@ -292,7 +289,7 @@ impl Keeper {
             let text = format!("{name}: {} is taken over through AF_PACKET", plan.netdev());
             return self.say(Level::Info, "notice", text);
         };
-        let (mode, last) = (attachment.mode().unwrap_or_default(), start_queue + queues - 1);
+        let (mode, last) = (attachment.mode().map_or("", Mode::name), start_queue + queues - 1);
         let text = format!("{name}: queues {start_queue} to {last} of {netdev} are taken over in mode {mode}");
         self.say(Level::Info, "notice", text);
         if let Some(count) = details.rx_queues.filter(|count| *start_queue > 0 || *count > *queues) {
@@ -378,7 +375,8 @@ impl Keeper {
         let details = self.asker.details(&wanted.netdev);
         let mut put = |key: &str, value: String| drop(status.insert(key.to_owned(), value));
         if let Some(mode) = hold.attachment.mode() {
-            put("xdp-mode-in-use", mode.to_owned());
+            put("xdp-mode-in-use", mode.name().to_owned());
+            put("xdp-zc-min", wanted.least(mode).map_or("none".to_owned(), |least| least.to_string()));
         }
         if hold.attachment.is_busy_polled() {
             put("xdp-busy-budget", wanted.busy_budget.to_string());

@@ -84,6 +84,11 @@ impl Mode {
         }
     }
 
+    /// True if the kernel copies what is sent; else the driver reads it where it is.
+    pub fn copies(self) -> bool {
+        self != Self::NativeWithZerocopy
+    }
+
     fn program(self) -> bpf::XdpMode {
         if self == Self::Generic { bpf::XdpMode::Generic } else { bpf::XdpMode::Native }
     }
@@ -224,7 +229,7 @@ fn open_queue(plan: &Plan, way: Mode, queue: u32) -> std::result::Result<(Arc<Xs
     }
     socket.set_tx_budget(TX_BUDGET);
     let (need_wakeup, multi_buffer) = (plan.need_wakeup, plan.multi_buffer);
-    let binding = Binding { zero_copy: way == Mode::NativeWithZerocopy, need_wakeup, multi_buffer };
+    let binding = Binding { zero_copy: !way.copies(), need_wakeup, multi_buffer };
     socket.bind(plan.ifindex, queue, binding).map_err(at(Step::Bind(queue)))?;
     let (posted, inflight_max) = (Counter::default(), AtomicU32::new(0));
     let latency = Latency::new();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   window   pool: heads, and frames that are copied after all │ guest memory
-//!   frame    │ head: a copy in the pool, as it was judged      │ tail: its pieces where they lie, cut at page borders │
+//!   frame    │ head: a copy in the pool, as it was judged      │ tail: its pieces where they lie                     │
 //!   tag      none: the pool's frame comes back                   slot of the chain + 1: `Held` is told
 //! ```
 //!
@@ -30,8 +30,11 @@ use crate::memory::{Area, GuestMap, Places, Window};
 use crate::ring::{Delivery, HELD_MAX, Held};
 use crate::sys::xdp::{Binding, RingKind, Socket};
 
-/// Bytes of the shortest frame that is not copied: below it the copy costs no more than a second descriptor does.
+/// Bytes of the shortest frame that is not copied where the driver reads guest memory by itself: below it the copy costs no
+/// more than a second descriptor does. Where the kernel copies there is no such size.
 pub const ZERO_COPY_MIN: u32 = 1024;
+/// What it can be set to: a frame of which something is left past its head, and longer than any.
+pub const ZERO_COPY_MINS: std::ops::RangeInclusive<u32> = 65..=65_535;
 /// Descriptors that one kick sends, if the kernel lets us say so.
 const TX_BUDGET: u32 = 64;
 /// Entries of a fill ring where the kernel copies: nothing ever uses it, and the kernel wants one.
@@ -59,6 +62,8 @@ pub struct LanePlan {
     pub need_wakeup: bool,
     /// The driver itself reads guest memory; else the kernel copies from there.
     pub zero_copy: bool,
+    /// Bytes of the shortest frame that is not copied, in [`ZERO_COPY_MINS`].
+    pub least: u32,
 }
 
 /// A bound socket and where guest memory is in what it was given. Belongs to the thread that has the transmitq.
@@ -192,7 +197,7 @@ impl Lane {
     /// Posts a frame from where it lies; false if it has to be copied.
     #[inline]
     fn post(&mut self, burst: &Burst, packet: &Packet, head: &Head, index: u8, held: &mut Held, keeper: u16) -> bool {
-        if packet.len < ZERO_COPY_MIN || !packet.needs.is_empty() || !self.cut(burst, packet) {
+        if packet.len < self.plan.least || !packet.needs.is_empty() || !self.cut(burst, packet) {
             return false;
         }
         if !self.queue.has_room_for(self.parts.len()) {
@@ -205,14 +210,14 @@ impl Lane {
         self.queue.send_parts(head, &self.parts, slot + 1)
     }
 
-    /// Finds the parts of a frame past its head, none over the border of a page, for those behind one another here need not
-    /// be so elsewhere. False if they are too many.
+    /// Finds the parts of a frame past its head, each for one descriptor. False if they are too many.
     #[inline]
     fn cut(&mut self, burst: &Burst, packet: &Packet) -> bool {
         self.parts.clear();
         for mut piece in burst.tail(packet) {
             while piece.len > 0 {
-                let Some((at, len)) = self.places.of(piece.start, piece.len.min(CHUNK)) else { return false };
+                let Some((at, len)) = self.places.of(piece.start, piece.len) else { return false };
+                let len = len.min(most_at(at, self.plan.zero_copy));
                 if self.parts.len() + 1 == PIECES_MAX {
                     return false;
                 }
@@ -287,6 +292,15 @@ impl Lane {
     }
 }
 
+/// Bytes from `at` on that one descriptor may have. A driver is shown guest memory page by page, whatever the size of a
+/// huge page is: behind an IOMMU of the host pages that follow one another here need not do so for the device, and the
+/// kernel refuses a descriptor over their border without giving it back.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "below a page")]
+fn most_at(at: u64, zero_copy: bool) -> u32 {
+    if zero_copy { CHUNK - (at % u64::from(CHUNK)) as u32 } else { CHUNK }
+}
+
 /// Waits until nobody has the queue: the driver gave back everything, and knows no memory of ours.
 fn wait_until_free(plan: &LanePlan) -> Result<()> {
     let probe = || -> io::Result<()> {
@@ -328,6 +342,14 @@ fn bind(socket: &Socket, plan: &LanePlan, binding: Binding) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Rows: A19.
+    #[test]
+    fn a_driver_gets_no_descriptor_over_the_border_of_a_page_and_the_kernel_any_of_a_pages_length() {
+        for (at, whole) in [(0, 4096), (1, 4095), (4095, 1), (4096, 4096), ((2 << 20) - 64, 64)] {
+            assert_eq!((most_at(at, true), most_at(at, false)), (whole, 4096), "{at}");
+        }
+    }
 
     /// Rows: A21.
     #[test]

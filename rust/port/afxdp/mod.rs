@@ -30,7 +30,7 @@ mod xsk;
 mod tests;
 
 pub use attach::{Attachment, Mode, Plan, XdpMode};
-pub use lane::{Lane, LaneGauges, LanePlan, ZERO_COPY_MIN};
+pub use lane::{Lane, LaneGauges, LanePlan, ZERO_COPY_MIN, ZERO_COPY_MINS};
 pub use latency::{LATENCY_BUCKETS, Latencies};
 pub use rx::RxQueue;
 pub use tx::TxQueue;

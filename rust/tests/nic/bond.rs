@@ -12,6 +12,7 @@ use super::cable::{Cable, FAR, ip, join, wait_up, with_cable, with_queues_to_sen
 use super::exchange::from_far;
 use super::rig::{Switch, wait};
 use super::station::Station;
+use super::zero_copy::joins;
 
 /// Names of the links, as ports.
 const LINKS: [&str; 2] = ["n0", "n1"];
@@ -360,7 +361,7 @@ fn stations_are_shared_out_over_the_links_and_each_stays_with_its_own() {
 fn stations_whose_frames_are_not_copied_are_shared_out_over_the_links_too() {
     with_queues_to_send(1500, 4, |cable| {
         let slb = |bond: &mut BondConfig| bond.mode = BondMode::BalanceSlb;
-        let mut bench = Bench::of_links(cable, 4, slb, |nic| nic.device.zc_queues = 3);
+        let mut bench = Bench::of_links(cable, 4, slb, joins);
         bench.wait_active(Some("n0"));
         wait("both links", || bench.state().links.iter().all(|link| link.is_enabled));
         let change = PortChange { zero_copy: Some(true), ..PortChange::default() };

@@ -12,7 +12,7 @@ use super::exchange::from_far;
 use super::process::{self, Process};
 use super::rig::wait;
 use super::station::Station;
-use super::zero_copy::marked;
+use super::zero_copy::{joins, marked};
 
 /// Frames that the device has when the switch is killed.
 const KEPT: u64 = 12;
@@ -21,7 +21,9 @@ const KEPT: u64 = 12;
 #[ignore = "it is the switch that the other test of this file starts and kills"]
 fn the_switch() {
     let (datapath, folder) = process::switch();
-    datapath.add_nic("br0", nic(100)).unwrap();
+    let mut device = nic(100);
+    joins(&mut device);
+    datapath.add_nic("br0", device).unwrap();
     let config = PortConfig::new("a", EndpointKind::Client, 1, folder.join("a"));
     datapath.add_port("br0", PortConfig { mtu: 9_000, zero_copy: true, ..config }).unwrap();
     process::serve(|| {

@@ -15,7 +15,7 @@ use super::cable::{Cable, ip, join, wait_with_news, with_cable, with_queues_to_s
 use super::exchange::from_far;
 use super::rig::{DEADLINE, Switch, wait};
 use super::station::Station;
-use super::zero_copy::{bring_up, guest, introduce, joins, marked, not_copied, state, strand, wait_active};
+use super::zero_copy::{LEAST, bring_up, guest, introduce, joins, marked, not_copied, state, strand, wait_active};
 
 /// Who is at the far end of the second cable.
 const OTHER_FAR: [u8; 6] = [2, 0, 0, 0, 0, 0xfb];
@@ -57,7 +57,7 @@ fn a_queue_that_nobody_has_is_a_guests_for_the_asking_and_too_few_are_named_with
         ethtool("-L near tx 1");
         let mut switch = Switch::new();
         let mut guest = guest(&mut switch, "a", 1, 64);
-        join(&switch, |_| {});
+        join(&switch, |nic| nic.device.zc_min = LEAST as u32);
         let text = "Waiting(queue): every queue of near (1) is taken; give it more (ethtool -L near tx 2)";
         wait_state(&switch, "a", text);
         introduce(&cable, &mut guest);
@@ -78,7 +78,7 @@ fn a_queue_that_nobody_has_is_a_guests_for_the_asking_and_too_few_are_named_with
     with_cable(9000, |_cable| {
         let mut switch = Switch::new();
         let _guest = guest(&mut switch, "a", 1, 64);
-        join(&switch, |_| {});
+        join(&switch, |nic| nic.device.zc_min = LEAST as u32);
         wait_state(&switch, "a", "Waiting(queue): every queue of near (1) is taken, and it can have no more");
     });
 }
