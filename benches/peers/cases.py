@@ -411,7 +411,7 @@ ROWS = (
     ),
     Row(
         "postcopy-times",
-        "64 B, how long frames are on their way beside a guest in post-copy",
+        "64 B, how long frames are on their way beside a guest in post-copy (same poll thread, each page 20 ms late)",
         Load.PACED,
         _BESIDE_ARRIVING,
         (Goal("p99_us", _BESIDE, _ALONE, 1.0, 1.0),),

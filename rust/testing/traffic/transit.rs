@@ -3,7 +3,8 @@
 //! posted until the receiver has its number, or a later one of the same stream.
 //!
 //! Watching costs the sender a push and the receiver a comparison a pass, the same for every switch. A frame that was lost
-//! counts from when it was sent to when the next one arrived.
+//! counts from when it was sent to when the next one arrived, and one that is still on its way at the end for as long as it
+//! has been.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -61,10 +62,17 @@ impl Transit {
         }
     }
 
-    /// What was found.
-    pub(super) fn report(mut self) -> Json {
+    /// What was found by the time of the `end`.
+    pub(super) fn report(mut self, end: Instant) -> Json {
+        for (_, began) in std::mem::take(&mut self.on_the_way) {
+            self.keep(end.duration_since(began));
+        }
         self.times.sort_unstable();
-        let micros = |share: f64| Json::Number(ratio(quantile(&self.times, share), 1000));
+        // Of no frame there is no time, and least of all a short one.
+        let micros = |share: f64| match self.times.as_slice() {
+            [] => Json::Null,
+            times => Json::Number(ratio(quantile(times, share), 1000)),
+        };
         Json::object([
             ("watched", Json::Count(self.times.len() as u64)),
             ("p50_us", micros(0.5)),
