@@ -265,7 +265,7 @@ class Run:
         """The load of its window; waits for the end of it.
 
         Args:
-            may_stall: that nothing was sent or nothing arrived is a result too: no frames, and a gap of the whole window.
+            may_stall: that nothing was sent or nothing arrived is a result too: a gap of the whole window.
 
         Raises:
             RigError: nothing was sent, nothing arrived, or something arrived twice or out of order.

@@ -51,8 +51,8 @@ _TCP_S = 3.0
 _HALF = 0.5
 _PACED_PPS = 200_000
 _BESIDE_WARMUP_S = 2.0
-"""Before windows with a guest that arrives, and those without it that they are compared with: when they begin it has to be
-there, also where a switch keeps it waiting for answers."""
+"""Before windows with a guest that arrives, and those without it that they are compared with: when they begin it has to
+be there, also where a switch keeps it waiting for answers."""
 
 
 class Stand:
