@@ -65,13 +65,18 @@ def _watched(switch: SwitchDaemon, folder: Path) -> tuple[int, list[str]]:
 
 @contextmanager
 def _arriving(switch: SwitchDaemon, folder: Path) -> Iterator[Callable[[], int]]:
-    """A guest whose frames lie on pages that come 20 ms late, at port ``c``; tells afterwards how many were asked for."""
+    """A guest at port ``c`` whose frames lie on pages that come 20 ms late; tells afterwards how many were asked for."""
     socket, log = switch.rundir / "c.sock", folder / "arriving.log"
     port = ["add-port", "br0", "c", "--", "set", "Interface", "c", "type=dpdkvhostuserclient"]
     switch.vsctl(*port, f"options:vhost-server-path={socket}")
     words = ["arriving", "--late=0.02", "--ring-size=256", f"--end=socket={socket}"]
     with Program([str(program()), *words], log=log, stdin=subprocess.PIPE) as guest:
-        wait_for(lambda: guest.check() or "ready" in log.read_text(), timeout_s=30, what="the guest to move in")
+
+        def is_there() -> bool:
+            guest.check()
+            return "ready" in log.read_text()
+
+        wait_for(is_there, timeout_s=30, what="the guest to move in")
         yield lambda: int(json.loads(log.read_text().splitlines()[-1])["pages_asked"])
         assert guest.stdin is not None
         guest.stdin.close()
