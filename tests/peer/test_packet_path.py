@@ -65,7 +65,7 @@ def _watched(switch: SwitchDaemon, folder: Path) -> tuple[int, list[str]]:
 
 @contextmanager
 def _arriving(switch: SwitchDaemon, folder: Path) -> Iterator[Callable[[], int]]:
-    """A guest at port ``c`` whose frames lie on pages that come 20 ms late; tells in the end how many were asked for."""
+    """A guest at port ``c`` whose frames lie on pages that come 20 ms late; tells later how many were asked for."""
     socket, log = switch.rundir / "c.sock", folder / "arriving.log"
     port = ["add-port", "br0", "c", "--", "set", "Interface", "c", "type=dpdkvhostuserclient"]
     switch.vsctl(*port, f"options:vhost-server-path={socket}")
