@@ -141,11 +141,12 @@ def test_A22_a_dpdk_port_without_a_device_says_how_to_name_one(bad: BadPort) -> 
 @pytest.mark.rows("A22", "C1")
 @pytest.mark.parametrize("kind", ["", "afxdp"])
 def test_A22_a_device_that_is_not_there_is_named(bad: BadPort, kind: str) -> None:
-    bad.add(f'type="{kind}"')
+    added = ("add-port", "br0", "bad", "--", "set", "Interface", "bad", f'type="{kind}"')
+    done = run("ovs-vsctl", bad.switch, "--timeout=10", f"--db={bad.switch.remote}", *added)
     said = "there is no network device bad: create it, or name another"
-    wait_for(lambda: row(bad.switch, "Interface", "bad")["error"] == said, timeout_s=10, what=said)
+    assert f"Error detected while setting up 'bad': {said}" in done.stderr
     interface = row(bad.switch, "Interface", "bad")
-    assert (interface["ofport"], interface["link_state"]) == (-1, "down")
+    assert (interface["ofport"], interface["error"], interface["link_state"]) == (-1, said, "down")
 
 
 def test_L5_an_unknown_option_is_named_and_the_port_works(bad: BadPort) -> None:

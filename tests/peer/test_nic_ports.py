@@ -235,15 +235,15 @@ def test_A22_a_device_that_is_deleted_under_load_and_made_again_is_back_by_itsel
 ) -> None:
     first, second = joined
     device = second.outside
+    missed = f"{device}: there is no network device {device}"
     with Flood(first, second.address.ipv4) as flood:
         for _ in range(3):
             flood.wait_more(1000)
             second.unplug()
             switch.wait_link(device, "down")
-            interface = row(switch, "Interface", device)
-            assert device in interface["error"]
-            assert interface["ofport"] == -1
-            assert f"{device}: there is no network device {device}" in switch.log.read_text()
+            switch.wait_column(device, "ofport", "-1")
+            assert device in row(switch, "Interface", device)["error"]
+            wait_for(lambda: missed in switch.log.read_text(), timeout_s=5, what=f"the log's line '{missed}'")
             second.plug(device)
             switch.wait_link(device)
             wait_reachable(first, second.address.ipv4)

@@ -78,6 +78,12 @@ def test_a_nic_that_is_not_there_has_no_number_so_that_ovs_vsctl_says_its_error(
     assert {columns[name] == EMPTY for name in ("admin_state", "mtu", "link_speed", "duplex", "ifindex")} == {True}
 
 
+@pytest.mark.rows("A22", "B1", "C1")
+def test_a_nic_that_is_not_there_is_named_beside_its_number_before_the_datapath_has_missed_it() -> None:
+    columns = interface(NIC, state(link_up=False), None, (), None)
+    assert (columns["ofport"], columns["error"]) == (-1, "there is no network device eth1: create it, or name another")
+
+
 def test_what_a_driver_does_not_know_stays_empty() -> None:
     columns = interface(NIC, state(), None, (), (Link(7, "eth1"), Facts()))
     assert (columns["link_speed"], columns["duplex"], columns["admin_state"]) == (EMPTY, EMPTY, "down")

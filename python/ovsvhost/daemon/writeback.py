@@ -62,8 +62,12 @@ def interface(
         columns |= {"ofport": verdict.ofport, "mac_in_use": verdict.mac, "link_state": "down", "admin_state": "up"}
         status = {"mode": "client", "status": "waiting for options:vhost-server-path"}
     elif state is not None:
+        is_missing = verdict.device is not None and device is None
         if state.error:
             errors.append(state.error)
+        elif is_missing:
+            # the port's own thread finds out a moment later; by then ovs-vsctl has shown what stands beside the number
+            errors.append(f"there is no network device {verdict.device}: create it, or name another")
         status = dict(state.status)
         columns |= {
             "ofport": state.ofport,
@@ -76,8 +80,10 @@ def interface(
         if lacp is not None:
             # as in Open vSwitch, what was said of late counts for a while after that
             columns["lacp_current"] = lacp.status != "defaulted"
-        if verdict.device is not None:
-            columns |= _device(*device) if device is not None else _NO_DEVICE
+        if device is not None:
+            columns |= _device(*device)
+        elif is_missing:
+            columns |= _NO_DEVICE
     waiting = ",".join(pending)
     if waiting and verdict.kind != "local":
         status["pending-restart"] = waiting
