@@ -203,7 +203,8 @@ mod tests {
             Snapshot { session: Some(session), ..Snapshot::default() }
         };
         let before = Snapshot { session: Some(session()), ..Snapshot::default() };
-        let steps = [before, at(true, 9, 0), at(true, 9, 1), at(true, 7, 1), at(true, 3, 5), at(true, 0, 6), at(false, 0, 6)];
+        let steps =
+            [before, at(true, 9, 0), at(true, 9, 1), at(true, 7, 1), at(true, 3, 5), at(true, 0, 6), at(false, 0, 6)];
         let news: Vec<_> = steps.windows(2).map(|pair| pair[1].is_news_after(&pair[0])).collect();
         assert_eq!(news, [true, true, false, false, true, true]);
         let named = Snapshot { error: Some("a page does not come".into()), ..at(true, 3, 5) };

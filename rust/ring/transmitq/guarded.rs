@@ -13,8 +13,10 @@ use super::Gatherer;
 use crate::burst::MAX_BURST;
 use crate::memory::{Hint, Iova};
 
-/// Pages that came until those of further frames are asked for: half of what is asked for at once.
-const ASK_AGAIN: u64 = MAX_BURST as u64 / 2;
+/// Frames whose mappings or pages are asked for together: a burst of them.
+const ASKED_AHEAD: u16 = 64;
+/// Pages that came until those of further frames are asked for.
+const ASK_AGAIN: u64 = ASKED_AHEAD as u64 / 2;
 
 /// Frames of a burst whose mappings were taken back after they were gathered; bit i for frame i.
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,7 +101,7 @@ impl Gatherer {
         let (memory, access) = (self.burst.memory(), Direction::Readable.access());
         let (hint, tlb) = (self.burst.hint(), &mut self.tlb);
         // More may be known of.
-        let most = ring.ready(MAX_BURST).map_or(0, |ready| ready.min(MAX_BURST as u16));
+        let most = ring.ready(MAX_BURST).map_or(0, |ready| ready.min(ASKED_AHEAD));
         let mut place = 0;
         while place < most {
             let Ok(Some((chain, first))) = ring.head(place) else { break };
