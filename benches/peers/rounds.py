@@ -29,7 +29,7 @@ Window = dict[str, float]
 
 Under load: ``pps`` at the far end of both directions, ``ring_full_share``, ``lost_share``, ``busy_share`` of the poll
 thread's cycles, ``cycles_per_packet`` that were busy. Frame by frame: ``p50_us``, ``p99_us``, ``p999_us``,
-``lost_share``. Of frames sent at a rate both, with ``arrived_pps`` for ``pps``, ``gap_ms`` in which nothing arrived, and
+``lost_share``. Of frames sent at a rate both, with ``arrived_pps`` for ``pps``, ``gap_ms`` in which nothing came, and
 ``left_out_us`` that the generator was off its core; no times where no frame could be sent: beside a guest in post-copy
 that is a stall, and no failure. TCP: ``bits_per_s`` and what the poll thread counted. Moves: ``outage_ms`` in which
 nothing arrived, of which ``stop_ms`` and ``start_ms`` for the rings and ``first_ms`` to the first frame; ``monitor_ms``
