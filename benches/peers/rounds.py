@@ -34,7 +34,7 @@ thread's cycles, ``cycles_per_packet`` that were busy. Frame by frame: ``p50_us`
 that is a stall, and no failure. TCP: ``bits_per_s`` and what the poll thread counted. Moves: ``outage_ms`` in which
 nothing arrived, of which ``stop_ms`` and ``start_ms`` for the rings and ``first_ms`` to the first frame; ``monitor_ms``
 as QEMU has it. Idle: ``cores``. Always ``wait_share``: the largest of what the poll thread and the generator waited for
-their cores, and what the machine under this one took of them.
+their cores, and what the machine under this one took of them; without the generator's where ``left_out_us`` has it.
 """
 
 _GIVE_UP_AFTER = 2
