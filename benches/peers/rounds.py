@@ -113,7 +113,7 @@ def measure(
     elif row.load in {Load.HALF, Load.PACED}:
         timing = replace(timing, wait_limit=timing.wait_limit * _TIMED)
     failed_in_a_row = dict.fromkeys(series.windows, 0)
-    for number in range(min(timing.rounds, row.rounds_at_most)):
+    for number in range(min(timing.rounds * row.rounds_factor, row.rounds_at_most)):
         # Each round begins with another contestant: nobody is always first after a pause.
         turn = number % len(contestants)
         for contestant in [*contestants[turn:], *contestants[:turn]]:
