@@ -60,6 +60,8 @@ def at_once(switch: Switch, frontend: Frontend, sockets: list[Path]) -> Window:
 def arriving(frontend: Frontend, socket: Path) -> Iterator[None]:
     """A guest in post-copy that the switch waits for inside of this.
 
+    Whoever brings its pages shares the generators' core, and sleeps until one is asked for or due.
+
     Raises:
         RigError: the switch asked for none of its pages: nobody was measured beside anything.
     """

@@ -170,16 +170,27 @@ def _rate_lines(
 def latency_rows(results: Results) -> Rows:
     """The table of times: of frames in flight alone, and of frames among others."""
     times = ["p50 µs, median (min to max)", "p99 µs", "p99.9 µs"]
-    head = ["case", "who", *times, "lost", "Mpps meanwhile", "ring full", "busy", "cycles/packet"]
+    load = ["Mpps meanwhile", "ring full", "busy", "cycles/packet", "nothing arrived for ms"]
+    head = ["case", "who", *times, "lost", *load]
     lines = []
     for row, series in _series(results, "p50_us"):
         for number, name in enumerate(series.windows):
             found = [_spread(series.values(name, metric)) for metric in ("p50_us", "p99_us", "p999_us")]
+            if stalls := _stalls(series, name):
+                found[0] = f"{found[0]}, {stalls}" if found[0] else stalls
             lost, rate = series.median(name, "lost_share"), series.median(name, "arrived_pps")
             numbers = [*found, f"{lost:.1%}"] if lost is not None else [_failure(series, name), "", "", ""]
             load = [f"{rate / 1e6:.2f}", *_work(series, name)] if rate is not None else [""] * 4
-            lines.append([row.title if number == 0 else "", name, *numbers, *load])
+            gap = _spread(series.values(name, "gap_ms"))
+            lines.append([row.title if number == 0 else "", name, *numbers, *load, gap])
     return head, lines
+
+
+def _stalls(series: Series, name: str) -> str:
+    """In how many windows no frame was on its way that could be timed, in words; empty for none."""
+    windows = [window for window in series.windows[name] if window is not None]
+    stalled = sum("p50_us" not in window for window in windows)
+    return f"stalled in {stalled} of {len(windows)} windows" if stalled else ""
 
 
 def _work(series: Series, name: str) -> list[str]:

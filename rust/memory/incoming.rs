@@ -52,7 +52,8 @@ pub struct Incoming {
     /// Those that were announced; a map keeps each.
     regions: Lock<Vec<Weak<Region>>>,
     is_over: AtomicBool,
-    /// Pages that came. Who waits for one looks again when it has moved.
+    /// Wanted pages that came, however they came. Who waits for one looks again when it has moved; thousands that nobody
+    /// waits for do not make anybody look.
     arrived: AtomicU64,
     faults: AtomicU64,
     stalled: AtomicU64,
@@ -97,7 +98,7 @@ impl Incoming {
         self.userfault.as_raw_fd()
     }
 
-    /// How many pages came so far.
+    /// How many wanted pages came so far.
     #[inline]
     pub(super) fn arrived(&self) -> u64 {
         self.arrived.load(Ordering::Acquire)
@@ -172,6 +173,8 @@ impl Incoming {
         landing.residency().take_wanted(|page| {
             any = true;
             self.bring(landing, page);
+            // One that had come by itself before its turn too: whoever wanted it may not have seen that.
+            self.arrived.fetch_add(1, Ordering::AcqRel);
             self.look_at(landing, page / BLOCK);
         });
         any
@@ -195,7 +198,6 @@ impl Incoming {
             self.stalled.fetch_add(tsc::now().saturating_sub(began), Ordering::Relaxed);
         }
         landing.let_in(page);
-        self.arrived.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Looks at some blocks from the cursor on, and moves it; true once the last was looked at.

@@ -78,11 +78,14 @@ impl Pmd {
             .name(name.clone())
             .spawn(move || {
                 // The spawner waits for this word.
-                let ready = cpu::pin_to(cpu).map(|()| Desk::of_this_thread());
-                let is_ready = ready.is_ok();
-                let _ = pinned.send(ready);
-                if is_ready {
-                    body.run();
+                match cpu::poll_on(cpu) {
+                    Ok(_polled) => {
+                        let _ = pinned.send(Ok(Desk::of_this_thread()));
+                        body.run();
+                    }
+                    Err(e) => {
+                        let _ = pinned.send(Err(e));
+                    }
                 }
             })
             .map_err(|e| Error::kernel(format!("{name}: no thread"), e))?;

@@ -177,6 +177,8 @@ struct Writer {
     tlb: Tlb,
     /// Places from the cursor on whose buffers were asked for, or found, ahead of need.
     asked: u16,
+    /// What [`GuestMap::arrived`] was when the pages of many buffers were asked for.
+    asked_at: Option<u64>,
     scratch: Scratch,
     /// The most buffers there can be.
     ring_size: u32,
@@ -201,6 +203,7 @@ impl Writer {
             hint: Hint::NONE,
             tlb: Tlb::new(ring.memory(), Direction::Writable.access()),
             asked: 0,
+            asked_at: None,
             scratch: Scratch::new(),
             ring_size: ring.size(),
             idents: Idents::new(),
@@ -262,7 +265,7 @@ impl Writer {
                     Err(stop) => {
                         delivery.fault = match stop {
                             Some(fault) if fault.is_wait() => {
-                                ask_ahead(ring, self.hint, &mut self.tlb, 0..ready);
+                                self.ask_for_more(ring, fault, ready);
                                 stop
                             }
                             _ => delivery.fault.or(stop),
@@ -297,6 +300,17 @@ impl Writer {
     fn catch_up<L: Layout>(&mut self, ring: &L) {
         if self.tlb.is_on() && self.tlb.catch_up(ring.memory()) {
             (self.hint, self.asked) = (Hint::NONE, 0);
+        }
+    }
+
+    /// The next buffer is on its way: asks for those after it too, so that they come together. For pages that a migration
+    /// brings not again before one of them has come: each frame that is dropped meanwhile would ask for all of them.
+    #[cold]
+    fn ask_for_more<L: Layout>(&mut self, ring: &mut L, fault: RingFault, ready: u16) {
+        let arrived = ring.memory().arrived();
+        if fault == RingFault::Unmapped || self.asked_at != Some(arrived) {
+            self.asked_at = Some(arrived);
+            ask_ahead(ring, self.hint, &mut self.tlb, 0..ready);
         }
     }
 
@@ -543,7 +557,7 @@ impl Writer {
     }
 }
 
-/// A posted buffer is still on its way here: asks for those at these places too, so that they come together.
+/// Asks for what the buffers at these places lack.
 #[cold]
 fn ask_ahead<L: Layout>(ring: &L, hint: Hint, tlb: &mut Tlb, places: Range<u16>) {
     for place in places.start..places.end.min(ASKED_AHEAD) {

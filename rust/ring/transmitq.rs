@@ -52,6 +52,8 @@ pub struct Transmitq {
     gatherer: Gatherer,
     /// The next frame waits for a page or a mapping: [`crate::memory::GuestMap::arrived`] before it was looked for in vain.
     parked: Option<u64>,
+    /// What [`crate::memory::GuestMap::arrived`] was when pages of the frames after the next were asked for.
+    asked_at: Option<u64>,
     /// How often it had to wait for a mapping since somebody asked.
     misses: u64,
     /// Chains that a process before this one had taken when it died: they are gathered first.
@@ -63,7 +65,7 @@ impl Transmitq {
     pub fn new(mut ring: Ring) -> Self {
         ring.disable_kicks();
         let orphans = ring.take_orphans();
-        Self { gatherer: Gatherer::new(&ring), ring, parked: None, misses: 0, orphans }
+        Self { gatherer: Gatherer::new(&ring), ring, parked: None, asked_at: None, misses: 0, orphans }
     }
 
     /// Gives the ring back, every burst settled and nothing held. Chains of a process before this one that were not
@@ -228,7 +230,7 @@ impl Transmitq {
 enum End {
     /// There are no more, or enough.
     Done,
-    /// At a chain that has to be walked before it is known where the next one begins.
+    /// At a chain that has to be walked before it is known where the next one begins, or whether to look at that now.
     Unknown,
     /// The ring is broken here.
     Fault(RingFault),
@@ -376,11 +378,17 @@ impl Gatherer {
                 }
                 _ => None,
             };
-            let ahead = known.unwrap_or(Ahead::other(chain));
+            let Some(ahead) = known else {
+                *slot = Ahead::other(chain);
+                // Of memory that is on its way, all that follows may be missing too: a look at each, in every turn, would
+                // keep other guests waiting.
+                if !L::ends_at(desc) || memory.is_incoming() {
+                    return (from + i, tables, End::Unknown);
+                }
+                place += L::places(chain);
+                continue;
+            };
             *slot = ahead;
-            if ahead.header.is_null() && !L::ends_at(desc) {
-                return (from + i, tables, End::Unknown);
-            }
             place += L::places(ahead.chain);
         }
         (most, tables, End::Done)

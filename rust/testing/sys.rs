@@ -42,6 +42,15 @@ pub(super) fn pin(cpu: usize) -> Result<()> {
     Ok(())
 }
 
+/// How often the calling thread was taken off its processor for another (`getrusage(2)`).
+pub(super) fn times_preempted() -> i64 {
+    // SAFETY: an all-zero rusage is valid plain data.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is live; RUSAGE_THREAD is always possible.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    usage.ru_nivcsw
+}
+
 /// Makes the calling thread, and those that it starts from now on, a stranger to files of others: user `nobody`, with no
 /// rights but those that everybody has (`setresuid(2)`; the C library's would change the whole process).
 ///

@@ -124,7 +124,8 @@ pub trait PortLink: Send + Sync {
     /// The guest moved here and cannot say so itself: announce `mac` from this port (`vhost-user: SEND_RARP`).
     /// Called only while the link is up.
     fn announce(&self, mac: [u8; 6]);
-    /// What [`Endpoint::status`] or [`Endpoint::error`] say is different now.
+    /// What [`Endpoint::status`] or [`Endpoint::error`] say is different now. Not called for each page that a migration
+    /// brings: how many there are is for whoever looks.
     fn state_changed(&self);
     /// One line for the log. `kind` is one of the stable words of the event stream.
     fn event(&self, level: Level, kind: &'static str, text: String);

@@ -53,7 +53,31 @@ pub(super) struct PostcopyState {
     pub(super) progress: Progress,
 }
 
+impl PostcopyState {
+    /// What is worth a look as soon as it changes: its begin, its first page that was asked for, its last page, its end. How
+    /// far it is in between changes with every page, and nobody is to be woken for each.
+    fn milestone(&self) -> (bool, bool, bool) {
+        (self.is_on, self.progress.faults > 0, self.progress.missing > 0)
+    }
+}
+
 impl Snapshot {
+    /// True if whoever showed `before` should look again now, and not just the next time.
+    pub(super) fn is_news_after(&self, before: &Self) -> bool {
+        let milestone = |snapshot: &Self| {
+            let postcopy = snapshot.session.as_ref().and_then(|session| session.postcopy);
+            postcopy.map(|state| state.milestone())
+        };
+        if milestone(self) != milestone(before) {
+            return true;
+        }
+        let mut known = before.clone();
+        if let (Some(known), Some(session)) = (&mut known.session, &self.session) {
+            known.postcopy = session.postcopy;
+        }
+        known != *self
+    }
+
     pub(super) fn is_link_up(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.link_up)
     }
@@ -168,6 +192,23 @@ mod tests {
         };
         assert_eq!(shown(true), ["on", "7", "12", "34"]);
         assert_eq!(shown(false), ["over", "", "12", "34"]);
+    }
+
+    /// Rows: A15.
+    #[test]
+    fn pages_that_come_are_no_news_but_the_first_asked_for_and_the_last_are() {
+        let at = |is_on, missing, faults| {
+            let progress = Progress { missing, faults, stalled_us: 100 * faults };
+            let session = SessionState { postcopy: Some(PostcopyState { is_on, progress }), ..session() };
+            Snapshot { session: Some(session), ..Snapshot::default() }
+        };
+        let before = Snapshot { session: Some(session()), ..Snapshot::default() };
+        let steps =
+            [before, at(true, 9, 0), at(true, 9, 1), at(true, 7, 1), at(true, 3, 5), at(true, 0, 6), at(false, 0, 6)];
+        let news: Vec<_> = steps.windows(2).map(|pair| pair[1].is_news_after(&pair[0])).collect();
+        assert_eq!(news, [true, true, false, false, true, true]);
+        let named = Snapshot { error: Some("a page does not come".into()), ..at(true, 3, 5) };
+        assert!(named.is_news_after(&at(true, 7, 1)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benches" / "peers"))
-cases, picture, report, results, rounds = (
-    import_module(name) for name in ("cases", "picture", "report", "results", "rounds")
+cases, generators, picture, report, results, rounds = (
+    import_module(name) for name in ("cases", "generators", "picture", "report", "results", "rounds")
 )
 sys.path.pop(0)
 
@@ -165,6 +166,45 @@ def test_times_and_transfers_have_tables_and_bars_of_their_own(tmp_path: Path) -
     text = document.read_text()
     assert f"| {cases.OVS_TSO} | 900 / 900 / 900 | 0.89 | 0.10 | 9000 |" in text
     assert "| 2.0 (2.0 to 2.0) | 9.0 (9.0 to 9.0) | 40.0 (40.0 to 40.0) | 0.0% | 3.00 | 1.00 | 1.00 | 100 |" in text
+
+
+def frontend_said(folder: Path, *, sent: int, received: int, times: dict[str, float | None]) -> Any:
+    """A front-end's run that ends with this report of a second in which nothing arrived for 0.9 s."""
+    silence = {"longest_silence_s": 0.9, "ring_full_share": 1.0}
+    ends = [{"sent_pps": sent, "received_pps": 0} | silence, {"sent_pps": 0, "received_pps": received} | silence]
+    said = json.dumps({"event": "result", "measured": {"ends": ends, "wait_share": 0.0, "transit": times}})
+    frontend = generators.Frontend(0, folder, Path("unused"))
+    return frontend.start([], ["echo", said])
+
+
+def test_a_stall_is_a_result_where_it_may_be_one_and_else_a_failure(tmp_path: Path) -> None:
+    no_times = dict.fromkeys(("p50_us", "p99_us", "p999_us"))
+    with (
+        frontend_said(tmp_path, sent=0, received=0, times=no_times) as run,
+        pytest.raises(RigError, match="sent nothing"),
+    ):
+        run.result()
+    with frontend_said(tmp_path, sent=0, received=32, times=no_times) as run:
+        counts = run.result(may_stall=True)
+    assert (counts.pps, counts.lost_share, counts.ring_full_share, counts.gap_s) == (32, 0.0, 1.0, 0.9)
+    assert counts.transit == {}, "a frame that was never sent has no time, and not a time of nothing"
+
+
+def test_a_peer_that_stalled_is_shown_as_stalled_and_ours_are_judged_all_the_same(tmp_path: Path) -> None:
+    row = next(row for row in cases.ROWS if row.name == "postcopy-times")
+    ours, beside, _, stalled = (contestant.name for contestant in row.contestants)
+    flows = window(0) | {"p50_us": 1.0, "p99_us": 2.0, "p999_us": 9.0, "arrived_pps": 2e5, "gap_ms": 0.1}
+    stands = window(0) | {"arrived_pps": 0.0, "gap_ms": 1000.0}
+    series = rounds.Series(row.name, "abcdef, today")
+    series.windows = {ours: [flows] * 2, beside: [flows] * 2, stalled: [stands, stands | {"p50_us": 640e3}]}
+    (judged,) = report.verdicts(put(series))
+    assert (judged.outcome, judged.note) == ("aim", "")
+    document = tmp_path / "performance.md"
+    report.write_document(put(series), document, None)
+    text = document.read_text()
+    assert "| 640000.0 (640000.0 to 640000.0), stalled in 1 of 2 windows |" in text
+    assert "| 1000.0 (1000.0 to 1000.0) |" in text
+    assert "0 failed" in text
 
 
 def test_nothing_is_drawn_without_rates(tmp_path: Path) -> None:

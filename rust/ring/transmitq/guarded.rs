@@ -1,4 +1,5 @@
-//! A transmitq of a guest with an IOMMU: it waits for mappings, and for those that were taken back under its burst.
+//! A transmitq that waits for what is not at hand: for pages that a migration brings, and of a guest with an IOMMU for
+//! mappings, and for those that were taken back under its burst.
 //!
 //! A driver with lazy invalidation takes everything back at once and has most of it mapped still: a frame that waits for
 //! its receiver is looked at again then, by the chain that it came in, and waits until its bytes are mapped where they
@@ -11,6 +12,11 @@ use super::super::{RingFault, Transmitq};
 use super::Gatherer;
 use crate::burst::MAX_BURST;
 use crate::memory::{Hint, Iova};
+
+/// Frames whose mappings or pages are asked for together: a burst of them.
+const ASKED_AHEAD: u16 = 64;
+/// Pages that came until those of further frames are asked for.
+const ASK_AGAIN: u64 = ASKED_AHEAD as u64 / 2;
 
 /// Frames of a burst whose mappings were taken back after they were gathered; bit i for frame i.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,12 +31,20 @@ impl Transmitq {
     /// Nothing more is gathered before a page or a mapping comes.
     #[cold]
     pub(super) fn park(&mut self, why: RingFault) -> Result<usize, RingFault> {
-        if why == RingFault::Unmapped {
+        // One that came between the look and this word would be missed for ever: look again after it.
+        let arrived = self.gatherer.burst.memory().arrived();
+        self.parked = Some(arrived);
+        let is_due = if why == RingFault::Unmapped {
             self.misses += 1;
+            true
+        } else {
+            // They are asked for together, and not again with each that comes.
+            self.asked_at.is_none_or(|asked| arrived.wrapping_sub(asked) >= ASK_AGAIN)
+        };
+        if is_due {
+            self.asked_at = Some(arrived);
             with_layout!(&mut self.ring.0, ring => self.gatherer.ask_ahead(ring));
         }
-        // One that came between the look and this word would be missed for ever: look again after it.
-        self.parked = Some(self.gatherer.burst.memory().arrived());
         match with_layout!(&mut self.ring.0, ring => self.gatherer.gather(ring)) {
             Err(fault) if fault.is_wait() => Ok(0),
             gathered => {
@@ -80,13 +94,14 @@ impl Gatherer {
         }
     }
 
-    /// Asks for the mappings that the next chains lack: they come together. Of each for that of its head, which is all of
-    /// it or a table of the rest, and of a chain of two for both.
+    /// Asks for the mappings or pages that the next chains lack: they come together. Of each for those of its head, which is
+    /// all of it or a table of the rest, and of a chain of two for both.
     #[cold]
     fn ask_ahead<L: Layout>(&mut self, ring: &mut L) {
         let (memory, access) = (self.burst.memory(), Direction::Readable.access());
         let (hint, tlb) = (self.burst.hint(), &mut self.tlb);
-        let most = ring.ready(MAX_BURST).unwrap_or(0);
+        // More may be known of.
+        let most = ring.ready(MAX_BURST).map_or(0, |ready| ready.min(ASKED_AHEAD));
         let mut place = 0;
         while place < most {
             let Ok(Some((chain, first))) = ring.head(place) else { break };

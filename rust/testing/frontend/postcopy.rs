@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
 use super::{Frontend, FrontendConfig, MemoryMessage, Session, no_session};
 use crate::testing::memory::{GuestRam, MissingPages, Userfault};
 use crate::testing::wire::{self, Message, RegionEntry, Request};
@@ -32,12 +34,28 @@ pub enum Serve {
     Never,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Orders {
+    /// Rung after an order was given: the source sleeps until there is something to do, and takes no core from anybody.
+    bell: EventFd,
     is_over: AtomicBool,
     serve_all: AtomicBool,
     /// Faults that the back-end had.
     asked: AtomicU64,
+}
+
+impl Orders {
+    fn new() -> Result<Self> {
+        let bell = EventFd::new(EFD_NONBLOCK).map_err(Error::kernel("cannot make an eventfd"))?;
+        let [is_over, serve_all] = [const { AtomicBool::new(false) }; 2];
+        Ok(Self { bell, is_over, serve_all, asked: AtomicU64::new(0) })
+    }
+
+    fn give(&self, order: &AtomicBool) {
+        order.store(true, Ordering::Release);
+        // A counter at its limit is heard as well.
+        let _ = self.bell.write(1);
+    }
 }
 
 /// Where the back-end mapped each region: told while the source serves already, as a back-end may touch memory as soon as
@@ -70,13 +88,13 @@ impl Migration {
 
     /// Every page comes now, whether somebody asked for it or not.
     pub fn serve_all(&self) {
-        self.orders.serve_all.store(true, Ordering::Release);
+        self.orders.give(&self.orders.serve_all);
     }
 }
 
 impl Drop for Migration {
     fn drop(&mut self) {
-        self.orders.is_over.store(true, Ordering::Release);
+        self.orders.give(&self.orders.is_over);
         if let Some(thread) = self.thread.take() {
             // A source that panicked was reported where it did.
             let _ = thread.join();
@@ -120,7 +138,7 @@ impl Frontend {
     /// region and place in it. It may begin before [`start`](Self::start): some back-ends touch rings as they learn of them.
     ///
     /// # Errors
-    /// `Kernel` without a thread.
+    /// `Kernel` without a thread or an eventfd.
     pub fn serve(
         &self,
         mut pages: MissingPages,
@@ -128,11 +146,13 @@ impl Frontend {
         mut policy: impl FnMut(usize, usize) -> Serve + Send + 'static,
     ) -> Result<Migration> {
         let told = self.session.as_ref().ok_or_else(no_session)?.bases.clone();
-        let orders = Arc::new(Orders::default());
+        let orders = Arc::new(Orders::new()?);
         let (ours, theirs) = (Arc::clone(&orders), Userfault::from(backend));
         let body = move || {
             let mut late: Vec<(Option<Instant>, usize, usize)> = Vec::new();
             loop {
+                // Before the orders: one that is given from now on is heard in the wait.
+                let _ = ours.bell.read();
                 // Read first: an order that came before the end is carried out.
                 let is_over = ours.is_over.load(Ordering::Acquire);
                 if ours.serve_all.swap(false, Ordering::AcqRel) {
@@ -142,7 +162,9 @@ impl Frontend {
                 if is_over {
                     return;
                 }
-                Userfault::wait_any(&[pages.userfault(), &theirs], Duration::from_millis(1));
+                let next = late.iter().filter_map(|&(due, ..)| due).min();
+                let time = next.map(|due| due.saturating_duration_since(Instant::now()));
+                Userfault::wait_any(&[pages.userfault(), &theirs], &ours.bell, time);
                 let bases = told.known();
                 let own = pages.userfault().fault().and_then(|address| pages.find_own(address));
                 let other = theirs.fault().and_then(|address| pages.find(&bases, address));

@@ -60,11 +60,18 @@ impl Userfault {
         }
     }
 
-    /// Waits until one has a fault, or for `time`.
-    pub fn wait_any(all: &[&Self; 2], time: Duration) {
-        let mut entries = all.map(|one| libc::pollfd { fd: one.0.as_raw_fd(), events: libc::POLLIN, revents: 0 });
-        // SAFETY: two live entries, and the count says so.
-        unsafe { libc::poll(entries.as_mut_ptr(), 2, i32::try_from(time.as_millis()).unwrap_or(i32::MAX)) };
+    /// Waits until one has a fault or `bell` was rung, for `time` at most.
+    pub fn wait_any(all: &[&Self; 2], bell: &impl AsRawFd, time: Option<Duration>) {
+        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let [ours, theirs] = all.map(|one| entry(one.0.as_raw_fd()));
+        let mut entries = [ours, theirs, entry(bell.as_raw_fd())];
+        let time = time.map(|time| libc::timespec {
+            tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: three live entries, and the count says so; the time, if any, lives as long as the call; no signal mask.
+        unsafe { libc::ppoll(entries.as_mut_ptr(), 3, limit, std::ptr::null()) };
     }
 
     fn wake(&self, start: u64, size: u64) {

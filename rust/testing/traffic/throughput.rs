@@ -60,7 +60,7 @@ pub(super) fn measure(runner: &mut Runner) -> Json {
         ("idle_share", Json::Number(idle.as_secs_f64() / seconds)),
         ("wait_share", Json::Number(ratio(waited, ran + waited))),
         ("ends", Json::List(ends)),
-        ("transit", transit.map_or(Json::Null, Transit::report)),
+        ("transit", transit.map_or(Json::Null, |transit| transit.report(finish))),
     ])
 }
 

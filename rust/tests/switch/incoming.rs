@@ -109,6 +109,25 @@ fn pages_that_come_by_themselves_are_seen_and_no_other_is_asked_for() {
     rig.end(server);
 }
 
+/// Rows: A15, C8.
+#[test]
+fn who_waits_for_a_page_looks_again_when_it_came_and_not_for_those_that_nobody_wants() {
+    let (ram, missing) = elsewhere();
+    let mut rig = Rig::new(&ram, missing);
+    let server = serve(&rig);
+    assert!(!rig.is_here(3));
+    wait("the page to be asked for", || rig.asked() == Some(3));
+    assert_eq!(rig.map.arrived(), 0);
+    rig.place(3);
+    wait("the page", || rig.map.arrived() == 1);
+    assert!(rig.is_here(3));
+    (10..40).for_each(|page| rig.place(page));
+    wait("the pages that came by themselves", || rig.incoming.progress().missing == PAGES - 31);
+    assert_eq!(rig.map.arrived(), 1);
+    assert!(rig.is_here(20));
+    rig.end(server);
+}
+
 /// Rows: A9, A15.
 #[test]
 fn where_the_kernel_does_not_say_what_came_a_page_is_known_once_it_is_wanted() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ovsvhost::sys::cpu;
 use ovsvhost::testing::driver::{ChainDriver, PackedDriver, SplitDriver};
 use ovsvhost::testing::frontend::{FrontendConfig, MemoryMessage, Migration, Serve};
 use ovsvhost::testing::memory::{Backing, RegionSpec};
@@ -205,6 +206,36 @@ fn a_source_that_does_not_answer_stalls_its_port_alone_and_is_named() {
     wait("every page to come", || status(&switch, "postcopy-pages-missing") == "0");
     exchange(&mut friend, &mut moving, 5);
     wait("nothing to be wrong any more", || switch.port("moving").error.is_none());
+}
+
+/// The cores that this process's thread of that name may run on.
+fn cores_of(thread: &str) -> Vec<usize> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    // One may end while it is looked at.
+    let is_it = |task: &std::path::PathBuf| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end().starts_with(thread))
+    };
+    let task = tasks.into_iter().find(is_it).unwrap_or_else(|| panic!("there is no thread {thread}"));
+    let status = std::fs::read_to_string(task.join("status")).unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let ranges = list.trim().split(',').map(|range| range.split_once('-').unwrap_or((range, range)));
+    ranges.flat_map(|(first, last)| first.parse().unwrap()..=last.parse().unwrap()).collect()
+}
+
+/// Rows: A15, C8.
+#[test]
+fn who_touches_missing_pages_keeps_off_the_poll_threads_core() {
+    let cores = cpu::allowed_cpus().unwrap();
+    if cores.len() < 2 {
+        eprintln!("skipped: one core; there is none to keep to");
+        return;
+    }
+    let arrived = arrive_without_buffers();
+    let polled = cores_of("pmd-c");
+    assert_eq!(polled.len(), 1);
+    let others: Vec<_> = cores.into_iter().filter(|core| !polled.contains(core)).collect();
+    wait("the thread to be elsewhere", || cores_of("fault-moving") == others);
+    drop(arrived);
 }
 
 /// Rows: A15, C8.

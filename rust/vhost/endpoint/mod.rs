@@ -143,8 +143,13 @@ impl Control {
     }
 
     fn publish(&self, snapshot: Snapshot) {
-        if **self.snapshot.load() != snapshot {
-            self.snapshot.store(Arc::new(snapshot));
+        let before = self.snapshot.load();
+        if **before == snapshot {
+            return;
+        }
+        let is_news = snapshot.is_news_after(&before);
+        self.snapshot.store(Arc::new(snapshot));
+        if is_news {
             self.link.state_changed();
         }
     }

@@ -26,7 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Handler;
 use crate::error::{Error, Result};
 use crate::memory::{Incoming, Progress};
-use crate::sys::file;
+use crate::sys::{cpu, file};
 use crate::vhost::Level;
 use crate::vhost::status::PostcopyState;
 
@@ -169,7 +169,13 @@ impl Handler {
                 let _ = waker.write(1);
             }
         };
-        let thread = std::thread::Builder::new().name(thread_name(&name)).spawn(move || incoming.serve(came));
+        let body = move || {
+            // It is woken for every page: on a poll thread's core it would keep other guests waiting each time. Where it
+            // cannot go elsewhere it does what it must.
+            let _ = cpu::leave_polled();
+            incoming.serve(came);
+        };
+        let thread = std::thread::Builder::new().name(thread_name(&name)).spawn(body);
         running.thread = Some(thread.map_err(|e| Error::kernel(format!("{name}: no thread for page faults"), e))?);
         self.event(Level::Info, "migration", format!("{name}: the guest's memory comes by post-copy"));
         Ok(())
