@@ -11,13 +11,17 @@
 //! that stops the queue. No buffer goes back to the guest before the lane that it is on is closed, so one that a device's
 //! thread is closing is waited for: [`Lanes::closing`].
 
+mod pace;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::pace::{Paces, STARTS};
 use super::Shared;
 use super::port::PortRecord;
 use super::threads::Seat;
+use crate::error::Error;
 use crate::lock::Lock;
 use crate::pmd::{Lane, PolledQueue};
 use crate::port::afxdp::{self, LaneGauges, LanePlan};
@@ -37,8 +41,8 @@ type Key = (PortId, u16, PortId);
 enum Laid {
     /// It is there.
     Open { seat: Arc<Seat>, keeper: u16, queue: u32, plan: LanePlan, netdev: String },
-    /// It cannot be had now.
-    Refused { seat: Arc<Seat>, queue: u32, text: String, until: Instant },
+    /// It cannot be had now, however often the transmitq is started meanwhile.
+    Refused { queue: u32, text: String, until: Instant },
     /// The device has no queue left, or is down: asked for again whenever its thread looks. `status` has this.
     Lacking { seat: Arc<Seat>, text: String },
 }
@@ -49,6 +53,7 @@ pub(super) struct Lanes {
     /// Held while a lane is closed that belongs to a queue which may be stopped meanwhile.
     closing: Lock<()>,
     laid: Lock<BTreeMap<Key, Laid>>,
+    paces: Lock<Paces>,
     /// The last keeper's number.
     keeper: Lock<u16>,
 }
@@ -151,14 +156,12 @@ impl Lanes {
 }
 
 impl Shared {
-    /// Opens the lanes to a device that are wanted, and closes those that are not. The device's own thread, and no other.
-    pub(super) fn lay_lanes(&self, offer: Option<&Offer<'_>>, nic: PortId) {
+    /// Closes lanes to a device that are not wanted, and opens one that is. The device's own thread, and no other. True if
+    /// that took time: there may be more to open, and something more urgent to look at before.
+    pub(super) fn lay_lanes(&self, offer: Option<&Offer<'_>>, nic: PortId) -> bool {
         let wishes = offer.map(|_| self.state().wishes_for(nic)).unwrap_or_default();
         self.close_unwanted(&wishes, offer, nic);
-        let Some(offer) = offer else { return };
-        for wish in &wishes {
-            self.lay(wish, offer);
-        }
+        offer.is_some_and(|offer| wishes.iter().any(|wish| self.lay(wish, offer)))
     }
 
     fn close_unwanted(&self, wishes: &[Wish], offer: Option<&Offer<'_>>, nic: PortId) {
@@ -173,6 +176,8 @@ impl Shared {
                 .iter()
                 .any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1) && Arc::ptr_eq(&wish.seat, seat))
         };
+        let (now, wanting) = (Instant::now(), self.state().zero_copy_ports());
+        self.lanes.paces.lock().keep_only(|guest| wanting.contains(&guest));
         let mut unwanted = Vec::new();
         {
             let mut laid = self.lanes.laid.lock();
@@ -180,7 +185,12 @@ impl Shared {
             for key in keys {
                 let keep = match laid.get(&key) {
                     Some(Laid::Open { seat, queue, plan, .. }) => is_wanted(&key, seat, Some((*queue, plan))),
-                    Some(Laid::Refused { seat, .. } | Laid::Lacking { seat, .. }) => is_wanted(&key, seat, None),
+                    Some(Laid::Lacking { seat, .. }) => is_wanted(&key, seat, None),
+                    // Whoever starts the queue anew waits all the same, and is told the same once.
+                    Some(Laid::Refused { until, .. }) => {
+                        let is_wished = wishes.iter().any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1));
+                        offer.is_some() && (is_wished || (now < *until && wanting.contains(&key.0)))
+                    }
                     None => false,
                 };
                 if !keep && let Some(Laid::Open { seat, keeper, .. }) = laid.remove(&key) {
@@ -211,13 +221,21 @@ impl Shared {
         }
     }
 
-    fn lay(&self, wish: &Wish, offer: &Offer<'_>) {
+    /// Opens a lane if it is wanted and may be had; true if that was tried and is not to be tried again at once.
+    fn lay(&self, wish: &Wish, offer: &Offer<'_>) -> bool {
         let key = (wish.guest.id, wish.vring, offer.nic);
-        let Ok(memory) = wish.seat.memory() else { return };
-        let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return };
+        let Ok(memory) = wish.seat.memory() else { return false };
+        let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return false };
         let plan = LanePlan { queue, ..offer.plan.clone() };
         let (seat, netdev) = (Arc::clone(&wish.seat), plan.netdev.clone());
-        let text = match afxdp::Lane::open(plan.clone(), memory) {
+        let is_admitted = self.lanes.paces.lock().admit(key, seat.run, Instant::now());
+        let opened = if is_admitted {
+            afxdp::Lane::open(plan.clone(), memory)
+        } else {
+            let why = format!("{netdev}: zero copy: the guest started the transmitq more than {STARTS} times of late");
+            Err(Error::Peer(format!("{why}; its frames are copied, for some seconds more")))
+        };
+        let text = match opened {
             Ok(lane) => {
                 #[allow(clippy::cast_possible_truncation, reason = "at most 128 queues")]
                 let number = offer.first + (queue - offer.plan.queue) as u16;
@@ -226,9 +244,9 @@ impl Shared {
                 let lane = Box::new(Lane { nic: offer.nic, keeper, queue: lane, counters });
                 offer.record.watch_lane(number, gauges);
                 if let Some(lane) = seat.add_lane(lane, memory, &self.events) {
-                    // The queue was stopped meanwhile: nothing was ever sent on it.
+                    // The queue was stopped meanwhile: nothing was ever sent on it. Its next start asks anew.
                     self.close_lane(*lane, Instant::now());
-                    return;
+                    return false;
                 }
                 // Where it is stopped from here on its session closes the lane, and the next look forgets it.
                 self.lanes.laid.lock().insert(key, Laid::Open { seat, keeper, queue, plan, netdev: netdev.clone() });
@@ -239,7 +257,7 @@ impl Shared {
                     wish.vring / 2
                 );
                 self.events.push(Level::Info, "notice", Some(guest), text);
-                return;
+                return true;
             }
             Err(e) => e.to_string(),
         };
@@ -249,7 +267,8 @@ impl Shared {
             self.events.push(Level::Warning, "notice", Some(&wish.guest.name), line);
         }
         let until = Instant::now() + RETRY;
-        self.lanes.laid.lock().insert(key, Laid::Refused { seat, queue, text, until });
+        self.lanes.laid.lock().insert(key, Laid::Refused { queue, text, until });
+        is_admitted
     }
 
     /// Ends what a queue has with devices, for a queue that no thread has: then all its buffers are the guest's again.
@@ -266,7 +285,12 @@ impl Shared {
         let (port, vring) = (queue.port, queue.vring);
         let mut laid = self.lanes.laid.lock();
         laid.retain(|key, laid| {
-            (key.0, key.1) != (port, vring) || matches!(laid, Laid::Open { seat, .. } if seat.run != queue.run)
+            (key.0, key.1) != (port, vring)
+                || match laid {
+                    Laid::Open { seat, .. } => seat.run != queue.run,
+                    Laid::Refused { .. } => true,
+                    Laid::Lacking { .. } => false,
+                }
         });
     }
 

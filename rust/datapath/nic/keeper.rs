@@ -99,18 +99,33 @@ impl Keeper {
             self.wait = RETRY_MAX;
             self.look();
             match told.recv_timeout(self.wait) {
-                Err(RecvTimeoutError::Timeout) | Ok(Command::Refresh) => {}
-                Ok(Command::Device(device)) => self.device = device,
-                Ok(Command::Mtu(mtu)) => self.mtu = Some(mtu),
-                Ok(Command::Fail(reason)) => {
-                    self.let_go();
-                    self.trouble = Some((reason, Instant::now() + RETRY_MAX));
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                // One look sees all that was said before it: whoever asks often keeps nobody waiting.
+                Ok(first) => {
+                    if !std::iter::once(first).chain(told.try_iter()).all(|command| self.obey(command)) {
+                        break;
+                    }
                 }
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         self.let_go();
         self.claim.shared.recovery.device_settled(&self.claim.record.name);
+    }
+
+    /// Takes note of what shall be; false if it shall end.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Refresh => {}
+            Command::Device(device) => self.device = device,
+            Command::Mtu(mtu) => self.mtu = Some(mtu),
+            Command::Fail(reason) => {
+                self.let_go();
+                self.trouble = Some((reason, Instant::now() + RETRY_MAX));
+            }
+            Command::Stop => return false,
+        }
+        true
     }
 
     /// Makes what is what should be, as far as that can be done now.
@@ -140,11 +155,15 @@ impl Keeper {
         if is_up || device.map_or(!is_there, |device| !device.is_up) {
             self.claim.shared.recovery.device_settled(&self.claim.record.name);
         }
-        self.lay_lanes(device.is_some_and(|device| device.is_up));
+        if self.lay_lanes(device.is_some_and(|device| device.is_up)) {
+            // The carrier, and whatever was said meanwhile, come before the next one.
+            self.wait = Duration::ZERO;
+        }
     }
 
-    /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
-    fn lay_lanes(&self, is_up: bool) {
+    /// Opens a lane that a guest wants to this device, and closes those that nobody wants; all, while it is not held. True
+    /// if there may be more to open.
+    fn lay_lanes(&self, is_up: bool) -> bool {
         let Claim { shared, record } = &self.claim;
         let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
         else {
@@ -154,7 +173,7 @@ impl Keeper {
         let plan = self.device.lane(plan.ifindex, is_zero_copy);
         let Spare { queues, lack } = Spare::of(&self.device, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
-        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id);
+        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id)
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {

@@ -296,6 +296,39 @@ fn lanes_come_and_go_with_frames_on_their_way_and_every_one_carries() {
     });
 }
 
+/// Rows: A19, C13.
+#[test]
+fn a_guest_that_starts_its_queue_again_and_again_is_soon_copied_for_and_it_says_so() {
+    with_queues_to_send(1500, 4, |mut cable| {
+        let mut switch = Switch::new();
+        let mut guest = guest(&mut switch, "a", 1, 64);
+        join(&switch, joins);
+        let is_refused = || state(&switch, "a").contains("started the transmitq more than 8 times of late");
+        let mut starts = 1;
+        loop {
+            wait("a lane, or none", || state(&switch, "a").starts_with("Active") || is_refused());
+            if is_refused() {
+                break;
+            }
+            assert!(starts < 40, "{starts} starts had a lane each");
+            let bases = guest.frontend.stop_rings().unwrap();
+            guest.resume(&bases);
+            starts += 1;
+        }
+        assert!(starts > 8, "only {} starts had a lane", starts - 1);
+        // No start of it is another's, and none undoes that.
+        let bases = guest.frontend.stop_rings().unwrap();
+        guest.resume(&bases);
+        switch.datapath().refresh_nic("n0").unwrap();
+        wait("the same to be said", is_refused);
+        introduce(&cable, &mut guest);
+        let frame = marked(&guest, 1400, 1);
+        guest.send(&frame);
+        assert_eq!(cable.next(), frame);
+        assert_eq!(not_copied(&switch), 0);
+    });
+}
+
 /// Rows: A19.
 #[test]
 fn two_guests_have_a_queue_each_and_one_too_many_copies_and_says_so() {
