@@ -5,7 +5,7 @@
 mod guest;
 
 use guest::way::Way;
-use guest::{ALONE, LAYOUTS, MANY, MOVES, OTHERS};
+use guest::{ALONE, GUARDED, LAYOUTS, MANY, MOVES, OTHERS};
 
 const SIZES: [usize; 3] = [64, 1518, 9000];
 
@@ -15,7 +15,7 @@ fn main() {
     let frames: usize = words.next().and_then(|word| word.parse().ok()).unwrap_or(100_000);
     let all = LAYOUTS.into_iter().flat_map(|kind| SIZES.map(|size| (kind, size)));
     // What the others cost beyond a frame's bytes shows at the smallest.
-    let others = OTHERS.into_iter().chain([MANY]).chain(ALONE).chain(MOVES).map(|kind| (kind, SIZES[0]));
+    let others = OTHERS.into_iter().chain([MANY, GUARDED]).chain(ALONE).chain(MOVES).map(|kind| (kind, SIZES[0]));
     for (kind, size) in all.chain(others) {
         let case = format!("{}, {size} B", kind.name);
         if wanted == "LIST" {

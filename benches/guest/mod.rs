@@ -9,12 +9,13 @@ pub(crate) mod way;
 
 use std::sync::Arc;
 
-use ovsvhost::memory::{DirtyLog, GuestMap, Logging, RegionSpec};
+use ovsvhost::memory::{Access, DirtyLog, GuestMap, Iotlb, Iova, Logging, RegionSpec, Uva};
 use ovsvhost::ring::{Receiveq, RingConfig, Transmitq, feature};
 use ovsvhost::testing::driver::{Layout, RingPlace, Shape, SlotRing, SlotRingConfig};
 use ovsvhost::testing::frames::{Checksum, FramePlan, Mac, Network, PlanConfig, Transport};
-use ovsvhost::testing::memory::{Backing, GuestRam, RegionSpec as RamSpec};
+use ovsvhost::testing::memory::{Backing, Gpa, GuestRam, RegionSpec as RamSpec};
 use ovsvhost::testing::traffic::Sender;
+use vmm_sys_util::eventfd::EventFd;
 
 /// Descriptors in a ring.
 pub(crate) const RING_SIZE: u16 = 1024;
@@ -23,6 +24,7 @@ pub(crate) const FRAMES: u16 = 128;
 /// Bytes of frame in a receive buffer.
 const ROOM: usize = 2048;
 const HEADER_SIZE: usize = 12;
+const PAGE: usize = 4096;
 const FEATURES: u64 = feature::VERSION_1 | feature::MRG_RXBUF | feature::INDIRECT_DESC | feature::EVENT_IDX;
 
 /// Address of the sending guest.
@@ -42,12 +44,14 @@ pub(crate) struct Kind {
     pub(crate) destinations: u32,
     /// Whether the receiver moves: what is written to it is marked in a dirty log.
     moves: bool,
+    /// Bytes that the IOMMUs of both guests map at a time, if they have any.
+    mappings: Option<usize>,
     /// Frames that come at once.
     pub(crate) together: u16,
 }
 
 const fn kind(name: &'static str, layout: Layout, features: u64) -> Kind {
-    Kind { name, layout, features, destinations: 1, moves: false, together: FRAMES }
+    Kind { name, layout, features, destinations: 1, moves: false, mappings: None, together: FRAMES }
 }
 
 /// One buffer a frame in split rings.
@@ -79,6 +83,9 @@ pub(crate) const MOVES: [Kind; 2] = [
     Kind { name: "packed, one buffer, logged", moves: true, ..OTHERS[0] },
 ];
 
+/// From and to guests with an IOMMU that maps huge pages, once for all.
+pub(crate) const GUARDED: Kind = Kind { name: "one buffer, iommu", mappings: Some(2 << 20), ..PLAIN };
+
 /// A guest that sends.
 pub(crate) struct SendingGuest {
     sender: Sender,
@@ -104,12 +111,14 @@ impl SendingGuest {
             gso: None,
         })
         .unwrap();
+        let buffers = ram.alloc(0, 0, PAGE).unwrap();
         let driver = slots(&mut ram, place, kind, size, false);
         let device = device(&ram, place, kind, &driver);
+        let memory = guarded(map(&ram), &ram, buffers, kind, Access::READ);
         let mut sender = Sender::new(driver, plan, true);
         // Memory that nobody ever wrote is taken for private.
         sender.pass(1);
-        let mut queue = Transmitq::new(device.activate(&map(&ram), None, None).unwrap());
+        let mut queue = Transmitq::new(device.activate(&memory, None, None).unwrap());
         queue.gather().unwrap();
         queue.commit();
         sender.take_back();
@@ -139,13 +148,15 @@ impl ReceivingGuest {
     pub(crate) fn new(kind: Kind) -> (Self, Receiveq) {
         let kind = Kind { layout: Layout::One, ..kind };
         let (mut ram, place) = memory(usize::from(RING_SIZE) * (ROOM + 256));
+        let buffers = ram.alloc(0, 0, PAGE).unwrap();
         let mut driver = slots(&mut ram, place, kind, ROOM, true);
         let device = device(&ram, place, kind, &driver);
         while let Some(slot) = driver.take_free() {
             driver.post(slot, HEADER_SIZE + ROOM);
         }
         driver.publish();
-        let mut ring = device.activate(&map(&ram), None, None).unwrap();
+        let memory = guarded(map(&ram), &ram, buffers, kind, Access::WRITE);
+        let mut ring = device.activate(&memory, None, None).unwrap();
         ring.log_to(&if kind.moves { log() } else { Arc::default() }, None, false);
         (Self { driver, _ram: ram }, Receiveq::new(ring))
     }
@@ -205,6 +216,19 @@ fn map(ram: &GuestRam) -> Arc<GuestMap> {
         file: region.file().try_clone().unwrap(),
     });
     Arc::new(GuestMap::map(specs.collect(), false).unwrap())
+}
+
+/// The same memory, its buffers mapped as `kind` has it. Rings are found once, and not here.
+fn guarded(map: Arc<GuestMap>, ram: &GuestRam, buffers: Gpa, kind: Kind, access: Access) -> Arc<GuestMap> {
+    let Some(size) = kind.mappings else { return map };
+    let map = map.guarded_by(Some(Iotlb::new(EventFd::new(0).unwrap())));
+    let (end, step) = (ram.regions()[0].size() as u64, size as u64);
+    for (number, at) in (buffers.0..end).step_by(size).enumerate() {
+        // Neighbours that allow the same would be one mapping.
+        let access = if number % 2 == 0 { Access::BOTH } else { access };
+        map.map_iova(Iova(at), step.min(end - at), Uva(ram.user_address(Gpa(at)).unwrap()), access).unwrap();
+    }
+    Arc::new(map)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the low half is the base")]

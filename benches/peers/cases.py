@@ -16,10 +16,12 @@ OURS_AWAKE = "ovsvhost without sleep"
 OURS_TOO = "ovsvhost again"
 OURS_TWO_PMDS = "ovsvhost on both cores"
 OURS_POSTCOPY = "ovsvhost with post-copy"
+OURS_IOMMU = "ovsvhost with IOMMU support"
 OVS = "ovs-dpdk"
 OVS_FLOWS = "ovs-dpdk with two flows"
 OVS_TSO = "ovs-dpdk with TSO"
 OVS_POSTCOPY = "ovs-dpdk with post-copy"
+OVS_IOMMU = "ovs-dpdk with IOMMU support"
 TESTPMD = "testpmd"
 
 SWITCHES = (OURS, OVS, OVS_FLOWS, TESTPMD)
@@ -68,6 +70,10 @@ class Case:
         addresses: MAC addresses behind the receiving port, sent to in turn.
         interval_us: round trips: from one frame to the next, µs; 0: at once.
         nic: ``out``: the guest sends to a network device, the switch's other port; ``in``: it gets what that sends.
+        iommu_kib: KiB of the pages in which the IOMMU before each guest's device maps its memory, once for all; 0: no
+            guest has one.
+        buffers: buffers of a queue, used in turn, each on a page of its own; 0: one for each entry of the usual ring,
+            side by side.
         zero_copy: whether the sender's port has ``dq-zero-copy``; None where the cable has no queue for it either.
         log: whether what is written to the receiver is marked in a dirty log, as ``vhost-frontend`` names it.
         others: what guests of ports without traffic do: ``silent`` ones are connected, ``absent`` ones are not, and the
@@ -84,6 +90,8 @@ class Case:
     addresses: int = 1
     interval_us: int = 0
     nic: Literal["", "out", "in"] = ""
+    iommu_kib: int = 0
+    buffers: int = 0
     zero_copy: bool | None = None
     log: str = "no"
     others: str = "silent"
@@ -246,6 +254,12 @@ _MANY_QUEUES = 8
 _ALONE, _BESIDE = "ovsvhost, the pair alone", "ovsvhost, beside it"
 _LOGGED, _LOGGED_BEFORE = "ovsvhost, dirty log", "ovsvhost, dirty log off again"
 _ALL_GUESTS = 32
+_HUGE_PAGE_KIB = 2048
+_MANY_BUFFERS = 10_000
+_TENTH_KIB = 4096
+"""A tenth of what so many buffers take, rounded up to a page size."""
+_GUARDED = "ovsvhost, guests with an IOMMU"
+_FEW_MAPPINGS, _MANY_MAPPINGS = "ovsvhost, 10 mappings", "ovsvhost, 10 000 mappings"
 
 _BESIDE_ARRIVING = tuple(
     Contestant(f"{name}, {which}", switch, Case(ports=3, others=others))
@@ -356,6 +370,37 @@ ROWS = (
             Contestant("ovs-dpdk, dirty log", OVS, Case(log="yes")),
         ),
         (Goal("pps", _LOGGED, OURS, 0.85, 0.95), Goal("pps", _LOGGED_BEFORE, OURS, 1.0, 1.0)),
+    ),
+    Row(
+        "iommu",
+        "64 B, with IOMMU support, and from and to guests whose IOMMU maps their memory in huge pages, once for all",
+        Load.OWN,
+        (
+            Contestant(OURS, OURS, Case()),
+            Contestant(OURS_IOMMU, OURS_IOMMU, Case()),
+            Contestant(_GUARDED, OURS_IOMMU, Case(iommu_kib=_HUGE_PAGE_KIB)),
+            Contestant(OVS, OVS, Case()),
+            Contestant("ovs-dpdk, guests with an IOMMU", OVS_IOMMU, Case(iommu_kib=_HUGE_PAGE_KIB)),
+        ),
+        (Goal("pps", OURS_IOMMU, OURS, 1.0, 1.0), Goal("pps", _GUARDED, OURS, 0.9, 1.0)),
+    ),
+    Row(
+        "iommu-mappings",
+        "64 B, packed, 10 000 buffers on a page each, used in turn, from and to guests whose IOMMU maps them",
+        Load.OWN,
+        tuple(
+            Contestant(name, switch, Case(packed=True, buffers=_MANY_BUFFERS, iommu_kib=kib))
+            for name, switch, kib in (
+                ("ovsvhost, no IOMMU", OURS_IOMMU, 0),
+                (_FEW_MAPPINGS, OURS_IOMMU, _TENTH_KIB),
+                (_MANY_MAPPINGS, OURS_IOMMU, 4),
+                ("ovs-dpdk, 10 mappings", OVS_IOMMU, _TENTH_KIB),
+                ("ovs-dpdk, 10 000 mappings", OVS_IOMMU, 4),
+            )
+        ),
+        (Goal("pps", _MANY_MAPPINGS, _FEW_MAPPINGS, None, 0.5),),
+        rounds_at_most=3,
+        is_drawn=False,
     ),
     Row(
         "postcopy",

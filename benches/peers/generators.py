@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from cases import Case
 
 RING_SIZE = 1024
+_SMALL_BUFFER, _GAP = 64, 4096 - 64 - 12
+"""Such a buffer with its header, and what then is left of its page. The front-end adds a line, for the caches' sake."""
 _QUIET_RING = "--ring-size=256"
 _START_TIMEOUT_S = 30
 _END_TIMEOUT_S = 30
@@ -116,10 +118,14 @@ class Frontend(Generator):
         self, case: Case, sockets: tuple[Path, Path], warmup_s: float, duration_s: float, *, pair: int = 0
     ) -> list[str]:
         words = self.base(warmup_s, duration_s)
-        settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={RING_SIZE}", "--burst=256"]
+        settings = [f"--sizes={case.size}", "--check=count", f"--ring-size={case.buffers or RING_SIZE}", "--burst=256"]
         settings.append(f"--layout={case.layout}")
         if case.queues > 1:
             settings += [f"--pairs={case.queues}", f"--flows={case.queues}"]
+        if case.buffers:
+            settings += [f"--buffer={_SMALL_BUFFER}", f"--gap={_GAP}"]
+        if case.iommu_kib:
+            settings.append(f"--iommu={case.iommu_kib}")
         if case.packed:
             settings += ["--with=ring_packed", "--require=ring_packed"]
         sender, receiver = sockets

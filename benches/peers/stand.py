@@ -1,7 +1,7 @@
 """The test stand: starts switches and generators when a row first needs them, and measures one contestant at a time.
 
 Every switch is stopped (SIGSTOP) except in its turn. ``OURS_TOO``, ``OURS_TWO_PMDS``, ``OVS_TSO`` and those with
-post-copy are further ones for single rows; they end with the row.
+post-copy or IOMMU support are further ones for single rows; they end with the row.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import moves
 import quiet
 from cases import (
     OURS_AWAKE,
+    OURS_IOMMU,
     OURS_POSTCOPY,
     OURS_TOO,
     OURS_TWO_PMDS,
     OVS,
     OVS_FLOWS,
+    OVS_IOMMU,
     OVS_POSTCOPY,
     OVS_TSO,
     TESTPMD,
@@ -95,7 +97,7 @@ class Stand:
             self._kernels.clear()
             self._moving.clear()
             self._half_pps = 0.0
-            for name in (OURS_TOO, OURS_TWO_PMDS, OVS_TSO, OURS_POSTCOPY, OVS_POSTCOPY):
+            for name in (OURS_TOO, OURS_TWO_PMDS, OVS_TSO, OURS_POSTCOPY, OVS_POSTCOPY, OURS_IOMMU, OVS_IOMMU):
                 if any(contestant.switch == name for contestant in row.contestants):
                     self._stop(name)
 
@@ -244,15 +246,17 @@ class Stand:
         return self._switches[name]
 
     def _started(self, name: str, folder: Path) -> Switch:
-        if name in {OVS, OVS_TSO, OVS_POSTCOPY}:
-            return Ovs(folder, self._cpu, offloads=name == OVS_TSO, postcopy=name == OVS_POSTCOPY)
+        if name in {OVS, OVS_TSO, OVS_POSTCOPY, OVS_IOMMU}:
+            options = {"offloads": name == OVS_TSO, "postcopy": name == OVS_POSTCOPY, "iommu": name == OVS_IOMMU}
+            return Ovs(folder, self._cpu, **options)
         if name == OVS_FLOWS:
             return OvsFlows(folder, self._cpu)
         if name == TESTPMD:
             return TestpmdIo(folder, self._cpu, main_cpu=self._generator_cpu)
         more_cpus = (self._generator_cpu,) if name == OURS_TWO_PMDS else ()
         is_awake = name in {OURS_AWAKE, OURS_POSTCOPY}
-        return Ours(folder, self._cpu, sleeps=not is_awake, more_cpus=more_cpus, postcopy=name == OURS_POSTCOPY)
+        options = {"postcopy": name == OURS_POSTCOPY, "iommu": name == OURS_IOMMU}
+        return Ours(folder, self._cpu, sleeps=not is_awake, more_cpus=more_cpus, **options)
 
     def _stop(self, name: str) -> None:
         if name in self._switches:

@@ -197,16 +197,25 @@ class Ours(Switch):
         sleeps: False keeps poll threads from sleeping.
         more_cpus: cores of further poll threads.
         postcopy: True lets guests move in by post-copy.
+        iommu: True serves guests with an IOMMU.
     """
 
     def __init__(
-        self, folder: Path, cpu: int, *, sleeps: bool = True, more_cpus: tuple[int, ...] = (), postcopy: bool = False
+        self,
+        folder: Path,
+        cpu: int,
+        *,
+        sleeps: bool = True,
+        more_cpus: tuple[int, ...] = (),
+        postcopy: bool = False,
+        iommu: bool = False,
     ) -> None:
         super().__init__(folder, cpu)
         self.name = OURS if sleeps else OURS_AWAKE
         self._daemon = SwitchDaemon(folder)
         mask = sum(1 << core for core in {cpu, *more_cpus})
         settings = [f"other_config:pmd-cpu-mask={mask:#x}", f"other_config:vhost-postcopy-support={postcopy}".lower()]
+        settings.append(f"other_config:vhost-iommu-support={iommu}".lower())
         if not sleeps:
             settings.append("other_config:pmd-sleep-max=0")
         self._daemon.start()
@@ -258,14 +267,19 @@ class Ovs(Switch):
         cpu: the core of its poll thread.
         offloads: True offers segmentation and checksum offloads to guests.
         postcopy: True lets guests move in by post-copy.
+        iommu: True serves guests with an IOMMU.
     """
 
     name = OVS
 
-    def __init__(self, folder: Path, cpu: int, *, offloads: bool = False, postcopy: bool = False) -> None:
+    def __init__(
+        self, folder: Path, cpu: int, *, offloads: bool = False, postcopy: bool = False, iommu: bool = False
+    ) -> None:
         super().__init__(folder, cpu)
         self._mtu: int | None = None
-        self._ovs = OvsDpdk(folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads, postcopy=postcopy)
+        self._ovs = OvsDpdk(
+            folder, pmd_cpu=cpu, memory_mib=1024, sleeps=False, offloads=offloads, postcopy=postcopy, iommu=iommu
+        )
         self._ovs.start()
 
     def plug(self, case: Case) -> None:

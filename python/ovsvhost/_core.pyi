@@ -6,7 +6,7 @@ Every call is thread-safe, releases the interpreter lock while it waits, and is 
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, TypedDict, final
+from typing import Literal, Self, TypedDict, final, type_check_only
 
 __all__ = [
     "BondLink",
@@ -180,6 +180,7 @@ class LacpState:
     def key(self) -> int:
         """Of links that have none of their own."""
 
+@type_check_only
 class LacpArguments(TypedDict):
     """Who a bond is to LACP, for ``add_bond``: a dict, and a name for type checkers only.
 

@@ -126,10 +126,24 @@ struct Gone {
     mapping: Mapping,
 }
 
+/// Mappings that lie in order, at least one.
+#[derive(Debug, Clone)]
+struct Chunk {
+    /// Where the first begins: which chunk has an address is known without a look into any.
+    from: u64,
+    mappings: Arc<[Mapping]>,
+}
+
+impl Chunk {
+    fn of(mappings: &[Mapping]) -> Option<Self> {
+        Some(Self { from: mappings.first()?.iova, mappings: mappings.into() })
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Table {
-    /// Sorted; none is empty, no two mappings overlap.
-    chunks: Vec<Arc<[Mapping]>>,
+    /// Sorted; no two mappings overlap.
+    chunks: Vec<Chunk>,
     count: usize,
     /// The last that were taken back, oldest first.
     gone: Vec<Gone>,
@@ -140,14 +154,14 @@ struct Table {
 impl Table {
     fn find(&self, iova: u64) -> Option<&Mapping> {
         let at = self.chunks_up_to(iova).checked_sub(1)?;
-        let chunk = self.chunks.get(at)?;
+        let chunk = &self.chunks.get(at)?.mappings;
         let mapping = chunk.get(chunk.partition_point(|mapping| mapping.iova <= iova).checked_sub(1)?)?;
         (iova - mapping.iova < mapping.size).then_some(mapping)
     }
 
     /// How many chunks begin at `iova` or before.
     fn chunks_up_to(&self, iova: u64) -> usize {
-        self.chunks.partition_point(|chunk| chunk.first().is_some_and(|first| first.iova <= iova))
+        self.chunks.partition_point(|chunk| chunk.from <= iova)
     }
 
     /// Puts `new`, in order and all inside `[from, to)`, in the place of all that was there. Gives what nobody says any
@@ -157,7 +171,7 @@ impl Table {
         // A mapping that begins at `to` may be the end of one that begins before.
         let mut last = self.chunks_up_to(to).max(first);
         let (mut all, mut gone, mut before) = (Vec::new(), Vec::new(), 0);
-        for mapping in self.chunks.get(first..last).unwrap_or_default().iter().flat_map(|chunk| chunk.iter()) {
+        for mapping in self.chunks.get(first..last).unwrap_or_default().iter().flat_map(|chunk| chunk.mappings.iter()) {
             before += 1;
             let (start, end) = (mapping.iova.max(from), mapping.end().min(to));
             if start >= end {
@@ -188,13 +202,13 @@ impl Table {
         if all.len() < CHUNK / 2
             && let Some(next) = self.chunks.get(last)
         {
-            before += next.len();
-            all.extend_from_slice(next);
+            before += next.mappings.len();
+            all.extend_from_slice(&next.mappings);
             last += 1;
         }
         self.count = self.count + all.len() - before;
         let size = all.len().div_ceil(all.len().div_ceil(CHUNK).max(1)).max(1);
-        self.chunks.splice(first..last, all.chunks(size).map(Arc::from));
+        self.chunks.splice(first..last, all.chunks(size).filter_map(Chunk::of));
         gone
     }
 
@@ -410,7 +424,7 @@ impl Iotlb {
 /// The page of an address, spread over 16 bits.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "16 bits")]
-pub(super) fn spread(iova: u64) -> usize {
+fn spread(iova: u64) -> usize {
     ((iova / PAGE).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 

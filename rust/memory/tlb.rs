@@ -4,7 +4,7 @@
 //! queue, so nobody is asked and nothing is shared; it is caught up with what was taken back at the start of each burst.
 //! A queue of a map that is not guarded has none, and pays nothing for it.
 
-use super::iotlb::{Access, spread};
+use super::iotlb::{Access, PAGE};
 use super::map::{GuestMap, Hint};
 
 /// Mappings in it: a queue of 256 buffers of a page each meets itself seldom.
@@ -57,6 +57,30 @@ impl Tlb {
     /// Where the mapping is to be found that was used last at `iova`'s page, or one like it.
     #[inline]
     pub(super) fn line(&mut self, iova: u64) -> Option<&mut Hint> {
-        self.lines.get_mut(spread(iova) % LINES)
+        self.lines.get_mut(line_of(iova))
+    }
+}
+
+/// Which line is an address's. Pages that lie side by side have each their own, as many as there are lines; so have pages a
+/// power of two apart, as pools of buffers on huge pages begin.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "ten bits")]
+fn line_of(iova: u64) -> usize {
+    let page = iova / PAGE;
+    ((page ^ (page / LINES as u64)) % LINES as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn as_many_pages_as_there_are_lines_do_not_meet_side_by_side_or_a_power_of_two_apart() {
+        for distance in (0..=10).map(|power| PAGE << power) {
+            let lines: BTreeSet<_> = (0..LINES as u64).map(|number| line_of((1 << 45) + number * distance)).collect();
+            assert_eq!(lines.len(), LINES, "{distance:#x} bytes apart");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! How long others may be kept waiting by who has not made its buffers reachable: a credit of time that fills by itself.
 //!
 //! ```text
-//!   every look at a group that waits ── spend ──▶ ┌ Credit ┐ ◀── the clock: a tenth of each second, or a fifth
+//!   every look at a group that waits ── spend ──▶ ┌ Credit ┐ ◀── the clock: a quarter of the time, or half
 //!   every frame of it that got through ── earn ─▶ └────────┘ ─▶ spent: nobody waits, frames are dropped by name
 //! ```
 //!
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::sys::tsc;
 
 /// How long an empty credit takes to fill, µs.
-const FILL_US: u64 = 1_000_000;
+const FILL_US: u64 = 4_000_000;
 /// What a frame earns that got through, µs: an emulated IOMMU answers in half of that.
 const EARNED_US: u64 = 200;
 
@@ -31,14 +31,15 @@ pub struct Credit {
 }
 
 impl Credit {
-    /// Of a port that is waited for: a tenth of the time, 100 ms at once.
+    /// Of a port that is waited for: a quarter of the time, and more than a second at once. An emulated IOMMU shares its
+    /// processor with others, and takes tens of milliseconds when they are busy.
     pub fn of_receiver() -> Self {
-        Self::new(10)
+        Self::new(4)
     }
 
-    /// Of a transmitq that waits, for whomever: a fifth of the time, 200 ms at once.
+    /// Of a transmitq that waits, for whomever: half of the time, some seconds at once.
     pub(super) fn of_sender() -> Self {
-        Self::new(5)
+        Self::new(2)
     }
 
     fn new(one_in: u64) -> Self {
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_just_in_time_keeps_its_senders_for_a_tenth_of_the_time() {
+    fn who_answers_just_in_time_keeps_its_senders_for_a_quarter_of_the_time() {
         for (late, frames) in [(95_000, 1), (95_000, 64), (30_000, 8), (5_000, 4), (300, 1)] {
             let (credit, end) = (Credit::of_receiver(), 30_000_000);
             let (mut now, mut waited, mut earned) = (0, 0, 0);
@@ -111,13 +112,13 @@ mod tests {
                 waited += over - now;
                 now = over;
             }
-            assert!(waited <= end / 10 + 120_000 + earned, "{late} µs late: waited {waited} µs, earned {earned}");
-            assert!(late > 1000 || waited < end / 4 * 3, "{late} µs late: waited {waited} µs");
+            assert!(waited <= end / 4 + 1_400_000 + earned, "{late} µs late: waited {waited} µs, earned {earned}");
+            assert!(late > 1000 || waited < end / 10 * 9, "{late} µs late: waited {waited} µs");
         }
     }
 
     #[test]
-    fn receivers_that_take_turns_have_a_sender_for_a_fifth_of_the_time() {
+    fn receivers_that_take_turns_have_a_sender_for_half_of_the_time() {
         let (sender, receivers) = (Credit::of_sender(), [(); 16].map(|()| Credit::of_receiver()));
         let (mut now, mut waited, end) = (0, 0, 30_000_000);
         while now < end {
@@ -131,7 +132,7 @@ mod tests {
                 }
             }
         }
-        assert!((end / 6..=end / 5 + 300_000).contains(&waited), "waited {waited} µs");
+        assert!((end / 3..=end / 2 + 4_200_000).contains(&waited), "waited {waited} µs");
     }
 
     #[test]
@@ -152,17 +153,17 @@ mod tests {
     }
 
     #[test]
-    fn what_several_wait_for_together_is_paid_for_once_and_a_second_fills_it() {
+    fn what_several_wait_for_together_is_paid_for_once_and_some_seconds_fill_it() {
         let credit = Credit::of_receiver();
         for look in 1..=90 {
             for since in [0, 100, 200, 40_000] {
-                credit.spend(at(since.min(1000 * look)), at(1000 * look));
+                credit.spend(at(since.min(10_000 * look)), at(10_000 * look));
             }
         }
-        assert!(!credit.is_spent(at(90_000)));
-        credit.spend(at(90_000), at(130_000));
-        assert!(credit.is_spent(at(130_000)));
-        assert!(!credit.is_spent(at(1_130_000)));
-        assert_eq!(wait(&[&credit], 1_330_000, 1_425_000), 1_425_000);
+        assert!(!credit.is_spent(at(900_000)));
+        credit.spend(at(900_000), at(1_500_000));
+        assert!(credit.is_spent(at(1_500_000)));
+        assert!(!credit.is_spent(at(2_500_000)));
+        assert_eq!(wait(&[&credit], 3_000_000, 3_095_000), 3_095_000);
     }
 }

@@ -1,6 +1,7 @@
 //! A guest's receiveq as the switch writes it: deliver packets of a burst into the buffers the guest posted.
 #![allow(unsafe_code, reason = "writes frames into guest memory")]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::chain::{Chain, Direction, INDIRECT, Scratch, WRITE};
@@ -261,7 +262,7 @@ impl Writer {
                     Err(stop) => {
                         delivery.fault = match stop {
                             Some(fault) if fault.is_wait() => {
-                                ask_ahead(ring, 0, ready);
+                                ask_ahead(ring, self.hint, &mut self.tlb, 0..ready);
                                 stop
                             }
                             _ => delivery.fault.or(stop),
@@ -305,7 +306,7 @@ impl Writer {
         let from = self.asked.saturating_sub(taken);
         let to = ring.ready(usize::from(MAPPED_AHEAD)).map_or(0, |ready| ready.min(MAPPED_AHEAD));
         self.asked = from.max(to);
-        ask_ahead(ring, from, to);
+        ask_ahead(ring, self.hint, &mut self.tlb, from..to);
     }
 
     /// Asks for what the next group begins with, the descriptor after it too, while nobody waits for it: of frames that come
@@ -544,12 +545,12 @@ impl Writer {
 
 /// A posted buffer is still on its way here: asks for those at these places too, so that they come together.
 #[cold]
-fn ask_ahead<L: Layout>(ring: &L, from: u16, to: u16) {
-    for place in from..to.min(ASKED_AHEAD) {
+fn ask_ahead<L: Layout>(ring: &L, hint: Hint, tlb: &mut Tlb, places: Range<u16>) {
+    for place in places.start..places.end.min(ASKED_AHEAD) {
         if let Ok(Some((_, desc))) = ring.head(place) {
             // A buffer or an indirect table; either is touched next.
             let direction = if desc.flags & INDIRECT == 0 { Direction::Writable } else { Direction::Readable };
-            ring.memory().ask_for(Iova(desc.addr), desc.len, direction.access());
+            ring.memory().ask_for(Iova(desc.addr), desc.len, direction.access(), hint, tlb);
         }
     }
 }

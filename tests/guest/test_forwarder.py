@@ -5,7 +5,8 @@
     left ── br0 ── [testpmd in a guest] ── br1 ── right
 
 It passes every frame from one of its ports to the other, so the two guests beside it reach each other through it alone.
-Its driver asks for no offload: what the others leave to the switch, the switch completes.
+Its driver asks for no offload: what the others leave to the switch, the switch completes. Once the guest has an IOMMU,
+and testpmd its NICs through vfio-pci: the switch reaches what testpmd mapped for them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ovsvhost.testing.daemon import SwitchDaemon
-from ovsvhost.testing.forwarder import FORWARDER, Forwarder, forwarder_image
+from ovsvhost.testing.forwarder import (
+    FORWARDER,
+    GUARDED_FORWARDER,
+    GUARDED_NIC,
+    HUGEPAGES,
+    Forwarder,
+    forwarder_image,
+)
 from ovsvhost.testing.guest import Guest, Nic
 from ovsvhost.testing.qemu import find_qemu
 from ovsvhost.testing.traffic import address, bring_up, copy_file, ping
@@ -36,7 +44,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 PORTS = {"left": "br0", "t0": "br0", "t1": "br1", "right": "br1"}
 TARGET = address(2)
 # Feature bits, virtio 1.2 §6.
-PACKED, IN_ORDER = 34, 35
+ACCESS_PLATFORM, PACKED, IN_ORDER = 33, 34, 35
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,16 @@ class Ring:
     options: Mapping[str, str] = field(default_factory=dict)
     bits: frozenset[int] = frozenset()
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the guest has an IOMMU before its NICs."""
+        return ACCESS_PLATFORM in self.bits
+
 
 RINGS = {
     "split": Ring("7.2"),
     "packed-in-order": Ring("10.0", {"packed": "on", "in_order": "on"}, frozenset({PACKED, IN_ORDER})),
+    "iommu": Ring("10.0", GUARDED_NIC, frozenset({ACCESS_PLATFORM})),
 }
 
 
@@ -80,6 +94,11 @@ def scene(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[S
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-")))
         switch = stack.enter_context(SwitchDaemon(folder / "sw"))
+        if ring.is_guarded:
+            # Read at start.
+            switch.vsctl("set", "Open_vSwitch", ".", "other_config:vhost-iommu-support=true")
+            switch.stop()
+            switch.start()
         for bridge in dict.fromkeys(PORTS.values()):
             switch.vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev")
         for port, bridge in PORTS.items():
@@ -91,7 +110,7 @@ def scene(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[S
             [nic(folder, port, ring.options) for port in ("t0", "t1")],
             name="between",
             folder=folder,
-            **FORWARDER,
+            **(GUARDED_FORWARDER if ring.is_guarded else FORWARDER),
         )
         stack.enter_context(between)
         left, right = (
@@ -100,7 +119,7 @@ def scene(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[S
         )
         for number, end in enumerate((left, right), start=1):
             bring_up(end, number)
-        forwarder = Forwarder(between)
+        forwarder = Forwarder(between, "vfio-pci" if ring.is_guarded else "uio_pci_generic")
         forwarder.start()
         yield Scene(ring, switch, left, right, forwarder)
         forwarder.stop()
@@ -111,10 +130,12 @@ def test_testpmd_in_the_guest_has_the_rings_it_is_meant_to_have(scene: Scene) ->
     for port in ("t0", "t1"):
         scene.switch.wait_link(port)
         agreed = int(scene.switch.column(port, "status:features"), 16)
-        assert {bit for bit in (PACKED, IN_ORDER) if agreed >> bit & 1} == scene.ring.bits
+        assert {bit for bit in (ACCESS_PLATFORM, PACKED, IN_ORDER) if agreed >> bit & 1} == scene.ring.bits
+        if scene.ring.is_guarded:
+            assert scene.switch.column(port, "status:iommu") == "on"
 
 
-@pytest.mark.rows("A17")
+@pytest.mark.rows("A17", "A14")
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_guests_ping_each_other_through_testpmd_in_a_third(scene: Scene, family: str) -> None:
     host = getattr(TARGET, family)
@@ -145,3 +166,15 @@ def test_testpmd_counts_what_the_switch_counts(scene: Scene) -> None:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_file_arrives_byte_for_byte_through_testpmd(scene: Scene, family: str) -> None:
     assert copy_file(scene.right, scene.left, getattr(TARGET, family), size_mib=2).intact
+
+
+@pytest.mark.rows("A14", "C9")
+def test_what_testpmd_mapped_is_asked_for_once(scene: Scene) -> None:
+    """Its hugepages are mapped for as long as it runs: each is asked for by each queue at most once."""
+    assert ping(scene.left, TARGET.ipv4, count=3).received == 3
+    for port in ("t0", "t1"):
+        for side in ("rx", "tx"):
+            if scene.ring.is_guarded:
+                scene.switch.wait_statistic(port, f"{side}_q0_iotlb_hits")
+            most = 2 * HUGEPAGES if scene.ring.is_guarded else 0
+            assert scene.switch.statistic(port, f"{side}_q0_iotlb_misses") <= most

@@ -81,9 +81,11 @@ PATH, ZERO_COPY = "options:vhost-server-path={path}", "options:dq-zero-copy=true
 
 
 @pytest.mark.rows("A13", "A19", "A20", "A21")
-@pytest.mark.parametrize("options", [(PATH, ZERO_COPY), (ZERO_COPY, PATH), (f"{PATH} {ZERO_COPY}",)])
+@pytest.mark.parametrize(
+    ("options", "lives"), [((PATH, ZERO_COPY), 2), ((ZERO_COPY, PATH), 1), ((f"{PATH} {ZERO_COPY}",), 1)]
+)
 def test_A19_the_guides_commands_give_zero_copy_in_any_order_and_after_a_kill(
-    bridge: SwitchDaemon, hosts: tuple[KernelHost, KernelHost], options: tuple[str, ...]
+    bridge: SwitchDaemon, hosts: tuple[KernelHost, KernelHost], options: tuple[str, ...], lives: int
 ) -> None:
     host, _ = hosts
     device = host.plug(more_to_send=1)
@@ -95,13 +97,13 @@ def test_A19_the_guides_commands_give_zero_copy_in_any_order_and_after_a_kill(
     )
     ovs_vsctl(bridge, "set", "Interface", "dpdkport", "options:n_txq_desc=128")
     with echoing(bridge, path, host):
-        for life in range(2):
+        for life in range(lives):
             bridge.wait_link("v0")
             wait_state(bridge, f"Active: {device} queue 1")
             assert row(bridge, "Interface", "dpdkport")["status"]["n_txq_desc"] == "128"
             ping_without_copies(bridge, host, "dpdkport")
-            if life == 0:
-                assert "Zero copy enabled for vHost port v0" in bridge.log.read_text()
+            assert "Zero copy enabled for vHost port v0" in bridge.log.read_text()
+            if life + 1 < lives:
                 bridge.kill()
                 bridge.start()
         ovs_vsctl(bridge, "set", "Interface", "v0", "options:dq-zero-copy=false")

@@ -9,7 +9,8 @@
         forwarder.statistics()[0].rx_packets
 
 The program and its libraries are those installed here (package ``dpdk-dev``). Linux lets go of the NICs for
-``uio_pci_generic``, which needs no IOMMU.
+``uio_pci_generic``, which needs no IOMMU, or in a guest that has one (``GUARDED_FORWARDER``) for ``vfio-pci``, which
+maps testpmd's hugepages for them and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ovsvhost.testing.errors import MissingError, RigError
 from ovsvhost.testing.image import Extra, GuestImage, guest_image
@@ -32,12 +33,27 @@ _PROGRAM = "dpdk-testpmd"
 # testpmd loads what lies in this folder of the guest.
 _PLUGINS = Path("/usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0")
 _NEEDED = ("bus_pci", "bus_vdev", "mempool_ring", "mempool_stack", "net_virtio")
-_HUGEPAGES = 80
+# Of both drivers, in the order in which they load.
+_MODULES = (
+    "uio",
+    "uio_pci_generic",
+    "irqbypass",
+    "vfio",
+    "vfio_virqfd",
+    "vfio_iommu_type1",
+    "vfio-pci-core",
+    "vfio-pci",
+)
+HUGEPAGES = 80
+"""Of 2 MiB, which testpmd has in its guest."""
 _START_TIMEOUT_S = 120
 _LOG = "/tmp/testpmd.log"  # noqa: S108 - a path inside the guest
 
 # What a guest needs for it: testpmd takes SSE4.2, a core to poll with, and hugepages.
-FORWARDER: dict[str, Any] = {"memory_mib": 512, "cpus": 2, "cpu": "max", "kernel_line": f"hugepages={_HUGEPAGES}"}
+FORWARDER: dict[str, Any] = {"memory_mib": 512, "cpus": 2, "cpu": "max", "kernel_line": f"hugepages={HUGEPAGES}"}
+# The same with an IOMMU before its NICs. They need the options in GUARDED_NIC.
+GUARDED_FORWARDER = {**FORWARDER, "iommu": True, "kernel_line": f"{FORWARDER['kernel_line']} intel_iommu=on iommu=pt"}
+GUARDED_NIC = {"disable-legacy": "on", "disable-modern": "off", "iommu_platform": "on", "ats": "on"}
 
 
 def forwarder_image(cache: Path | None = None) -> GuestImage:
@@ -60,7 +76,7 @@ def forwarder_image(cache: Path | None = None) -> GuestImage:
     # A plug-in that is also a linked library must be the same file, or it would register its driver twice. Only what
     # ends in .so is taken for one.
     links = {str(plugin.with_suffix(""))[1:]: f"/lib/x86_64-linux-gnu/{plugin.name}" for plugin in plugins}
-    return guest_image(cache, extra=Extra(files, links, ("uio", "uio_pci_generic")))
+    return guest_image(cache, extra=Extra(files, links, _MODULES))
 
 
 class Forwarder:
@@ -68,10 +84,12 @@ class Forwarder:
 
     Args:
         guest: the guest; its first two NICs become testpmd's ports 0 and 1.
+        driver: who hands them to it: ``vfio-pci`` in a guest that was made with ``GUARDED_FORWARDER``.
     """
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, driver: Literal["uio_pci_generic", "vfio-pci"] = "uio_pci_generic") -> None:
         self._guest = guest
+        self._driver = driver
         self._job: Job | None = None
 
     def start(self) -> None:
@@ -79,12 +97,13 @@ class Forwarder:
         for device in ("eth0", "eth1"):
             self._guest.run(
                 f"cd $(dirname $(readlink -f /sys/class/net/{device}/device)) && "
-                "echo uio_pci_generic >driver_override && echo ${PWD##*/} >driver/unbind && "
+                f"echo {self._driver} >driver_override && "
+                "echo ${PWD##*/} >driver/unbind && "
                 "echo ${PWD##*/} >/sys/bus/pci/drivers_probe"
             )
         # DPDK refuses plug-ins where anybody may write.
         self._guest.run("chmod 755 /; mkdir -p /var/run /dev/hugepages; mount -t hugetlbfs none /dev/hugepages")
-        memory = f"--lcores=0,1 -m {_HUGEPAGES * 2} --huge-unlink --no-telemetry"
+        memory = f"--lcores=0,1 -m {HUGEPAGES * 2} --huge-unlink --no-telemetry"
         mode = "--forward-mode=io --total-num-mbufs=8192 --stats-period=1"
         self._job = self._guest.spawn(f"{_PROGRAM} {memory} -- {mode} >{_LOG} 2>&1")
         wait_for(self._forwards, timeout_s=_START_TIMEOUT_S, what="testpmd in the guest to forward", interval_s=0.5)

@@ -32,6 +32,7 @@ class OvsDpdk(Lasting):
         sleeps: True lets an idle poll thread sleep up to 200 µs (``pmd-maxsleep``), for when it is not measured.
         offloads: True offers segmentation and checksum offloads to guests (``userspace-tso-enable``).
         postcopy: True lets guests move in by post-copy (``vhost-postcopy-support``).
+        iommu: True serves guests with an IOMMU before the device (``vhost-iommu-support``).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class OvsDpdk(Lasting):
         sleeps: bool = True,
         offloads: bool = False,
         postcopy: bool = False,
+        iommu: bool = False,
     ) -> None:
         self.folder = folder
         self._environment = {**os.environ, "OVS_RUNDIR": str(folder), "OVS_LOGDIR": str(folder)}
@@ -55,6 +57,7 @@ class OvsDpdk(Lasting):
             "pmd-cpu-mask": hex(1 << pmd_cpu),
             "userspace-tso-enable": str(offloads).lower(),
             "vhost-postcopy-support": str(postcopy).lower(),
+            "vhost-iommu-support": str(iommu).lower(),
         }
         if sleeps:
             self._settings["pmd-maxsleep"] = "200"

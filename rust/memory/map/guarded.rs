@@ -195,8 +195,11 @@ impl GuestMap {
     }
 
     /// Asks for what is not at hand of a buffer at an address that the device was given, before it is needed: its mappings,
-    /// or its first page.
-    pub fn ask_for(&self, at: Iova, len: u32, access: Access) {
+    /// or its first page. What is at hand is kept in the queue's own cache.
+    pub fn ask_for(&self, at: Iova, len: u32, access: Access, hint: Hint, tlb: &mut Tlb) {
+        if tlb.access == access && (hint.span(at.0, len).is_some() || self.look_up(at, len, tlb).is_some()) {
+            return;
+        }
         if self.iotlb.as_ref().is_none_or(|iotlb| iotlb.has_all(at.0, len.min(ASKED_AHEAD), access, Need::Ahead)) {
             // What it is does not matter yet.
             let _ = self.translate_prefix(at, len, access);

@@ -85,15 +85,16 @@ impl Gatherer {
     #[cold]
     fn ask_ahead<L: Layout>(&mut self, ring: &mut L) {
         let (memory, access) = (self.burst.memory(), Direction::Readable.access());
+        let (hint, tlb) = (self.burst.hint(), &mut self.tlb);
         let most = ring.ready(MAX_BURST).unwrap_or(0);
         let mut place = 0;
         while place < most {
             let Ok(Some((chain, first))) = ring.head(place) else { break };
-            memory.ask_for(Iova(first.addr), first.len, access);
+            memory.ask_for(Iova(first.addr), first.len, access, hint, tlb);
             let mut chain = chain;
             if first.flags & NEXT != 0 {
                 let Some((whole, second)) = ring.second(place, chain, first) else { break };
-                memory.ask_for(Iova(second.addr), second.len, access);
+                memory.ask_for(Iova(second.addr), second.len, access, hint, tlb);
                 chain = whole;
             }
             place += L::places(chain);

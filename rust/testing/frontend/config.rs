@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::iommu::{Answer, IommuConfig};
+use super::iommu::{Answer, IommuConfig, PAGE};
 use crate::testing::memory::RegionSpec;
 use crate::testing::wire::features::{self, protocol};
 use crate::testing::{Error, Result};
@@ -128,9 +128,14 @@ impl FrontendConfig {
             | protocol::RESET_DEVICE
     }
 
-    /// Gives the guest an IOMMU before the device, which answers so.
+    /// Gives the guest an IOMMU before the device, with pages of the smallest size, which answers so.
     pub fn guard(&mut self, answer: Answer) {
-        self.iommu = Some(IommuConfig { offset: 1 << 40, answer });
+        self.guard_by(PAGE, answer);
+    }
+
+    /// The same with pages of so many bytes, a power of two from 4096 on.
+    pub fn guard_by(&mut self, page: u64, answer: Answer) {
+        self.iommu = Some(IommuConfig { offset: 1 << 40, page, answer });
         self.features |= features::IOMMU_PLATFORM;
         self.required |= features::IOMMU_PLATFORM;
         self.protocol |= protocol::BACKEND_REQ;

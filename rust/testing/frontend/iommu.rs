@@ -8,6 +8,7 @@
 //! What drivers here take for guest-physical addresses are I/O virtual ones then: the memory is made known `offset` bytes
 //! further up, so a back-end that mistakes one for the other finds nothing.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -25,7 +26,8 @@ use crate::testing::{Error, Result};
 
 /// Bytes of `struct vhost_iotlb_msg`.
 const BODY: usize = 32;
-const PAGE: u64 = 4096;
+/// Bytes of an IOMMU's smallest page.
+pub const PAGE: u64 = 4096;
 /// How soon the thread sees that it is to end.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -49,6 +51,8 @@ pub mod iotlb {
 pub enum Answer {
     /// With the page asked for.
     Page,
+    /// Likewise, and of every other page no more is allowed than was asked for: no two neighbours are one mapping.
+    Apart,
     /// With all of the region that it is in.
     Region,
     /// With a page that may not be touched.
@@ -62,6 +66,8 @@ pub enum Answer {
 pub struct IommuConfig {
     /// How far above its I/O virtual addresses memory lies, guest-physically.
     pub offset: u64,
+    /// Bytes of its pages, a power of two.
+    pub page: u64,
     /// How questions are answered at first.
     pub answer: Answer,
 }
@@ -118,10 +124,11 @@ impl Iommu {
             refusals: AtomicU64::new(0),
             pages: Mutex::default(),
         });
-        let (regions, told) = (super::region_entries(ram), Arc::clone(&orders));
+        let mut mapped = Mapped { regions: super::region_entries(ram), page: config.page, allowed: BTreeMap::new() };
+        let told = Arc::clone(&orders);
         let thread = std::thread::Builder::new()
             .name("iommu".into())
-            .spawn(move || answer_all(&ours, &answers, &regions, &told))
+            .spawn(move || answer_all(&ours, &answers, &mut mapped, &told))
             .map_err(Error::kernel("cannot start a thread"))?;
         Ok(Self { orders, thread: Some(thread) })
     }
@@ -137,7 +144,7 @@ impl Drop for Iommu {
     }
 }
 
-fn answer_all(channel: &UnixStream, answers: &UnixStream, regions: &[RegionEntry], orders: &Orders) {
+fn answer_all(channel: &UnixStream, answers: &UnixStream, mapped: &mut Mapped, orders: &Orders) {
     let mut bytes = Vec::new();
     while !orders.is_over.load(Ordering::Acquire) {
         let mut chunk = [0; HEADER_SIZE + BODY];
@@ -159,7 +166,7 @@ fn answer_all(channel: &UnixStream, answers: &UnixStream, regions: &[RegionEntry
                     orders.pages.lock().unwrap_or_else(PoisonError::into_inner).push(word(0));
                     // Held until it is said: who gives another order has seen the last answer to this one.
                     let answer = orders.answer.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(update) = answer_to(*answer, word(0), *access, regions) {
+                    if let Some(update) = mapped.answer(*answer, word(0), *access) {
                         // A back-end that is gone needs no answer.
                         let _ = answers.send_with_fds(&[update.encode().as_slice()], &[]);
                     }
@@ -173,16 +180,37 @@ fn answer_all(channel: &UnixStream, answers: &UnixStream, regions: &[RegionEntry
     }
 }
 
-fn answer_to(answer: Answer, iova: u64, _access: u8, regions: &[RegionEntry]) -> Option<Message> {
-    // As QEMU, which says nothing of addresses that mean nothing.
-    let region = regions.iter().find(|region| iova.wrapping_sub(region.gpa.0) < region.size)?;
-    let page = iova & !(PAGE - 1);
-    let uva = region.user_address + (page - region.gpa.0);
-    match answer {
-        Answer::Page => Some(message(iotlb::UPDATE, page, PAGE, uva, READ_WRITE)),
-        Answer::Region => Some(message(iotlb::UPDATE, region.gpa.0, region.size, region.user_address, READ_WRITE)),
-        Answer::Refused => Some(message(iotlb::UPDATE, page, PAGE, uva, 0)),
-        Answer::Never => None,
+/// What the guest mapped: all its memory, in pages of one size.
+struct Mapped {
+    regions: Vec<RegionEntry>,
+    /// Bytes of a page.
+    page: u64,
+    /// What was allowed so far, by page, where that is not everything.
+    allowed: BTreeMap<u64, u8>,
+}
+
+impl Mapped {
+    fn answer(&mut self, answer: Answer, iova: u64, access: u8) -> Option<Message> {
+        // As QEMU, which says nothing of addresses that mean nothing.
+        let region = self.regions.iter().find(|region| iova.wrapping_sub(region.gpa.0) < region.size)?;
+        let into = (iova - region.gpa.0) & !(self.page - 1);
+        let page = region.gpa.plus(into).0;
+        let update = |access| {
+            let size = self.page.min(region.size - into);
+            message(iotlb::UPDATE, page, size, region.user_address + into, access)
+        };
+        match answer {
+            Answer::Page => Some(update(READ_WRITE)),
+            Answer::Apart if into & self.page == 0 => Some(update(READ_WRITE)),
+            Answer::Apart => {
+                let allowed = self.allowed.entry(page).or_default();
+                *allowed |= access;
+                Some(update(*allowed))
+            }
+            Answer::Region => Some(message(iotlb::UPDATE, region.gpa.0, region.size, region.user_address, READ_WRITE)),
+            Answer::Refused => Some(update(0)),
+            Answer::Never => None,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::receiver::Check;
 use crate::testing::driver::Layout;
 use crate::testing::frames::{Checksum, Gso, GsoKind, Mac, Network, Transport};
-use crate::testing::frontend::{FrontendConfig, Logging, MemoryMessage, Order, Side};
+use crate::testing::frontend::{Answer, FrontendConfig, Logging, MemoryMessage, Order, Side};
 use crate::testing::memory::Backing;
 use crate::testing::wire::features::{self, VIRTIO, protocol};
 use crate::testing::{Error, Result};
@@ -134,6 +134,7 @@ impl EndSettings {
         ("regions", "memory regions, rings and buffers spread over them"),
         ("memory-message", "table (SET_MEM_TABLE) | regions (ADD_MEM_REG)"),
         ("mtu", "MTU told by NET_SET_MTU"),
+        ("iommu", "KiB of a page of the IOMMU before the device, each page a mapping; default: there is none"),
         ("log", "no | yes | off-again: have the back-end keep a dirty log, as while a guest moves"),
         ("layout", "sent frames: one | two | chain:N | indirect:N"),
         ("rx-layout", "receive buffers: one | two | chain:N | indirect:N"),
@@ -194,6 +195,13 @@ impl EndSettings {
                 front.memory_message = pick(name, value, &forms)?;
             }
             "mtu" => front.mtu = Some(value.parse().map_err(|_| wrong())?),
+            "iommu" => {
+                let kib: u64 = value.parse().map_err(|_| wrong())?;
+                if !kib.is_power_of_two() || !(4..=1 << 20).contains(&kib) {
+                    return Err(wrong());
+                }
+                front.guard_by(kib << 10, Answer::Apart);
+            }
             "log" => {
                 let ways = [("no", Logging::Never), ("yes", Logging::On), ("off-again", Logging::OffAgain)];
                 front.log = pick(name, value, &ways)?;

@@ -21,6 +21,7 @@ mod crowd;
 mod hostile;
 mod incoming;
 mod iommu;
+mod iommu_rings;
 mod iommu_waits;
 mod killed;
 mod life;

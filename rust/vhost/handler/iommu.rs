@@ -287,7 +287,7 @@ impl Handler {
             [Located::At(desc), Located::At(avail), Located::At(used)] => Ok(Some([desc, avail, used])),
             _ if found.contains(&Located::Scattered) => Err(
                 "the pages of its ring are not one after another in the guest's memory; give the device queues of 256 \
-                 (rx_queue_size, tx_queue_size)"
+                 (rx_queue_size, tx_queue_size), or the guest's kernel iommu=pt"
                     .into(),
             ),
             _ => Ok(None),
