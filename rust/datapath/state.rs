@@ -340,11 +340,6 @@ impl State {
         self.ports.values().any(|port| port.record.id == id && port.settings.zero_copy)
     }
 
-    /// The ports that want lanes.
-    pub(super) fn zero_copy_ports(&self) -> BTreeSet<PortId> {
-        self.ports.values().filter(|port| port.settings.zero_copy).map(|port| port.record.id).collect()
-    }
-
     /// Takes what a session left behind that did not end in time: its receiveqs out of the topology to come, and the
     /// seats of its transmitqs.
     pub(super) fn take_vrings(&mut self, id: PortId) -> Vec<Arc<Seat>> {

@@ -20,9 +20,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::super::Shared;
-use super::super::events::Allowance;
 use super::super::port::PortRecord;
-use super::super::zero_copy::Offer;
+use super::super::zero_copy::{Offer, Turns};
 use super::offloads::Offloads;
 use super::spare::Spare;
 use super::{Command, NicDevice, Report};
@@ -77,8 +76,8 @@ pub(super) struct Keeper {
     backoff: Duration,
     /// When to look again by itself.
     wait: Duration,
-    /// Devices that come and go do not fill the log.
-    allowance: Allowance,
+    /// Guests whose lanes it opens.
+    turns: Turns,
 }
 
 impl Keeper {
@@ -89,8 +88,8 @@ impl Keeper {
         mtu: Option<u32>,
         report: Arc<Lock<Report>>,
     ) -> Self {
-        let (backoff, wait, allowance) = (RETRY_MIN, RETRY_MAX, Allowance::new(Instant::now()));
-        Self { claim, asker, device, mtu, hold: None, offloads: None, report, trouble: None, backoff, wait, allowance }
+        let (backoff, wait, turns) = (RETRY_MIN, RETRY_MAX, Turns::default());
+        Self { claim, asker, device, mtu, hold: None, offloads: None, report, trouble: None, backoff, wait, turns }
     }
 
     /// Until it is told to stop, or nobody is left to tell it.
@@ -101,7 +100,7 @@ impl Keeper {
             match told.recv_timeout(self.wait) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
-                // One look sees all that was said before it: whoever asks often keeps nobody waiting.
+                // One look sees all that was said before it: nobody stands behind a guest that has it asked often.
                 Ok(first) => {
                     if !std::iter::once(first).chain(told.try_iter()).all(|command| self.obey(command)) {
                         break;
@@ -161,19 +160,20 @@ impl Keeper {
         }
     }
 
-    /// Opens a lane that a guest wants to this device, and closes those that nobody wants; all, while it is not held. True
-    /// if there may be more to open.
-    fn lay_lanes(&self, is_up: bool) -> bool {
+    /// Opens a lane that a guest wants to this device, or closes one that nobody wants; all, while it is not held. True if
+    /// there may be more to do.
+    fn lay_lanes(&mut self, is_up: bool) -> bool {
         let Claim { shared, record } = &self.claim;
         let Some((Hold { attachment, .. }, Plan::Afxdp(plan))) = self.hold.as_ref().map(|hold| (hold, &hold.plan))
         else {
-            return shared.lay_lanes(None, record.id);
+            shared.close_lanes(record.id);
+            return false;
         };
         let is_zero_copy = attachment.mode() == Some(XdpMode::NativeWithZerocopy.name());
         let plan = self.device.lane(plan.ifindex, is_zero_copy);
         let Spare { queues, lack } = Spare::of(&self.device, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
-        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id)
+        shared.lay_lanes(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }, &mut self.turns)
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
@@ -202,15 +202,7 @@ impl Keeper {
 
     /// A line for the log.
     fn say(&self, level: Level, kind: &'static str, text: String) {
-        let Some(left_out) = self.allowance.take(Instant::now()) else { return };
-        let Claim { shared, record } = &self.claim;
-        let name = &record.name;
-        if left_out > 0 {
-            let text =
-                format!("{name}: {left_out} lines are left out: its device changes more often than the log can bear");
-            shared.events.push(Level::Warning, "notice", Some(name), text);
-        }
-        shared.events.push(level, kind, Some(name), text);
+        self.claim.shared.note(&self.claim.record, level, kind, text);
     }
 
     /// Takes the device over unless it is held as it should be. Gives what is in the way, and the device if it is held.
@@ -335,7 +327,7 @@ impl Keeper {
 
     fn take_back(&self, hold: &Hold) {
         let Claim { shared, record } = &self.claim;
-        shared.lay_lanes(None, record.id);
+        shared.close_lanes(record.id);
         for slot in &hold.slots {
             let seat = shared.state().places.leave(record.id, slot.vring + 1);
             drop(seat.and_then(|seat| seat.take(&shared.events)));

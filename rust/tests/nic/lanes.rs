@@ -214,7 +214,7 @@ fn memory_is_plugged_in_and_pulled_out_while_frames_are_in_flight() {
         join(&switch, joins);
         wait_active(&switch, "a");
         introduce(&cable, &mut guest);
-        let dimm = RegionSpec { gpa: DIMM, size: 2 << 20, backing: Backing::Prealloc, file_offset: 0 };
+        let dimm = RegionSpec { gpa: DIMM, size: 2 << 20, backing: Backing::Memfd, file_offset: 0 };
         for round in 0..2 {
             strand(&switch, &mut guest, &mut cable, 12, 3000);
             guest.frontend.plug_memory(&dimm).unwrap();

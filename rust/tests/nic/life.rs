@@ -206,22 +206,6 @@ fn a_port_is_deleted_and_made_again_many_times_with_frames_on_their_way() {
     });
 }
 
-/// Rows: A22, C13.
-#[test]
-fn a_device_that_was_asked_for_often_is_let_go_at_once() {
-    with_cable(1500, |_cable| {
-        let switch = Switch::new();
-        join(&switch, |_| {});
-        // As a guest that starts its queues as fast as it can has it, for hours.
-        for _ in 0..200_000 {
-            switch.datapath().refresh_nic("n0").unwrap();
-        }
-        let begun = Instant::now();
-        switch.datapath().del_port("n0").unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
-    });
-}
-
 /// Rows: A22, L5.
 #[test]
 fn settings_of_a_device_change_live_and_counters_go_on() {

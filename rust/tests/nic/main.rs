@@ -10,7 +10,7 @@
 //! * `queues`: devices of several queues; the device polled in our calls; how long it has our frames.
 //! * `tags`: VLAN tags, and what the device is told to leave alone.
 //! * `zero_copy`: frames sent from where the guest put them. `lanes`: who gets a way to do that, and what changes under frames
-//!   that are in flight. `killed`: a switch that is killed while they are.
+//!   that are in flight. `restarts`: who does not wait for a guest's. `killed`: a switch that is killed while they are.
 //! * `life`: devices that go down, away and come back; rings that are full.
 #![allow(unreachable_pub, dead_code, reason = "rooms shared with the switch's tests, of which this one uses a part")]
 #![allow(
@@ -30,6 +30,7 @@ mod lanes;
 mod life;
 mod offloads;
 mod queues;
+mod restarts;
 #[path = "../switch/rig.rs"]
 mod rig;
 #[path = "../switch/station.rs"]

@@ -27,10 +27,15 @@ pub fn joins(nic: &mut NicConfig) {
 
 /// A guest whose port wants no copies, with rings of `size`.
 pub fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
+    guest_of(switch, name, last, size, (usize::from(size) * (16 << 10)) + (2 << 20))
+}
+
+/// The same with two regions of so many bytes.
+pub fn guest_of(switch: &mut Switch, name: &str, last: u8, size: u16, region: usize) -> Station {
     let socket = switch.add_with(name, EndpointKind::Client, |port| port.zero_copy = true);
     let guest = Station::plug(&socket, last, |config| {
         config.ring_size = size;
-        config.regions = RegionSpec::spread(2, (usize::from(size) * (16 << 10)) + (2 << 20), &Backing::Prealloc);
+        config.regions = RegionSpec::spread(2, region, &Backing::Prealloc);
     });
     switch.wait_link(name, true);
     guest
@@ -293,39 +298,6 @@ fn lanes_come_and_go_with_frames_on_their_way_and_every_one_carries() {
             }
             guest.wait_sent();
         }
-    });
-}
-
-/// Rows: A19, C13.
-#[test]
-fn a_guest_that_starts_its_queue_again_and_again_is_soon_copied_for_and_it_says_so() {
-    with_queues_to_send(1500, 4, |mut cable| {
-        let mut switch = Switch::new();
-        let mut guest = guest(&mut switch, "a", 1, 64);
-        join(&switch, joins);
-        let is_refused = || state(&switch, "a").contains("started the transmitq more than 8 times of late");
-        let mut starts = 1;
-        loop {
-            wait("a lane, or none", || state(&switch, "a").starts_with("Active") || is_refused());
-            if is_refused() {
-                break;
-            }
-            assert!(starts < 40, "{starts} starts had a lane each");
-            let bases = guest.frontend.stop_rings().unwrap();
-            guest.resume(&bases);
-            starts += 1;
-        }
-        assert!(starts > 8, "only {} starts had a lane", starts - 1);
-        // No start of it is another's, and none undoes that.
-        let bases = guest.frontend.stop_rings().unwrap();
-        guest.resume(&bases);
-        switch.datapath().refresh_nic("n0").unwrap();
-        wait("the same to be said", is_refused);
-        introduce(&cable, &mut guest);
-        let frame = marked(&guest, 1400, 1);
-        guest.send(&frame);
-        assert_eq!(cable.next(), frame);
-        assert_eq!(not_copied(&switch), 0);
     });
 }
 
