@@ -228,12 +228,7 @@ impl Shared {
         let Ok(memory) = wish.seat.memory() else { return false };
         let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return false };
         let since = tsc::now();
-        if !turns.is_due(key.0, since) {
-            let netdev = &offer.plan.netdev;
-            let text = format!(
-                "Waiting(turn): to open its lanes took a quarter of the time of {netdev}'s thread of late; frames are \
-                 copied until that is past"
-            );
+        if let Some(text) = in_the_way(memory, turns.is_due(key.0, since), &offer.plan.netdev) {
             self.lanes.lack(key, wish, text);
             return false;
         }
@@ -300,6 +295,23 @@ impl Shared {
     pub(super) fn ask_for_lanes(&self, port: PortId) {
         self.state().refresh_nics_beside(port);
     }
+}
+
+/// What a lane waits for that a device could open.
+fn in_the_way(memory: &GuestMap, is_due: bool, netdev: &str) -> Option<String> {
+    let missing = memory.missing().div_ceil(1 << 20);
+    if missing > 0 {
+        return Some(format!(
+            "Waiting(memory): {missing} MiB of the guest's memory are nowhere yet, and a device would need them all: start \
+             its virtual machine with prealloc=on, or on hugepages; frames are copied"
+        ));
+    }
+    (!is_due).then(|| {
+        format!(
+            "Waiting(turn): to open its lanes took a quarter of the time of {netdev}'s thread of late; frames are copied \
+             until that is past"
+        )
+    })
 }
 
 /// What a device's statistics say of its lanes.

@@ -6,7 +6,7 @@
 
 mod guarded;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -347,6 +347,13 @@ impl GuestMap {
     /// True if no file has a hole: whoever was to put pages there has done so.
     pub fn is_whole(&self) -> bool {
         self.entries.iter().all(|e| e.region.is_whole())
+    }
+
+    /// Bytes of memory that nobody has yet, and that whoever touches them all makes: a guest's size costs its owner nothing
+    /// until it is used. None of hugepages, which are set aside when they are mapped.
+    pub fn missing(&self) -> u64 {
+        let files: BTreeMap<_, _> = self.entries.iter().map(|e| (e.region.identity, e.region.missing())).collect();
+        files.values().sum()
     }
 
     /// True while a migration brings its pages.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ovsvhost::datapath::{Datapath, PortConfig};
 use ovsvhost::recovery::Recovery;
+use ovsvhost::testing::memory::{Backing, RegionSpec};
 use ovsvhost::vhost::EndpointKind;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -127,7 +128,9 @@ fn what_a_device_had_when_the_switch_was_killed_is_sent_again_and_every_buffer_c
     with_queues_to_send(9000, 4, |mut cable| {
         let folder = TempDir::new_with_prefix("/dev/shm/ovsvhost-killed-").unwrap();
         let mut switch = Process::start(folder.as_path());
-        let mut guest = Station::plug(&folder.as_path().join("a"), 1, |_| {});
+        let mut guest = Station::plug(&folder.as_path().join("a"), 1, |config| {
+            config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Prealloc);
+        });
         for death in 0..5 {
             switch.wait_active();
             let greeting = from_far(guest.mac, 60, death);

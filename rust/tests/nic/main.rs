@@ -6,6 +6,7 @@
 //! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
 //! * `exchange`: frames both ways, every size, every way they can lie.
 //! * `lacp`: a bond and a neighbour that agrees to it, or does not.
+//! * `memory`: what memory a device is shown, and what is said of other.
 //! * `offloads`: checksums and segments that the device gets finished.
 //! * `queues`: devices of several queues; the device polled in our calls; how long it has our frames.
 //! * `tags`: VLAN tags, and what the device is told to leave alone.
@@ -28,6 +29,7 @@ mod killed;
 mod lacp;
 mod lanes;
 mod life;
+mod memory;
 mod offloads;
 mod queues;
 mod restarts;

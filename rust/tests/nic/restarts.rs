@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ovsvhost::testing::memory::{Backing, RegionSpec};
+
 use super::cable::{ip, join, wait_carrier, with_queues_to_send};
 use super::rig::{Switch, wait};
 use super::zero_copy::{bring_up, guest, guest_of, introduce, joins, marked, not_copied, state, strand, wait_active};
 
-/// Bytes of the guest's memory: to pin them takes so long that its starts are more than there are lanes.
+/// Bytes of each half of the guest's memory: to pin them takes so long that its starts are more than there are lanes.
 const MEMORY: usize = 128 << 20;
 /// Starts of a queue, and long enough for them to be in the way of others if anybody counts them.
 const STARTS: usize = 2000;
@@ -37,7 +39,7 @@ fn soon(what: &str, done: impl FnOnce()) {
 fn a_guest_that_starts_its_queue_again_and_again_keeps_nobody_waiting_and_gets_what_is_left() {
     with_queues_to_send(1500, 4, |mut cable| {
         let mut switch = Switch::new();
-        let restless = guest_of(&mut switch, "a", 1, 64, MEMORY);
+        let restless = guest_of(&mut switch, "a", 1, 64, RegionSpec::spread(2, MEMORY, &Backing::Prealloc));
         join(&switch, joins);
         wait_active(&switch, "a");
         let (starts, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
