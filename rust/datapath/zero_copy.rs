@@ -299,11 +299,11 @@ impl Shared {
 
 /// What a lane waits for that a device could open.
 fn in_the_way(memory: &GuestMap, is_due: bool, netdev: &str) -> Option<String> {
-    let missing = memory.missing().div_ceil(1 << 20);
-    if missing > 0 {
+    let unallocated = memory.unallocated().div_ceil(1 << 20);
+    if unallocated > 0 {
         return Some(format!(
-            "Waiting(memory): {missing} MiB of the guest's memory are nowhere yet, and a device would need them all: start \
-             its virtual machine with prealloc=on, or on hugepages; frames are copied"
+            "Waiting(memory): {unallocated} MiB of the guest's memory are not allocated yet, and a device needs all of it: \
+             start its virtual machine with prealloc=on, or on hugepages; frames are copied"
         ));
     }
     (!is_due).then(|| {

@@ -349,10 +349,10 @@ impl GuestMap {
         self.entries.iter().all(|e| e.region.is_whole())
     }
 
-    /// Bytes of memory that nobody has yet, and that whoever touches them all makes: a guest's size costs its owner nothing
-    /// until it is used. None of hugepages, which are set aside when they are mapped.
-    pub fn missing(&self) -> u64 {
-        let files: BTreeMap<_, _> = self.entries.iter().map(|e| (e.region.identity, e.region.missing())).collect();
+    /// Bytes that whoever touches all of this memory allocates: a guest's size costs nothing until it is used. Hugepages are
+    /// none of them: they are reserved when they are mapped.
+    pub fn unallocated(&self) -> u64 {
+        let files: BTreeMap<_, _> = self.entries.iter().map(|e| (e.region.identity, e.region.unallocated())).collect();
         files.values().sum()
     }
 

@@ -104,8 +104,8 @@ impl Region {
         self.held().is_some_and(|(held, size)| held >= size)
     }
 
-    /// Bytes of the file that whoever touches all of it makes. Hugepages are set aside for a file by whoever maps it first.
-    pub(super) fn missing(&self) -> u64 {
+    /// Bytes of the file that whoever touches all of it allocates. Hugepages are reserved for a file by whoever maps it first.
+    pub(super) fn unallocated(&self) -> u64 {
         let is_huge = self.page > 4096;
         self.held().filter(|_| !is_huge).map_or(0, |(held, size)| size.saturating_sub(held))
     }
@@ -126,7 +126,7 @@ mod tests {
 
     /// Rows: A9, A19.
     #[test]
-    fn memory_is_missing_until_it_is_written_and_a_file_of_two_regions_counts_once() {
+    fn memory_is_allocated_when_it_is_written_and_a_file_of_two_regions_counts_once() {
         let files = ["low and high", "other"].map(|name| file::anonymous(name, 8 << 12).unwrap());
         let region = |gpa, file: usize, mmap_offset| RegionSpec {
             gpa,
@@ -137,12 +137,12 @@ mod tests {
         };
         let map = GuestMap::map(vec![region(0, 0, 0), region(1 << 20, 0, 4 << 12), region(2 << 20, 1, 0)], false);
         let map = map.unwrap();
-        assert_eq!(map.missing(), 16 << 12);
+        assert_eq!(map.unallocated(), 16 << 12);
         for page in 0..8 {
-            assert_eq!(map.missing(), (16 - page) << 12);
+            assert_eq!(map.unallocated(), (16 - page) << 12);
             files[0].write_all_at(&[1], page << 12).unwrap();
         }
         files[1].write_all_at(&vec![1; 8 << 12], 0).unwrap();
-        assert_eq!(map.missing(), 0);
+        assert_eq!(map.unallocated(), 0);
     }
 }

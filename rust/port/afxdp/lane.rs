@@ -116,7 +116,8 @@ impl LaneGauges {
 
 impl Lane {
     /// Shows `memory` to the device and binds a socket to its queue; waits up to a second for one that was let go of just
-    /// now. Takes tens of milliseconds for each GiB, and makes what of it is [missing](GuestMap::missing), in our name.
+    /// now. Takes tens of milliseconds for each GiB, and allocates what of it is not
+    /// ([`GuestMap::unallocated`]), in our name.
     ///
     /// # Errors
     /// `Kernel`, naming device and queue, what was refused, and the cure.
