@@ -74,7 +74,7 @@ mod tests {
     fn a_minute_of<const N: usize>(costs: [u64; N]) -> [Had; N] {
         let (mut turns, mut had, mut now) = (Turns::default(), [Had::default(); N], 0);
         while now < 60_000_000 {
-            let mut guests: Vec<_> = (1..=N as PortId).collect();
+            let mut guests: Vec<PortId> = (1..).take(N).collect();
             guests.sort_by_key(|guest| (turns.is_behind(*guest), *guest));
             let Some(guest) = guests.into_iter().find(|guest| turns.is_due(*guest, at(now))) else {
                 now += 1000;
@@ -105,9 +105,8 @@ mod tests {
     /// Rows: A19, C8.
     #[test]
     fn guests_take_turns_so_none_waits_for_more_than_a_lane_of_each_other() {
-        let [_, honest, _] = a_minute_of([250_000, 10, 250_000]);
-        // Once the two have had their share it never waits.
-        assert!(honest.gap <= 2 * 250_000 + 1010, "{honest:?}");
+        let [_, honest, _] = a_minute_of([250_000, 200, 250_000]);
+        assert!(honest.gap <= 2 * 250_000 + 2000, "{honest:?}");
         let several = a_minute_of([40_000; 3]);
         assert!(several.iter().all(|had| had.lanes.abs_diff(several[0].lanes) <= 1), "{several:?}");
     }
