@@ -48,14 +48,17 @@ def interface(nic: Nic) -> str:
     )
 
 
-def memory_backing(*, hugepages: bool = False) -> str:
+def memory_backing(*, hugepages: bool = False, prealloc: bool = False) -> str:
     """The ``<memoryBacking>`` element of a domain whose memory the switch can map.
 
     Args:
         hugepages: take it from hugepages; else from a memfd, which needs no setup.
+        prealloc: have all of it from the beginning, as a port with ``dq-zero-copy`` needs it.
     """
-    backing = "<hugepages/>" if hugepages else "<source type='memfd'/>"
-    return f"<memoryBacking>\n  {backing}\n  <access mode='shared'/>\n</memoryBacking>\n"
+    elements = ["<hugepages/>" if hugepages else "<source type='memfd'/>", "<access mode='shared'/>"]
+    if prealloc:
+        elements.append("<allocation mode='immediate'/>")
+    return "".join(f"{line}\n" for line in ["<memoryBacking>", *(f"  {e}" for e in elements), "</memoryBacking>"])
 
 
 def comment(text: str) -> str:

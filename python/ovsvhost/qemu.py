@@ -89,18 +89,22 @@ def checked_queues(queues: int, of: str) -> int:
     return queues
 
 
-def memory_arguments(size_mib: int, *, hugepages: str | None = None, shared: bool = True) -> list[str]:
+def memory_arguments(
+    size_mib: int, *, hugepages: str | None = None, shared: bool = True, prealloc: bool = False
+) -> list[str]:
     """Guest memory that the switch can map.
 
     Args:
         size_mib: memory of the guest in MiB.
         hugepages: a hugetlbfs mount point, such as ``/dev/hugepages``; None takes a memfd, which needs no setup.
         shared: False makes the memory private, which no vhost-user back-end can serve (a test of the error).
+        prealloc: have all of it from the beginning, as a port with ``dq-zero-copy`` needs it. Hugepages always are.
     """
     share = {"share": "on" if shared else "off"}
     size = {"id": "mem", "size": f"{size_mib}M"}
+    whole = {"prealloc": "on"} if prealloc else {}
     backend = (
-        _option("memory-backend-memfd", {**size, **share})
+        _option("memory-backend-memfd", {**size, **whole, **share})
         if hugepages is None
         else _option("memory-backend-file", {**size, "mem-path": hugepages, "prealloc": "on", **share})
     )

@@ -70,7 +70,8 @@ impl Events {
     }
 }
 
-/// What one port may put into the log. Its front-end decides how often queues start and sessions begin.
+/// What one port may put into the log. Its front-end decides how often queues start and sessions begin, its device how
+/// often it comes and goes.
 #[derive(Debug)]
 pub(super) struct Allowance {
     ledger: Lock<Ledger>,

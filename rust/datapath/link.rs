@@ -3,10 +3,8 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::Shared;
-use super::events::Allowance;
 use super::port::PortRecord;
 use super::threads::Passage;
 use crate::frame::ethernet::Mac;
@@ -19,12 +17,11 @@ use crate::vhost::{Level, PortLink};
 pub(super) struct Link {
     shared: Arc<Shared>,
     record: Arc<PortRecord>,
-    allowance: Allowance,
 }
 
 impl Link {
     pub(super) fn new(shared: Arc<Shared>, record: Arc<PortRecord>) -> Self {
-        Self { shared, record, allowance: Allowance::new(Instant::now()) }
+        Self { shared, record }
     }
 }
 
@@ -82,7 +79,7 @@ impl PortLink for Link {
             let seat = state.places.leave(port, vring)?;
             drop(state);
             let mut queue = seat.take(&self.shared.events)?;
-            self.shared.settle_lanes(&mut queue);
+            self.shared.settle_lanes(&seat, &mut queue);
             queue.queue.into_ring()
         }
     }
@@ -149,13 +146,7 @@ impl PortLink for Link {
     }
 
     fn event(&self, level: Level, kind: &'static str, text: String) {
-        let Some(left_out) = self.allowance.take(Instant::now()) else { return };
-        let name = &self.record.name;
-        if left_out > 0 {
-            let text = format!("{name}: {left_out} lines are left out: its front-end does more than the log can bear");
-            self.shared.events.push(Level::Warning, "notice", Some(name), text);
-        }
-        self.shared.events.push(level, kind, Some(name), text);
+        self.shared.note(&self.record, level, kind, text);
     }
 
     fn mtu(&self) -> u16 {

@@ -101,6 +101,17 @@ impl Shared {
         Ok(result)
     }
 
+    /// A line of a port for the log, unless that port says more than the log can bear.
+    fn note(&self, record: &PortRecord, level: Level, kind: &'static str, text: String) {
+        let Some(left_out) = record.allowance.take(Instant::now()) else { return };
+        let name = &record.name;
+        if left_out > 0 {
+            let text = format!("{name}: {left_out} lines are left out: more happens to it than the log can bear");
+            self.events.push(Level::Warning, "notice", Some(name), text);
+        }
+        self.events.push(level, kind, Some(name), text);
+    }
+
     fn now_s(&self) -> u32 {
         u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
@@ -304,7 +315,7 @@ impl Datapath {
         })?;
         for seat in left {
             if let Some(mut queue) = seat.take(&self.shared.events) {
-                self.shared.settle_lanes(&mut queue);
+                self.shared.settle_lanes(&seat, &mut queue);
             }
         }
         Ok(())

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::time::Instant;
 
+use super::events::Allowance;
 use super::zero_copy::LaneTotals;
 use crate::counters::{Counter, PORT_SIZES, QUEUE_SIZES, QueueCounters};
 use crate::drops::{self, DropReason};
@@ -221,6 +223,8 @@ pub(super) struct PortRecord {
     pub credit: Arc<Credit>,
     /// Of a NIC, guests' own ways to it.
     lanes: Lock<LaneTotals>,
+    /// Lines that it may put into the log.
+    pub allowance: Allowance,
 }
 
 impl PortRecord {
@@ -237,6 +241,7 @@ impl PortRecord {
             counters: Lock::default(),
             credit: Arc::new(Credit::of_receiver()),
             lanes: Lock::default(),
+            allowance: Allowance::new(Instant::now()),
         }
     }
 

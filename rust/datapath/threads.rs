@@ -128,6 +128,8 @@ pub(super) struct Seat {
     cpu: AtomicUsize,
     /// Locked while the queue travels; None once it was stopped.
     place: Lock<Option<Arc<Thread>>>,
+    /// Locked while a lane is closed that was taken away.
+    closing: Lock<()>,
 }
 
 impl Seat {
@@ -138,7 +140,7 @@ impl Seat {
         let (port, vring, run, place) = (queue.port, queue.vring, queue.run, Lock::new(Some(Arc::clone(thread))));
         let memory = queue.memory_to_show().map_or(Err(None), |memory| memory.map_err(Some));
         thread.pmd.post(Message::Assign(queue));
-        Self { port, vring, run, numa, memory, counters, load, cpu, place }
+        Self { port, vring, run, numa, memory, counters, load, cpu, place, closing: Lock::default() }
     }
 
     /// The memory that lanes of this queue are shown.
@@ -157,6 +159,12 @@ impl Seat {
         let (port, vring) = (self.port, self.vring);
         thread.pmd.post(Message::AddLane { port, vring, lane, memory, reply });
         thread.pmd.wait(&answer, |late| say_late(events, late)).flatten()
+    }
+
+    /// Held by whoever takes a lane away until it is closed, and taken by whoever stops the queue: no buffer goes back to
+    /// the guest before.
+    pub(super) fn closing(&self) -> MutexGuard<'_, ()> {
+        self.closing.lock()
     }
 
     /// Takes a lane away; None if the queue was stopped, with its lanes.

@@ -9,20 +9,27 @@
 //! A lane is opened by the device's thread, which alone gives its queues away: sessions and poll threads never wait for
 //! guest memory to be pinned. It is closed by that thread (the device leaves, the option is taken back) or by the session
 //! that stops the queue. No buffer goes back to the guest before the lane that it is on is closed, so one that a device's
-//! thread is closing is waited for: [`Lanes::closing`].
+//! thread is closing is waited for: [`Seat::closing`]. The device's thread has more to do than lanes, and guests ask for
+//! them: it opens or closes one at a time, in [`Turns`].
+
+mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(super) use self::turns::Turns;
 use super::Shared;
 use super::port::PortRecord;
 use super::threads::Seat;
+use crate::error::Result;
 use crate::lock::Lock;
+use crate::memory::GuestMap;
 use crate::pmd::{Lane, PolledQueue};
 use crate::port::afxdp::{self, LaneGauges, LanePlan};
 use crate::ring::Obstacle;
 use crate::switch::PortId;
+use crate::sys::tsc;
 use crate::vhost::Level;
 
 /// How long frames on their way may take when a lane is closed.
@@ -39,15 +46,13 @@ enum Laid {
     Open { seat: Arc<Seat>, keeper: u16, queue: u32, plan: LanePlan, netdev: String },
     /// It cannot be had now.
     Refused { seat: Arc<Seat>, queue: u32, text: String, until: Instant },
-    /// The device has no queue left, or is down: asked for again whenever its thread looks. `status` has this.
+    /// Something is missing: asked for again whenever the device's thread looks. `status` has this.
     Lacking { seat: Arc<Seat>, text: String },
 }
 
 /// All lanes of a datapath.
 #[derive(Default)]
 pub(super) struct Lanes {
-    /// Held while a lane is closed that belongs to a queue which may be stopped meanwhile.
-    closing: Lock<()>,
     laid: Lock<BTreeMap<Key, Laid>>,
     /// The last keeper's number.
     keeper: Lock<u16>,
@@ -111,6 +116,11 @@ impl Lanes {
         None
     }
 
+    /// Says what a lane waits for.
+    fn lack(&self, key: Key, wish: &Wish, text: String) {
+        self.laid.lock().insert(key, Laid::Lacking { seat: Arc::clone(&wish.seat), text });
+    }
+
     /// What is in the way of zero copy for a guest's port, or nothing: Interface `status:zero-copy`.
     pub(super) fn state_of(&self, guest: PortId, obstacles: &[Option<Obstacle>]) -> String {
         if obstacles.is_empty() {
@@ -151,51 +161,52 @@ impl Lanes {
 }
 
 impl Shared {
-    /// Opens the lanes to a device that are wanted, and closes those that are not. The device's own thread, and no other.
-    pub(super) fn lay_lanes(&self, offer: Option<&Offer<'_>>, nic: PortId) {
-        let wishes = offer.map(|_| self.state().wishes_for(nic)).unwrap_or_default();
-        self.close_unwanted(&wishes, offer, nic);
-        let Some(offer) = offer else { return };
-        for wish in &wishes {
-            self.lay(wish, offer);
-        }
+    /// Closes every lane to a device. The device's own thread, and no other.
+    pub(super) fn close_lanes(&self, nic: PortId) {
+        while self.close_next(&[], None, nic) {}
     }
 
-    fn close_unwanted(&self, wishes: &[Wish], offer: Option<&Offer<'_>>, nic: PortId) {
-        let is_wanted = |key: &Key, seat: &Arc<Seat>, queue: Option<(u32, &LanePlan)>| {
-            let fits = queue.is_none_or(|(queue, plan)| {
-                offer.is_some_and(|offer| {
-                    let wanted = LanePlan { queue, ..offer.plan.clone() };
-                    (offer.plan.queue..offer.plan.queue + offer.queues).contains(&queue) && *plan == wanted
-                })
-            });
-            fits && wishes
-                .iter()
-                .any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1) && Arc::ptr_eq(&wish.seat, seat))
-        };
-        let mut unwanted = Vec::new();
-        {
-            let mut laid = self.lanes.laid.lock();
-            let keys: Vec<Key> = laid.keys().filter(|key| key.2 == nic).copied().collect();
-            for key in keys {
-                let keep = match laid.get(&key) {
-                    Some(Laid::Open { seat, queue, plan, .. }) => is_wanted(&key, seat, Some((*queue, plan))),
-                    Some(Laid::Refused { seat, .. } | Laid::Lacking { seat, .. }) => is_wanted(&key, seat, None),
-                    None => false,
-                };
-                if !keep && let Some(Laid::Open { seat, keeper, .. }) = laid.remove(&key) {
-                    unwanted.push((seat, keeper));
-                }
-            }
+    /// Closes a lane to a device that is not wanted, or opens one that is. The device's own thread, and no other. True if
+    /// that took time: there may be more to do, and something more urgent before.
+    pub(super) fn lay_lanes(&self, offer: &Offer<'_>, turns: &mut Turns) -> bool {
+        let mut wishes = self.state().wishes_for(offer.nic);
+        if self.close_next(&wishes, Some(offer), offer.nic) {
+            return true;
         }
-        for (seat, keeper) in unwanted {
-            let _closing = self.lanes.closing.lock();
+        turns.order(&mut wishes);
+        wishes.iter().any(|wish| self.lay(wish, offer, turns))
+    }
+
+    /// Forgets what is not wanted, up to a lane that has to be closed; true if there was one.
+    fn close_next(&self, wishes: &[Wish], offer: Option<&Offer<'_>>, nic: PortId) -> bool {
+        let is_wanted = |key: &Key, seat: &Arc<Seat>| {
+            wishes.iter().any(|wish| (wish.guest.id, wish.vring) == (key.0, key.1) && Arc::ptr_eq(&wish.seat, seat))
+        };
+        let fits = |queue: u32, plan: &LanePlan| {
+            offer.is_some_and(|offer| {
+                let wanted = LanePlan { queue, ..offer.plan.clone() };
+                (offer.plan.queue..offer.plan.queue + offer.queues).contains(&queue) && *plan == wanted
+            })
+        };
+        loop {
+            let unwanted = {
+                let mut laid = self.lanes.laid.lock();
+                let mut theirs = laid.iter().filter(|(key, _)| key.2 == nic);
+                let unwanted = theirs.find(|(key, laid)| match laid {
+                    Laid::Open { seat, queue, plan, .. } => !is_wanted(key, seat) || !fits(*queue, plan),
+                    Laid::Refused { seat, .. } | Laid::Lacking { seat, .. } => !is_wanted(key, seat),
+                });
+                let Some(key) = unwanted.map(|(key, _)| *key) else { return false };
+                laid.remove(&key)
+            };
+            let Some(Laid::Open { seat, keeper, .. }) = unwanted else { continue };
+            let _closing = seat.closing();
             // Where the queue was stopped meanwhile, its session closed the lane.
-            if let Some(lane) = seat.remove_lane(keeper, &self.events)
-                && self.close_lane(*lane, Instant::now() + DRAIN)
-            {
+            let Some(lane) = seat.remove_lane(keeper, &self.events) else { continue };
+            if self.close_lane(*lane, Instant::now() + DRAIN) {
                 seat.lane_closed(keeper);
             }
+            return true;
         }
     }
 
@@ -211,57 +222,67 @@ impl Shared {
         }
     }
 
-    fn lay(&self, wish: &Wish, offer: &Offer<'_>) {
+    /// Asks for a lane if it is wanted and may be had; true if that took time.
+    fn lay(&self, wish: &Wish, offer: &Offer<'_>, turns: &mut Turns) -> bool {
         let key = (wish.guest.id, wish.vring, offer.nic);
-        let Ok(memory) = wish.seat.memory() else { return };
-        let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return };
+        let Ok(memory) = wish.seat.memory() else { return false };
+        let Some((queue, is_first)) = self.lanes.queue_for(key, wish, offer) else { return false };
+        let since = tsc::now();
+        if let Some(text) = in_the_way(memory, turns.is_due(key.0, since), &offer.plan.netdev) {
+            self.lanes.lack(key, wish, text);
+            return false;
+        }
+        if let Err(e) = self.open_lane(wish, offer, memory, queue) {
+            let text = e.to_string();
+            // The log has it once, `status` whatever is the latest.
+            if is_first {
+                self.note(&wish.guest, Level::Warning, "notice", format!("{}: {text}", wish.guest.name));
+            }
+            let (seat, until) = (Arc::clone(&wish.seat), Instant::now() + RETRY);
+            self.lanes.laid.lock().insert(key, Laid::Refused { seat, queue, text, until });
+        }
+        turns.had(key.0, since, tsc::now());
+        true
+    }
+
+    /// Opens a lane on this queue of a device and gives it to the thread that has the transmitq.
+    fn open_lane(&self, wish: &Wish, offer: &Offer<'_>, memory: &Arc<GuestMap>, queue: u32) -> Result<()> {
         let plan = LanePlan { queue, ..offer.plan.clone() };
         let (seat, netdev) = (Arc::clone(&wish.seat), plan.netdev.clone());
-        let text = match afxdp::Lane::open(plan.clone(), memory) {
-            Ok(lane) => {
-                #[allow(clippy::cast_possible_truncation, reason = "at most 128 queues")]
-                let number = offer.first + (queue - offer.plan.queue) as u16;
-                let (keeper, gauges) = (self.lanes.next_keeper(), lane.watch());
-                let counters = offer.record.counters_of(2 * number);
-                let lane = Box::new(Lane { nic: offer.nic, keeper, queue: lane, counters });
-                offer.record.watch_lane(number, gauges);
-                if let Some(lane) = seat.add_lane(lane, memory, &self.events) {
-                    // The queue was stopped meanwhile: nothing was ever sent on it.
-                    self.close_lane(*lane, Instant::now());
-                    return;
-                }
-                // Where it is stopped from here on its session closes the lane, and the next look forgets it.
-                self.lanes.laid.lock().insert(key, Laid::Open { seat, keeper, queue, plan, netdev: netdev.clone() });
-                let guest = &wish.guest.name;
-                let text = format!(
-                    "Zero copy enabled for vHost port {guest}: what its transmitq {} sends to {netdev} is not copied (queue \
-                     {queue})",
-                    wish.vring / 2
-                );
-                self.events.push(Level::Info, "notice", Some(guest), text);
-                return;
-            }
-            Err(e) => e.to_string(),
-        };
-        // The log has it once, `status` whatever is the latest.
-        if is_first {
-            let line = format!("{}: {text}", wish.guest.name);
-            self.events.push(Level::Warning, "notice", Some(&wish.guest.name), line);
+        let lane = afxdp::Lane::open(plan.clone(), memory)?;
+        #[allow(clippy::cast_possible_truncation, reason = "at most 128 queues")]
+        let number = offer.first + (queue - offer.plan.queue) as u16;
+        let (keeper, gauges) = (self.lanes.next_keeper(), lane.watch());
+        let counters = offer.record.counters_of(2 * number);
+        let lane = Box::new(Lane { nic: offer.nic, keeper, queue: lane, counters });
+        offer.record.watch_lane(number, gauges);
+        if let Some(lane) = seat.add_lane(lane, memory, &self.events) {
+            // The queue was stopped meanwhile: nothing was ever sent on it.
+            self.close_lane(*lane, Instant::now());
+            return Ok(());
         }
-        let until = Instant::now() + RETRY;
-        self.lanes.laid.lock().insert(key, Laid::Refused { seat, queue, text, until });
+        // Where it is stopped from here on its session closes the lane, and the next look forgets it.
+        let key = (wish.guest.id, wish.vring, offer.nic);
+        self.lanes.laid.lock().insert(key, Laid::Open { seat, keeper, queue, plan, netdev: netdev.clone() });
+        let guest = &wish.guest.name;
+        let text = format!(
+            "Zero copy enabled for vHost port {guest}: what its transmitq {} sends to {netdev} is not copied (queue {queue})",
+            wish.vring / 2
+        );
+        self.note(&wish.guest, Level::Info, "notice", text);
+        Ok(())
     }
 
     /// Ends what a queue has with devices, for a queue that no thread has: then all its buffers are the guest's again.
-    pub(super) fn settle_lanes(&self, queue: &mut PolledQueue) {
+    pub(super) fn settle_lanes(&self, seat: &Seat, queue: &mut PolledQueue) {
         let Some(zero_copy) = queue.zero_copy() else { return };
         let lanes = zero_copy.remove_all();
         let until = Instant::now() + DRAIN;
-        // A lane that a device's thread took out may be on its way to be closed.
-        let _closing = self.lanes.closing.lock();
         for lane in lanes {
             self.close_lane(*lane, until);
         }
+        // A lane that a device's thread took out may be on its way to be closed. It takes out no other: the queue is here.
+        drop(seat.closing());
         queue.settle_lanes();
         let (port, vring) = (queue.port, queue.vring);
         let mut laid = self.lanes.laid.lock();
@@ -274,6 +295,23 @@ impl Shared {
     pub(super) fn ask_for_lanes(&self, port: PortId) {
         self.state().refresh_nics_beside(port);
     }
+}
+
+/// What a lane waits for that a device could open.
+fn in_the_way(memory: &GuestMap, is_due: bool, netdev: &str) -> Option<String> {
+    let unallocated = memory.unallocated().div_ceil(1 << 20);
+    if unallocated > 0 {
+        return Some(format!(
+            "Waiting(memory): {unallocated} MiB of the guest's memory are not allocated yet, and a device needs all of it: \
+             start its virtual machine with prealloc=on, or on hugepages; frames are copied"
+        ));
+    }
+    (!is_due).then(|| {
+        format!(
+            "Waiting(turn): to open its lanes took a quarter of the time of {netdev}'s thread of late; frames are copied \
+             until that is past"
+        )
+    })
 }
 
 /// What a device's statistics say of its lanes.

@@ -6,7 +6,7 @@
 
 mod guarded;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -347,6 +347,13 @@ impl GuestMap {
     /// True if no file has a hole: whoever was to put pages there has done so.
     pub fn is_whole(&self) -> bool {
         self.entries.iter().all(|e| e.region.is_whole())
+    }
+
+    /// Bytes that whoever touches all of this memory allocates: a guest's size costs nothing until it is used. Hugepages are
+    /// none of them: they are reserved when they are mapped.
+    pub fn unallocated(&self) -> u64 {
+        let files: BTreeMap<_, _> = self.entries.iter().map(|e| (e.region.identity, e.region.unallocated())).collect();
+        files.values().sum()
     }
 
     /// True while a migration brings its pages.

@@ -104,9 +104,45 @@ impl Region {
         self.held().is_some_and(|(held, size)| held >= size)
     }
 
+    /// Bytes of the file that whoever touches all of it allocates. Hugepages are reserved for a file by whoever maps it first.
+    pub(super) fn unallocated(&self) -> u64 {
+        let is_huge = self.page > 4096;
+        self.held().filter(|_| !is_huge).map_or(0, |(held, size)| size.saturating_sub(held))
+    }
+
     /// Bytes that the file holds, and its size.
     fn held(&self) -> Option<(u64, u64)> {
         let meta = self.mapping.file()?.metadata().ok()?;
         Some((meta.blocks() * 512, meta.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::{GuestMap, RegionSpec};
+    use crate::sys::file;
+
+    /// Rows: A9, A19.
+    #[test]
+    fn memory_is_allocated_when_it_is_written_and_a_file_of_two_regions_counts_once() {
+        let files = ["low and high", "other"].map(|name| file::anonymous(name, 8 << 12).unwrap());
+        let region = |gpa, file: usize, mmap_offset| RegionSpec {
+            gpa,
+            uva: 0x10_0000_0000 + gpa,
+            size: 4 << 12,
+            mmap_offset,
+            file: files[file].try_clone().unwrap(),
+        };
+        let map = GuestMap::map(vec![region(0, 0, 0), region(1 << 20, 0, 4 << 12), region(2 << 20, 1, 0)], false);
+        let map = map.unwrap();
+        assert_eq!(map.unallocated(), 16 << 12);
+        for page in 0..8 {
+            assert_eq!(map.unallocated(), (16 - page) << 12);
+            files[0].write_all_at(&[1], page << 12).unwrap();
+        }
+        files[1].write_all_at(&vec![1; 8 << 12], 0).unwrap();
+        assert_eq!(map.unallocated(), 0);
     }
 }

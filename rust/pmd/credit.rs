@@ -42,12 +42,17 @@ impl Credit {
         Self::new(2)
     }
 
+    /// Of a guest whose lanes a device's thread opens: a quarter of that thread's time, and a second at once.
+    pub fn of_lanes() -> Self {
+        Self::new(4)
+    }
+
     fn new(one_in: u64) -> Self {
         Self { one_in, full_at: AtomicU64::new(0), paid_until: AtomicU64::new(0) }
     }
 
     /// Pays for what was waited from `since` until `now`, as far as nobody has paid.
-    pub(super) fn spend(&self, since: u64, now: u64) {
+    pub fn spend(&self, since: u64, now: u64) {
         let from = self.paid_until.fetch_max(now, Ordering::Relaxed).max(since);
         let cost = now.saturating_sub(from).saturating_mul(self.one_in);
         self.change(|full_at| full_at.max(now).saturating_add(cost));
@@ -60,8 +65,13 @@ impl Credit {
     }
 
     /// True if nothing is left of it.
-    pub(super) fn is_spent(&self, now: u64) -> bool {
+    pub fn is_spent(&self, now: u64) -> bool {
         self.full_at.load(Ordering::Relaxed) > now + FILL_US * tsc::cycles_per_us()
+    }
+
+    /// True if nothing of it is spent.
+    pub fn is_full(&self, now: u64) -> bool {
+        self.full_at.load(Ordering::Relaxed) <= now
     }
 
     fn change(&self, next: impl Fn(u64) -> u64) {

@@ -39,6 +39,18 @@ def test_A12_arguments_of_a_client_port_let_qemu_listen_on_its_path(switch: Swit
     assert "mem-path=/dev/hugepages" in words[words.index("-object") + 1]
 
 
+@pytest.mark.rows("A8", "A11", "A19")
+def test_guest_of_a_zero_copy_port_is_given_all_of_its_memory_at_once(switch: SwitchDaemon) -> None:
+    switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+    options = ["type=dpdkvhostuserclient", f"options:vhost-server-path={switch.folder / 'v0'}"]
+    switch.vsctl("add-port", "br0", "v0", "--", "set", "Interface", "v0", *options)
+    for wants_zero_copy in (False, True):
+        switch.vsctl("set", "Interface", "v0", f"options:dq-zero-copy={str(wants_zero_copy).lower()}")
+        words = printed(switch, "v0")
+        assert ("prealloc=on" in words[words.index("-object") + 1].split(",")) is wants_zero_copy
+        assert ("<allocation mode='immediate'/>" in switch.call("libvirt", "v0").stdout) is wants_zero_copy
+
+
 def test_port_that_takes_no_guest_is_refused_by_name(switch: SwitchDaemon) -> None:
     switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
     for port, reason in (("br0", "only dpdkvhostuserclient and dpdkvhostuser"), ("nobody", "no port named 'nobody'")):

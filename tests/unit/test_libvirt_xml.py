@@ -65,6 +65,13 @@ def test_memory_is_shared_whatever_backs_it(hugepages: bool, kind: str) -> None:
     assert backing[1].attrib == {"mode": "shared"}
 
 
+@pytest.mark.rows("A9", "A19")
+def test_memory_that_a_device_is_shown_is_all_there_in_xml_too() -> None:
+    for prealloc in (False, True):
+        allocation = ET.fromstring(memory_backing(prealloc=prealloc)).find("allocation")  # noqa: S314 - our own words
+        assert (allocation is not None and allocation.get("mode") == "immediate") is prealloc
+
+
 @pytest.mark.parametrize("path", ["/s/'quoted'", '/s/"twice"', "/s/<&>", "/s/ä--"])
 def test_path_comes_back_as_it_was(path: str) -> None:
     assert source(Nic(socket=path, type="dpdkvhostuserclient", mac=MAC)).get("path") == path

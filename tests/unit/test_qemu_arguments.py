@@ -66,6 +66,13 @@ def test_A9_memory_is_shared_whatever_it_lies_on() -> None:
         assert "size=512M" in backend
 
 
+@pytest.mark.rows("A9", "A19")
+def test_memory_that_a_device_is_shown_is_all_there_and_other_is_taken_as_it_is_used() -> None:
+    assert ",prealloc=on," in command_line(memory_arguments(512, prealloc=True))
+    assert ",prealloc=on," in command_line(memory_arguments(512, hugepages="/dev/hugepages", prealloc=True))
+    assert "prealloc" not in command_line(memory_arguments(512))
+
+
 def test_commas_in_a_path_do_not_end_it() -> None:
     nic = Nic(socket="/tmp/a,b", type="dpdkvhostuserclient", mac=MAC)  # noqa: S108 - never opened
     assert "path=/tmp/a,,b," in chardev(nic_arguments(nic, name="v0"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ovsvhost.cli.qemu import COLUMNS, nic_of, row_of
+from ovsvhost.cli.qemu import COLUMNS, is_pinned, nic_of, row_of
 from ovsvhost.rundir import database_remote, run_directory
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ def command(
     folder = run_directory(rundir)
     tables = idl.snapshot(remote or database_remote(folder), COLUMNS, timeout_s)
     nic = nic_of(tables, port, folder, mac=mac, queues=queues)
-    backing = libvirt.memory_backing(hugepages=hugepages)
+    row = row_of(tables, port)
+    backing = libvirt.memory_backing(hugepages=hugepages, prealloc=is_pinned(row))
     notes = [f"in <domain>, once: memory that the switch can map\n{backing}"]
     if nic.type == "dpdkvhostuser":
-        notes.append(_access(nic, row_of(tables, port).options))
+        notes.append(_access(nic, row.options))
     click.echo("".join(libvirt.comment(note) for note in notes) + libvirt.interface(nic), nl=False)
 
 

@@ -48,8 +48,8 @@ def command(
     folder = run_directory(rundir)
     tables = idl.snapshot(remote or database_remote(folder), COLUMNS, timeout_s)
     nic = nic_of(tables, port, folder, mac=mac, queues=queues)
-    arguments = qemu.memory_arguments(memory_mib, hugepages=hugepages) + qemu.nic_arguments(nic, name=port)
-    click.echo(qemu.command_line(arguments))
+    memory = qemu.memory_arguments(memory_mib, hugepages=hugepages, prealloc=is_pinned(row_of(tables, port)))
+    click.echo(qemu.command_line(memory + qemu.nic_arguments(nic, name=port)))
 
 
 def nic_of(tables: Any, port: str, rundir: Path, *, mac: str | None, queues: int) -> Nic:
@@ -73,6 +73,13 @@ def nic_of(tables: Any, port: str, rundir: Path, *, mac: str | None, queues: int
         folder = options.socket_directory(rundir, root.other_config.get("vhost-sock-dir") if root else None)
         return Nic(socket=str(folder / port), type="dpdkvhostuser", mac=address, queues=queues)
     raise ConfigError(f"{port} is of type '{row.type}': only dpdkvhostuserclient and dpdkvhostuser ports take a guest")
+
+
+def is_pinned(row: Any) -> bool:
+    """Whether a guest's memory has to be all there from the beginning, for devices to send from it."""
+    from ovsvhost import options  # noqa: PLC0415 - not needed for --help
+
+    return row.type == options.CLIENT and options.parse(row.name, row.type, row.options, None).dq_zero_copy
 
 
 def row_of(tables: Any, port: str) -> Any:

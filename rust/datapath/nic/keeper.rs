@@ -20,9 +20,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::super::Shared;
-use super::super::events::Allowance;
 use super::super::port::PortRecord;
-use super::super::zero_copy::Offer;
+use super::super::zero_copy::{Offer, Turns};
 use super::offloads::Offloads;
 use super::spare::Spare;
 use super::{Command, NicDevice, Report};
@@ -77,8 +76,8 @@ pub(super) struct Keeper {
     backoff: Duration,
     /// When to look again by itself.
     wait: Duration,
-    /// Devices that come and go do not fill the log.
-    allowance: Allowance,
+    /// Guests whose lanes it opens.
+    turns: Turns,
 }
 
 impl Keeper {
@@ -89,8 +88,8 @@ impl Keeper {
         mtu: Option<u32>,
         report: Arc<Lock<Report>>,
     ) -> Self {
-        let (backoff, wait, allowance) = (RETRY_MIN, RETRY_MAX, Allowance::new(Instant::now()));
-        Self { claim, asker, device, mtu, hold: None, offloads: None, report, trouble: None, backoff, wait, allowance }
+        let (backoff, wait, turns) = (RETRY_MIN, RETRY_MAX, Turns::default());
+        Self { claim, asker, device, mtu, hold: None, offloads: None, report, trouble: None, backoff, wait, turns }
     }
 
     /// Until it is told to stop, or nobody is left to tell it.
@@ -99,18 +98,33 @@ impl Keeper {
             self.wait = RETRY_MAX;
             self.look();
             match told.recv_timeout(self.wait) {
-                Err(RecvTimeoutError::Timeout) | Ok(Command::Refresh) => {}
-                Ok(Command::Device(device)) => self.device = device,
-                Ok(Command::Mtu(mtu)) => self.mtu = Some(mtu),
-                Ok(Command::Fail(reason)) => {
-                    self.let_go();
-                    self.trouble = Some((reason, Instant::now() + RETRY_MAX));
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                // One look sees all that was said before it: nobody stands behind a guest that has it asked often.
+                Ok(first) => {
+                    if !std::iter::once(first).chain(told.try_iter()).all(|command| self.obey(command)) {
+                        break;
+                    }
                 }
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         self.let_go();
         self.claim.shared.recovery.device_settled(&self.claim.record.name);
+    }
+
+    /// Takes note of what shall be; false if it shall end.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Refresh => {}
+            Command::Device(device) => self.device = device,
+            Command::Mtu(mtu) => self.mtu = Some(mtu),
+            Command::Fail(reason) => {
+                self.let_go();
+                self.trouble = Some((reason, Instant::now() + RETRY_MAX));
+            }
+            Command::Stop => return false,
+        }
+        true
     }
 
     /// Makes what is what should be, as far as that can be done now.
@@ -140,18 +154,25 @@ impl Keeper {
         if is_up || device.map_or(!is_there, |device| !device.is_up) {
             self.claim.shared.recovery.device_settled(&self.claim.record.name);
         }
-        self.lay_lanes(device.is_some_and(|device| device.is_up));
+        if self.lay_lanes(device.is_some_and(|device| device.is_up)) {
+            // The carrier, and whatever was said meanwhile, come before the next one.
+            self.wait = Duration::ZERO;
+        }
     }
 
-    /// Opens the lanes that guests want to this device, and closes the others; all, while it is not held.
-    fn lay_lanes(&self, is_up: bool) {
+    /// Opens a lane that a guest wants to this device, or closes one that nobody wants; all, while it is not held. True if
+    /// there may be more to do.
+    fn lay_lanes(&mut self, is_up: bool) -> bool {
         let Claim { shared, record } = &self.claim;
         let held = self.hold.as_ref().and_then(|hold| Some((hold.attachment.mode()?, &hold.plan)));
-        let Some((mode, Plan::Afxdp(plan))) = held else { return shared.lay_lanes(None, record.id) };
+        let Some((mode, Plan::Afxdp(plan))) = held else {
+            shared.close_lanes(record.id);
+            return false;
+        };
         let plan = self.device.lane(plan.ifindex, mode);
         let Spare { queues, lack } = Spare::of(&self.device, mode, self.asker.details(&plan.netdev).tx_queues);
         let first = u16::try_from(self.device.n_rxq).unwrap_or(u16::MAX);
-        shared.lay_lanes(Some(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }), record.id);
+        shared.lay_lanes(&Offer { nic: record.id, record, plan, first, queues, lack, is_up }, &mut self.turns)
     }
 
     fn tell(&self, error: Option<String>, status: BTreeMap<String, String>) {
@@ -180,15 +201,7 @@ impl Keeper {
 
     /// A line for the log.
     fn say(&self, level: Level, kind: &'static str, text: String) {
-        let Some(left_out) = self.allowance.take(Instant::now()) else { return };
-        let Claim { shared, record } = &self.claim;
-        let name = &record.name;
-        if left_out > 0 {
-            let text =
-                format!("{name}: {left_out} lines are left out: its device changes more often than the log can bear");
-            shared.events.push(Level::Warning, "notice", Some(name), text);
-        }
-        shared.events.push(level, kind, Some(name), text);
+        self.claim.shared.note(&self.claim.record, level, kind, text);
     }
 
     /// Takes the device over unless it is held as it should be. Gives what is in the way, and the device if it is held.
@@ -313,7 +326,7 @@ impl Keeper {
 
     fn take_back(&self, hold: &Hold) {
         let Claim { shared, record } = &self.claim;
-        shared.lay_lanes(None, record.id);
+        shared.close_lanes(record.id);
         for slot in &hold.slots {
             let seat = shared.state().places.leave(record.id, slot.vring + 1);
             drop(seat.and_then(|seat| seat.take(&shared.events)));

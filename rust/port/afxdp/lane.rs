@@ -121,7 +121,8 @@ impl LaneGauges {
 
 impl Lane {
     /// Shows `memory` to the device and binds a socket to its queue; waits up to a second for one that was let go of just
-    /// now. Takes tens of milliseconds for each GiB, and all of the guest's memory has its pages from then on.
+    /// now. Takes tens of milliseconds for each GiB, and allocates what of it is not
+    /// ([`GuestMap::unallocated`]), in our name.
     ///
     /// # Errors
     /// `Kernel`, naming device and queue, what was refused, and the cure.
@@ -138,7 +139,7 @@ impl Lane {
         let registered = unsafe { socket.register_unaligned(window.start(), window.size(), CHUNK) };
         registered.map_err(failed(
             "the kernel does not take guest memory: raise RLIMIT_MEMLOCK (ulimit -l) above the guest's size, or give the \
-             guest memory that has all of its pages (prealloc=on)",
+             guest memory that has all of its pages (prealloc=on; hugepages that are free)",
         ))?;
         // Pinned: no address is needed any more.
         let places = window.close();

@@ -87,7 +87,7 @@ impl Backing {
 }
 
 /// Makes all pages of a file.
-fn allocate(file: &File, size: u64) -> Result<()> {
+pub(super) fn allocate(file: &File, size: u64) -> Result<()> {
     let bytes = libc::off_t::try_from(size).map_err(|_| Error::Config(format!("guest memory of {size} bytes")))?;
     // SAFETY: the descriptor is open; no memory of this process is involved.
     if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) } < 0 {

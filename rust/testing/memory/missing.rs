@@ -102,6 +102,14 @@ impl Region {
             _ => Err(Error::last_os("cannot take pages out of guest memory")),
         }
     }
+
+    /// Makes every page of the file: a guest that has used all of its memory. What is there stays.
+    ///
+    /// # Errors
+    /// `Kernel` without memory for it.
+    pub fn populate(&self) -> Result<()> {
+        super::backing::allocate(self.file(), self.file_offset() + self.size() as u64)
+    }
 }
 
 impl GuestRam {

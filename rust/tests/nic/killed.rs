@@ -4,6 +4,7 @@
 //! What the device had then is sent again, at least once, and every buffer comes back once.
 
 use ovsvhost::datapath::PortConfig;
+use ovsvhost::testing::memory::{Backing, RegionSpec};
 use ovsvhost::vhost::EndpointKind;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -82,7 +83,9 @@ fn what_a_device_had_when_the_switch_was_killed_is_sent_again_and_every_buffer_c
     with_queues_to_send(9000, 4, |mut cable| {
         let folder = TempDir::new_with_prefix("/dev/shm/ovsvhost-killed-").unwrap();
         let mut switch = Process::start(folder.as_path());
-        let mut guest = Station::plug(&folder.as_path().join("a"), 1, |_| {});
+        let mut guest = Station::plug(&folder.as_path().join("a"), 1, |config| {
+            config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Prealloc);
+        });
         for death in 0..5 {
             wait("zero copy", || News::of(&mut switch).state == "Active: near queue 1");
             let greeting = from_far(guest.mac, 60, death);

@@ -214,7 +214,7 @@ fn memory_is_plugged_in_and_pulled_out_while_frames_are_in_flight() {
         join(&switch, joins);
         wait_active(&switch, "a");
         introduce(&cable, &mut guest);
-        let dimm = RegionSpec { gpa: DIMM, size: 2 << 20, backing: Backing::Memfd, file_offset: 0 };
+        let dimm = RegionSpec { gpa: DIMM, size: 2 << 20, backing: Backing::Prealloc, file_offset: 0 };
         for round in 0..2 {
             strand(&switch, &mut guest, &mut cable, 12, 3000);
             guest.frontend.plug_memory(&dimm).unwrap();
@@ -245,7 +245,10 @@ fn a_guest_that_moves_in_by_post_copy_is_copied_for_until_all_of_its_memory_is_t
         let mut switch = Switch::new();
         switch.datapath().offer_postcopy().unwrap();
         let socket = switch.add_with("a", EndpointKind::Client, |port| port.zero_copy = true);
-        let mut guest = Station::plug(&socket, 1, |config| config.protocol |= protocol::PAGEFAULT);
+        let mut guest = Station::plug(&socket, 1, |config| {
+            config.protocol |= protocol::PAGEFAULT;
+            config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Prealloc);
+        });
         switch.wait_link("a", true);
         join(&switch, joins);
         wait_active(&switch, "a");

@@ -6,11 +6,12 @@
 //! * `cable`: the namespace, the pair, the far end; what is missing for that is named and skips.
 //! * `exchange`: frames both ways, every size, every way they can lie.
 //! * `lacp`: a bond and a neighbour that agrees to it, or does not.
+//! * `memory`: what memory a device is shown, and what is said of other.
 //! * `offloads`: checksums and segments that the device gets finished.
 //! * `queues`: devices of several queues; the device polled in our calls; how long it has our frames.
 //! * `tags`: VLAN tags, and what the device is told to leave alone.
 //! * `zero_copy`: frames sent from where the guest put them. `lanes`: who gets a way to do that, and what changes under frames
-//!   that are in flight. `killed`: a switch that is killed while they are.
+//!   that are in flight. `restarts`: who does not wait for a guest's. `killed`: a switch that is killed while they are.
 //! * `life`: devices that go down, away and come back; rings that are full.
 #![allow(unreachable_pub, dead_code, reason = "rooms shared with the switch's tests, of which this one uses a part")]
 #![allow(
@@ -28,10 +29,12 @@ mod killed;
 mod lacp;
 mod lanes;
 mod life;
+mod memory;
 mod offloads;
 #[path = "../switch/process.rs"]
 mod process;
 mod queues;
+mod restarts;
 #[path = "../switch/rig.rs"]
 mod rig;
 #[path = "../switch/station.rs"]

@@ -27,10 +27,16 @@ pub fn joins(nic: &mut NicConfig) {
 
 /// A guest whose port wants no copies, with rings of `size`.
 pub fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
+    let region = (usize::from(size) * (16 << 10)) + (2 << 20);
+    guest_of(switch, name, last, size, RegionSpec::spread(2, region, &Backing::Prealloc))
+}
+
+/// The same with this memory.
+pub fn guest_of(switch: &mut Switch, name: &str, last: u8, size: u16, regions: Vec<RegionSpec>) -> Station {
     let socket = switch.add_with(name, EndpointKind::Client, |port| port.zero_copy = true);
     let guest = Station::plug(&socket, last, |config| {
         config.ring_size = size;
-        config.regions = RegionSpec::spread(2, (usize::from(size) * (16 << 10)) + (2 << 20), &Backing::Prealloc);
+        config.regions.clone_from(&regions);
     });
     switch.wait_link(name, true);
     guest
@@ -359,7 +365,10 @@ fn drivers_that_want_buffers_back_in_order_are_copied_for_and_it_says_so() {
     with_queues_to_send(9000, 4, |mut cable| {
         let mut switch = Switch::new();
         let socket = switch.add("a", EndpointKind::Client);
-        let in_order = |config: &mut FrontendConfig| config.features |= features::IN_ORDER;
+        let in_order = |config: &mut FrontendConfig| {
+            config.features |= features::IN_ORDER;
+            config.regions = RegionSpec::spread(2, 2 << 20, &Backing::Prealloc);
+        };
         let mut guest = Station::plug(&socket, 1, in_order);
         switch.wait_link("a", true);
         let change = PortChange { zero_copy: Some(true), ..PortChange::default() };
