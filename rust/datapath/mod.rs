@@ -47,7 +47,7 @@ use crate::vhost::{self, Endpoint, Level, features};
 use events::Events;
 use link::Link;
 use nic::Nic;
-use port::Options;
+use port::{Options, PortRecord};
 use state::State;
 use threads::{Passage, Threads};
 use zero_copy::Lanes;

@@ -40,7 +40,7 @@ fn is_copied(switch: &Switch, guest: &mut Station, cable: &mut Cable) -> bool {
 fn memory_that_a_guest_has_not_used_yet_is_not_made_for_it_and_the_cure_is_named() {
     with_queues_to_send(1500, 4, |mut cable| {
         let mut switch = Switch::new();
-        let mut guest = guest_of(&mut switch, "a", 1, 64, RegionSpec::spread(2, 64 << 20, &Backing::Memfd));
+        let mut guest = guest_of(&mut switch, "a", 1, 64, &RegionSpec::spread(2, 64 << 20, &Backing::Memfd));
         join(&switch, joins);
         wait("the cure", || state(&switch, "a").starts_with("Waiting(memory): 12"));
         assert!(state(&switch, "a").contains("with prealloc=on, or on hugepages"), "{}", state(&switch, "a"));
@@ -66,7 +66,7 @@ fn hugepages_that_are_set_aside_for_a_guest_are_shown_before_it_has_used_them() 
     }
     with_queues_to_send(1500, 4, |mut cable| {
         let mut switch = Switch::new();
-        let mut guest = guest_of(&mut switch, "a", 1, 64, regions);
+        let mut guest = guest_of(&mut switch, "a", 1, 64, &regions);
         assert!(held(&guest) < size(&guest));
         join(&switch, joins);
         wait_active(&switch, "a");
@@ -113,7 +113,7 @@ fn hugepages_that_are_not_to_be_had_are_a_reason_and_no_end() {
             return;
         }
         let mut switch = Switch::new();
-        let mut guest = guest_of(&mut switch, "a", 1, 64, RegionSpec::spread(2, HUGE, &backing));
+        let mut guest = guest_of(&mut switch, "a", 1, 64, &RegionSpec::spread(2, HUGE, &backing));
         // Given back by the guest, a balloon's way, and taken by another.
         guest.frontend.ram().regions()[1].punch().unwrap();
         let other = GuestRam::new(&RegionSpec::spread(1, HUGE, &backing)).unwrap();

@@ -39,14 +39,15 @@ fn soon(what: &str, done: impl FnOnce()) {
 fn a_guest_that_starts_its_queue_again_and_again_keeps_nobody_waiting_and_gets_what_is_left() {
     with_queues_to_send(1500, 4, |mut cable| {
         let mut switch = Switch::new();
-        let restless = guest_of(&mut switch, "a", 1, 64, RegionSpec::spread(2, MEMORY, &Backing::Prealloc));
+        let mut restless = guest_of(&mut switch, "a", 1, 64, &RegionSpec::spread(2, MEMORY, &Backing::Prealloc));
         join(&switch, joins);
         wait_active(&switch, "a");
         let (starts, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let frontend = &restless.frontend;
+        let frontend = &mut restless.frontend;
         thread::scope(|scope| {
             let end = Until(&is_over);
-            scope.spawn(|| {
+            let (starts, is_over) = (&starts, &is_over);
+            scope.spawn(move || {
                 while !is_over.load(Ordering::Acquire) {
                     frontend.enable_pair(0, false).unwrap();
                     frontend.enable_pair(0, true).unwrap();

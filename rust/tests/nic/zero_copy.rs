@@ -28,15 +28,15 @@ pub fn joins(nic: &mut NicConfig) {
 /// A guest whose port wants no copies, with rings of `size`.
 pub fn guest(switch: &mut Switch, name: &str, last: u8, size: u16) -> Station {
     let region = (usize::from(size) * (16 << 10)) + (2 << 20);
-    guest_of(switch, name, last, size, RegionSpec::spread(2, region, &Backing::Prealloc))
+    guest_of(switch, name, last, size, &RegionSpec::spread(2, region, &Backing::Prealloc))
 }
 
 /// The same with this memory.
-pub fn guest_of(switch: &mut Switch, name: &str, last: u8, size: u16, regions: Vec<RegionSpec>) -> Station {
+pub fn guest_of(switch: &mut Switch, name: &str, last: u8, size: u16, regions: &[RegionSpec]) -> Station {
     let socket = switch.add_with(name, EndpointKind::Client, |port| port.zero_copy = true);
     let guest = Station::plug(&socket, last, |config| {
         config.ring_size = size;
-        config.regions.clone_from(&regions);
+        config.regions = regions.to_vec();
     });
     switch.wait_link(name, true);
     guest
