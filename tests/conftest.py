@@ -37,7 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     """What runs beside is dealt out by file; all else is one pile, in the order of a run without ``-n``."""
     from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - not every run has it
 
-    class TwoPiles(LoadScopeScheduling):
+    class TwoPiles(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             return nodeid.partition("::")[0] if nodeid.startswith(BESIDE) else "alone"
 
