@@ -3,7 +3,8 @@
 A pair is one combination of QEMU release, port type and order of appearance. A test that asks for ``pair`` runs on
 every one of them, and leaves it as it found it: both guests up and reachable. One marked ``multiqueue`` runs on those
 with several queues. One marked ``long`` runs on the first two, which differ in all there is, and in ``make soak`` on
-the others.
+the others. One that asks for ``one_family`` too runs over IPv4 on one pair and over IPv6 on the next, and in ``make
+soak`` over the other one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _HEALTHY_S = 10
+FAMILIES = ("ipv4", "ipv6")
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "shared_pair" in metafunc.fixturenames:
-        several = metafunc.definition.get_closest_marker("multiqueue") is not None
-        chosen = [combination for combination in COMBINATIONS if combination.queues > 1 or not several]
-        is_long = metafunc.definition.get_closest_marker("long") is not None
-        left_out = chosen[2:] if is_long else []
-        values = [
-            pytest.param(combination, id=str(combination), marks=pytest.mark.soak if combination in left_out else ())
-            for combination in chosen
-        ]
-        metafunc.parametrize("shared_pair", values, indirect=True, scope="session")
+    if "shared_pair" not in metafunc.fixturenames:
+        return
+    several = metafunc.definition.get_closest_marker("multiqueue") is not None
+    is_long = metafunc.definition.get_closest_marker("long") is not None
+    names = ["shared_pair", *(name for name in metafunc.fixturenames if name == "one_family")]
+    cells = []
+    for number, combination in enumerate(made for made in COMBINATIONS if made.queues > 1 or not several):
+        for family in FAMILIES if "one_family" in names else FAMILIES[:1]:
+            left_out = (is_long and number > 1) or ("one_family" in names and family != FAMILIES[number % 2])
+            values = (combination, family)[: len(names)]
+            marks = pytest.mark.soak if left_out else ()
+            cells.append(pytest.param(*values, id="-".join(map(str, values)), marks=marks))
+    metafunc.parametrize(names, cells, indirect=["shared_pair"], scope="session")
 
 
 class Shared:

@@ -64,7 +64,7 @@ class Ring:
 RINGS = {
     "split": Ring("7.2"),
     "packed-in-order": Ring("10.0", {"packed": "on", "in_order": "on"}, frozenset({PACKED, IN_ORDER})),
-    "iommu": Ring("10.0", GUARDED_NIC, frozenset({ACCESS_PLATFORM})),
+    "iommu": Ring("7.2", GUARDED_NIC, frozenset({ACCESS_PLATFORM})),
 }
 
 
@@ -86,7 +86,11 @@ def nic(folder: Path, port: str, options: Mapping[str, str]) -> Nic:
     )
 
 
-@pytest.fixture(scope="module", params=RINGS)
+# Split rings are those of the guarded guest too.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.soak if name == "split" else ()) for name in RINGS],
+)
 def scene(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[Scene]:
     image = forwarder_image()
     ring = RINGS[request.param]
@@ -99,6 +103,7 @@ def scene(request: pytest.FixtureRequest, guest_image: GuestImage) -> Iterator[S
             switch.vsctl("set", "Open_vSwitch", ".", "other_config:vhost-iommu-support=true")
             switch.stop()
             switch.start()
+        switch.vsctl("set", "Open_vSwitch", ".", "other_config:stats-update-interval=100")
         for bridge in dict.fromkeys(PORTS.values()):
             switch.vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev")
         for port, bridge in PORTS.items():

@@ -44,7 +44,7 @@ class Scene:
     def answered(self, source: str, target: str) -> int:
         """How many of the pings between two guests are answered."""
         there = address(list(self.guests).index(target) + 1)
-        return ping(self.guests[source], there.ipv4, count=PINGS).received
+        return ping(self.guests[source], there.ipv4, count=PINGS, interval_s=0.05).received
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,7 @@ def scene(guest_image: GuestImage) -> Iterator[Scene]:
         switch.stop()
         switch.start()
         switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        switch.vsctl("set", "Open_vSwitch", ".", "other_config:stats-update-interval=100")
         guests = {}
         for number, (mode, (words, version)) in enumerate(MODES.items(), start=1):
             socket = folder / mode

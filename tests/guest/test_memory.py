@@ -59,20 +59,27 @@ def test_A9_guests_on_2_mib_and_1_gib_hugepages_talk(
         assert copy_file(guests[0], guests[1], address(1).ipv4, size_mib=8).intact
 
 
-@pytest.mark.parametrize("version", ["7.2", "10.0"])
 def test_A9_C1_private_memory_is_named_in_error(
-    switch: SwitchDaemon, short_folder: Path, guest_image: GuestImage, version: str
+    switch: SwitchDaemon, short_folder: Path, guest_image: GuestImage
 ) -> None:
-    socket = short_folder / "v1"
-    _add_port(switch, "v1", socket)
-    with Guest(
-        guest_image, find_qemu(version), [_nic(socket, 1)], name="private", folder=short_folder, memory="private"
-    ) as guest:
-        guest.run("ip link set eth0 up", timeout_s=120)
-        error = wait_for(
-            lambda: switch.column("v1", "error").replace("[]", ""),
-            timeout_s=30,
-            what="error of v1 to name the private memory",
-            interval_s=0.2,
-        )
-        assert "share=on" in error
+    with ExitStack() as stack:
+        guests = {}
+        for number, version in enumerate(("7.2", "10.0"), start=1):
+            port, socket = f"v{number}", short_folder / f"v{number}"
+            _add_port(switch, port, socket)
+            qemu, nics = find_qemu(version), [_nic(socket, number)]
+            guest = Guest(guest_image, qemu, nics, name=f"private{number}", folder=short_folder, memory="private")
+            guests[port] = stack.enter_context(guest)
+        for port, guest in guests.items():
+            guest.run("ip link set eth0 up", timeout_s=120)
+            assert "share=on" in _error(switch, port)
+
+
+def _error(switch: SwitchDaemon, port: str) -> str:
+    """What is wrong with a port, once something is."""
+    return wait_for(
+        lambda: switch.column(port, "error").replace("[]", ""),
+        timeout_s=30,
+        what=f"error of {port} to name the private memory",
+        interval_s=0.2,
+    )

@@ -52,6 +52,7 @@ def scene(guest_image: GuestImage) -> Iterator[Scene]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-")))
         switch = stack.enter_context(SwitchDaemon(folder / "sw"))
         switch.vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        switch.vsctl("set", "Open_vSwitch", ".", "other_config:stats-update-interval=100")
         guests = []
         for number, (port, version) in enumerate(zip(PORTS, ("10.0", "7.2"), strict=True), start=1):
             socket = folder / port

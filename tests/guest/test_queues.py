@@ -26,13 +26,12 @@ def test_A10_L3_queue_count_follows_ethtool(pair: Pair) -> None:
         assert ping(pair.first, pair.target.ipv4, count=5).received == 5
 
 
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-def test_A10_streams_on_two_queues_arrive_while_the_count_changes(pair: Pair, family: str) -> None:
+def test_A10_streams_on_two_queues_arrive_while_the_count_changes(pair: Pair, one_family: str) -> None:
     pair.first.run("ethtool -L eth0 combined 2")
     pair.second.run("ethtool -L eth0 combined 2; pidof iperf3 || iperf3 -s -D -1")
-    job = pair.first.spawn(f"iperf3 -c {getattr(pair.target, family)} -P 4 -t 4")
+    job = pair.first.spawn(f"iperf3 -c {getattr(pair.target, one_family)} -P 4 -t 4")
     for count in (1, 2, 1, 2):
         pair.first.run(f"ethtool -L eth0 combined {count}")
         _wait_queues(pair, pair.ports[0], count)
     assert "receiver" in job.wait(timeout_s=90)
-    assert ping(pair.first, getattr(pair.target, family), count=5).received == 5
+    assert ping(pair.first, getattr(pair.target, one_family), count=5).received == 5

@@ -138,9 +138,9 @@ def test_C3_guests_on_packed_rings_go_on_after_the_switch_was_killed_under_them(
 @pytest.mark.rows("A13", "C3")
 def test_C3_copy_over_packed_rings_survives_the_switch(packed_pair: Pair) -> None:
     first, second = packed_pair.first, packed_pair.second
-    first.run("dd if=/dev/urandom of=/var/www/long bs=1M count=16 2>/dev/null; pidof httpd || httpd -h /var/www")
+    first.run("dd if=/dev/urandom of=/var/www/long bs=1M count=8 2>/dev/null; pidof httpd || httpd -h /var/www")
     before = first.run("sha256sum </var/www/long").split()[0]
-    job = second.spawn(f"printf 'GET /long HTTP/1.0\\r\\n\\r\\n' | nc 10.0.0.1 80 | tail -c {16 << 20} | sha256sum")
+    job = second.spawn(f"printf 'GET /long HTTP/1.0\\r\\n\\r\\n' | nc 10.0.0.1 80 | tail -c {8 << 20} | sha256sum")
     for _ in range(2):
         packed_pair.switch.kill()
         packed_pair.switch.start()

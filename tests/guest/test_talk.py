@@ -18,7 +18,7 @@ _PINGS = 20
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_A8_A12_L2_guests_ping_each_other_without_loss(pair: Pair, family: str) -> None:
-    seen = ping(pair.first, getattr(pair.target, family), count=_PINGS)
+    seen = ping(pair.first, getattr(pair.target, family), count=_PINGS, interval_s=0.05)
     assert seen.received == seen.sent == _PINGS
 
 
@@ -27,7 +27,8 @@ def test_pings_of_every_size_are_answered(pair: Pair, size: int) -> None:
     assert ping(pair.second, address(1).ipv4, count=5, size=size).received == 5
 
 
-@pytest.mark.parametrize("size_mib", [12, pytest.param(64, marks=pytest.mark.soak)])
+@pytest.mark.long
+@pytest.mark.parametrize("size_mib", [8, pytest.param(64, marks=pytest.mark.soak)])
 def test_A9_B6_file_arrives_byte_for_byte(pair: Pair, size_mib: int) -> None:
     copy = copy_file(pair.first, pair.second, address(1).ipv4, size_mib=size_mib)
     assert copy.size == size_mib << 20
@@ -35,6 +36,7 @@ def test_A9_B6_file_arrives_byte_for_byte(pair: Pair, size_mib: int) -> None:
     assert copy.sha256_received == copy.sha256_sent
 
 
+@pytest.mark.long
 def test_file_arrives_byte_for_byte_over_ipv6(pair: Pair) -> None:
     copy = copy_file(pair.second, pair.first, pair.target.ipv6, size_mib=4)
     assert copy.intact

@@ -86,6 +86,7 @@ class Scene:
     def __init__(self, switch: SwitchDaemon, guests: list[Guest]) -> None:
         self.switch = switch
         self.guests = guests
+        self._up: list[str | None] = [None, None]
         # By address and not by order: nothing says in which order Linux names what it finds at the same time.
         self._devices = [
             dict(
@@ -104,8 +105,14 @@ class Scene:
     def use(self, first: str, second: str) -> tuple[Guest, Guest]:
         """Leaves one NIC up in each guest; gives both guests."""
         for number, (guest, variant) in enumerate(zip(self.guests, (first, second), strict=True), start=1):
-            guest.run("cd /sys/class/net; for d in eth*; do ip link set $d down; ip addr flush dev $d; done")
+            if before := self._up[number - 1]:
+                guest.run(f"ip link set {before} down; ip addr flush dev {before}")
+            self._up[number - 1] = self.device(number, variant)
             bring_up(guest, number, self.device(number, variant))
+        for number, (guest, variant) in enumerate(zip(self.guests, (first, second), strict=True), start=1):
+            # While it was down its receive queue filled with what was said to all: questions for neighbours, among them
+            # old ones from a NIC that is down now. Believing those costs Linux eight seconds.
+            guest.run(f"ip neigh flush dev {self.device(number, variant)}")
         return self.guests[0], self.guests[1]
 
     def features(self, number: int, variant: str) -> set[int]:
@@ -194,13 +201,19 @@ def test_large_segments_are_cut_for_a_guest_that_does_not_take_them(scene: Scene
 
 
 @pytest.mark.rows("C14")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("ring", ["plain", "packed"])
+@pytest.mark.parametrize(
+    ("ring", "family"),
+    [
+        ("plain", "ipv6"),
+        ("packed", "ipv4"),
+        *(pytest.param(*cell, marks=pytest.mark.soak) for cell in (("plain", "ipv4"), ("packed", "ipv6"))),
+    ],
+)
 def test_file_arrives_byte_for_byte_while_ethtool_turns_offloads_off_and_on(
     scene: Scene, ring: str, family: str
 ) -> None:
     left, right = scene.use(ring, ring)
-    stream = Stream(left, right, getattr(address(1), family), size_mib=16)
+    stream = Stream(left, right, getattr(address(1), family), size_mib=8)
     rounds = 0
     while not stream.ended:
         # Segmentation needs checksums, so they go last and come back first.

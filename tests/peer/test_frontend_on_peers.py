@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 FRAMES = 2000
+PEERS = ("ovs", "testpmd")
 # Settings of both ends, and of the receiving end alone. The second named twice overrides the first.
 SESSIONS = {
     "one descriptor": ("layout=one", ""),
@@ -77,7 +78,7 @@ def testpmd() -> Iterator[Testpmd]:
             yield switch
 
 
-@pytest.fixture(params=["ovs", "testpmd"])
+@pytest.fixture(params=PEERS)
 def peer(request: pytest.FixtureRequest) -> OvsDpdk | Testpmd:
     switch: OvsDpdk | Testpmd = request.getfixturevalue(request.param)
     return switch
@@ -96,7 +97,16 @@ def run(sockets: tuple[Path, Path], folder: Path, both: str, second: str, *optio
         return frontend.event("result", timeout_s=90)
 
 
-@pytest.mark.parametrize("session", SESSIONS)
+# Each session on one of the peers; on the other in the soak.
+@pytest.mark.parametrize(
+    ("peer", "session"),
+    [
+        pytest.param(peer, session, marks=pytest.mark.soak if (number + turn) % 2 else ())
+        for turn, peer in enumerate(PEERS)
+        for number, session in enumerate(SESSIONS)
+    ],
+    indirect=["peer"],
+)
 def test_every_frame_arrives_once_and_whole(sockets: tuple[Path, Path], session: str, short_folder: Path) -> None:
     both, second = SESSIONS[session]
     options = ["--sizes=64+128+590+1500", f"--frames={FRAMES}", "--in-flight=32"]

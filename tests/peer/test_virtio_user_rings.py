@@ -85,6 +85,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-")))
         switch = stack.enter_context(SwitchDaemon(folder / "sw"))
+        switch.vsctl("set", "Open_vSwitch", ".", "other_config:stats-update-interval=100")
         for number in range(len(RINGS)):
             add_pair(switch, folder, number)
         shape = [f"--rxq={queues}", f"--txq={queues}"]

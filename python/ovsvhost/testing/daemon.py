@@ -5,6 +5,8 @@ It can be killed and started again on the same directories, which is what most o
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from ovsvhost.testing.errors import RigError
 from ovsvhost.testing.process import Program, tail
 from ovsvhost.testing.wait import wait_for
+from ovsvhost.vsctl import main as vsctl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,16 +76,16 @@ class SwitchDaemon:
         return self
 
     def vsctl(self, *arguments: str) -> str:
-        """``ovsvhost vsctl``; waits until the switch followed.
+        """``ovsvhost vsctl``; waits until the switch followed. From the main thread only.
 
         Raises:
             RigError: it failed; with its words and the end of the daemon's log.
         """
-        done = self.call("vsctl", f"--db={self.remote}", *arguments)
-        if done.returncode != 0:
+        status, said, complaints = self._vsctl(f"--timeout={_COMMAND_TIMEOUT_S}", *arguments)
+        if status != 0:
             words = " ".join(arguments)
-            raise RigError(f"vsctl {words} ended with {done.returncode}: {done.stderr.strip()}\n{tail(self.log)}")
-        return done.stdout
+            raise RigError(f"vsctl {words} ended with {status}: {complaints.strip()}\n{tail(self.log)}")
+        return said
 
     def appctl(self, *arguments: str) -> str:
         """``ovsvhost appctl``; RigError when it fails."""
@@ -188,7 +191,14 @@ class SwitchDaemon:
         self._started().check()
         if not (self.rundir / "db.sock").is_socket():
             return False
-        return self.call("vsctl", f"--db={self.remote}", "--timeout=5", "show").returncode == 0
+        return self._vsctl("--timeout=5", "show")[0] == 0
+
+    def _vsctl(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr. Within this process: an interpreter's start takes longer than an answer."""
+        said, complaints = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaints):
+            status = vsctl([f"--db={self.remote}", *arguments], rundir=self.rundir)
+        return status, said.getvalue(), complaints.getvalue()
 
 
 def _ring_state(rundir: Path) -> Path:
