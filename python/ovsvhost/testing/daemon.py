@@ -191,7 +191,7 @@ class SwitchDaemon:
         self._started().check()
         if not (self.rundir / "db.sock").is_socket():
             return False
-        return self._vsctl("--timeout=5", "show")[0] == 0
+        return self.call("vsctl", f"--db={self.remote}", "--timeout=5", "show").returncode == 0
 
     def _vsctl(self, *arguments: str) -> tuple[int, str, str]:
         """Exit status, stdout and stderr. Within this process: an interpreter's start takes longer than an answer."""

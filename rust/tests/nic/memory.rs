@@ -64,7 +64,7 @@ fn hugepages_that_are_set_aside_for_a_guest_are_shown_before_it_has_used_them() 
         eprintln!("skipped: {e}: it needs 4 free hugepages of 2 MiB");
         return;
     }
-    with_queues_to_send(1500, 4, |mut cable| {
+    with_queues_to_send(1500, 4, move |mut cable| {
         let mut switch = Switch::new();
         let mut guest = guest_of(&mut switch, "a", 1, 64, &regions);
         assert!(held(&guest) < size(&guest));
