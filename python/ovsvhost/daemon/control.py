@@ -272,6 +272,8 @@ class Control:
             return
 
         def again(errors: list[str]) -> None:
+            if operations[0]["op"] == "wait":
+                return  # somebody else was first, and their row comes with the next pass
             if errors and len(operations) > 1:
                 for operation in operations:
                     self._send([operation])

@@ -186,8 +186,10 @@ def _flush(replica: idl.Replica) -> None:
     """Lets the last writes reach the database, for a second at most."""
     poller = Poller()
     deadline = time.monotonic() + FLUSH_S
-    while replica.connected and replica.unanswered and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         replica.run()
+        if not (replica.connected and replica.unanswered):
+            break
         replica.wait(poller)
         poller.timer_wait((deadline - time.monotonic()) * 1000)
         poller.block()

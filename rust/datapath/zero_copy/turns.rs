@@ -19,7 +19,7 @@ use crate::switch::PortId;
 #[derive(Debug, Default)]
 pub(in crate::datapath) struct Turns {
     /// Who had the last turn.
-    last: PortId,
+    last: Option<PortId>,
     /// Of those whose lanes took time of late.
     credits: BTreeMap<PortId, Credit>,
 }
@@ -32,7 +32,7 @@ impl Turns {
 
     /// True of whom others come before.
     fn is_behind(&self, guest: PortId) -> bool {
-        guest <= self.last
+        self.last.is_some_and(|last| guest <= last)
     }
 
     /// False if the lanes of this guest had their share of the thread's time.
@@ -42,7 +42,7 @@ impl Turns {
 
     /// Takes note that a lane of this guest was asked for, from `since` until `now`, whatever came of it.
     pub(super) fn had(&mut self, guest: PortId, since: u64, now: u64) {
-        self.last = guest;
+        self.last = Some(guest);
         self.credits.retain(|_, credit| !credit.is_full(now));
         self.credits.entry(guest).or_insert_with(Credit::of_lanes).spend(since, now);
     }

@@ -117,6 +117,7 @@ fn hugepages_that_are_not_to_be_had_are_a_reason_and_no_end() {
         // Given back by the guest, a balloon's way, and taken by another.
         guest.frontend.ram().regions()[1].punch().unwrap();
         let other = GuestRam::new(&RegionSpec::spread(1, HUGE, &backing)).unwrap();
+        other.regions()[0].populate().unwrap();
         join(&switch, joins);
         wait("the reason", || state(&switch, "a").contains("hugepages that are free"));
         drop(other);
