@@ -251,10 +251,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Stops what a poll thread found broken. Done before each message, so that no fault outlives its ring and hits the
-    /// next one of that vring.
+    /// Stops what a poll thread found broken. Done before each message, so that none is judged by what was before.
     fn take_faults(&mut self) {
-        for (vring, reason) in self.control.take_faults() {
+        for (vring, reason) in self.port.take_faults() {
             self.handler.fail_vring(vring, &reason);
             self.publish();
         }

@@ -56,6 +56,8 @@ pub(super) struct Port {
     pub(super) made: Lock<Option<Made>>,
     pub(super) recovery: Arc<Recovery>,
     pub(super) link: Arc<dyn PortLink>,
+    /// Vrings that a poll thread found broken, and why.
+    faults: Lock<Vec<(usize, String)>>,
 }
 
 impl Port {
@@ -63,8 +65,17 @@ impl Port {
         let EndpointConfig { name, kind, socket, allow_file_memory, postcopy, iommu, offer, recovery, .. } = config;
         let is_client = kind == EndpointKind::Client;
         let (postcopy, iommu) = (postcopy && is_client, iommu && is_client);
-        let made = Lock::default();
-        Self { name, kind, socket, allow_file_memory, postcopy, iommu, offer, made, recovery, link }
+        let (made, faults) = (Lock::default(), Lock::default());
+        Self { name, kind, socket, allow_file_memory, postcopy, iommu, offer, made, recovery, link, faults }
+    }
+
+    pub(super) fn take_faults(&self) -> Vec<(usize, String)> {
+        std::mem::take(&mut *self.faults.lock())
+    }
+
+    /// A vring that stopped takes what was found with it: it is not what starts next.
+    pub(super) fn forget_faults_of(&self, at: usize) {
+        self.faults.lock().retain(|(vring, _)| *vring != at);
     }
 
     pub(super) fn path(&self) -> path::Display<'_> {
@@ -80,8 +91,6 @@ impl Port {
 pub(super) struct Control {
     wake: EventFd,
     stopping: AtomicBool,
-    /// Vrings that a poll thread found broken, and why.
-    faults: Lock<Vec<(usize, String)>>,
     snapshot: ArcSwap<Snapshot>,
     /// What ended the last session or keeps one from starting; stays until a link is up.
     trouble: Lock<Option<String>>,
@@ -95,7 +104,6 @@ impl Control {
         Ok(Self {
             wake,
             stopping: AtomicBool::new(false),
-            faults: Lock::new(Vec::new()),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
             trouble: Lock::new(None),
             link,
@@ -118,10 +126,6 @@ impl Control {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
-    }
-
-    pub(super) fn take_faults(&self) -> Vec<(usize, String)> {
-        std::mem::take(&mut *self.faults.lock())
     }
 
     /// Makes a session's state the one that others see.
@@ -204,7 +208,7 @@ impl EndpointHandle {
     /// Stops a vring that a poll thread found broken: the front-end is told through its error descriptor, the port shows
     /// `reason` as its error, session and other vrings go on.
     pub fn fail_vring(&self, vring: usize, reason: String) {
-        self.control.faults.lock().push((vring, reason));
+        self.port.faults.lock().push((vring, reason));
         self.control.wake();
     }
 }
@@ -302,7 +306,7 @@ impl Drop for Endpoint {
 /// Runs one session and keeps what it left behind. False when the endpoint is to stop.
 fn serve(port: &Arc<Port>, control: &Control, stream: std::os::unix::net::UnixStream, server: Option<&Server>) -> bool {
     // Faults of the session before are nothing to this one.
-    drop(control.take_faults());
+    drop(port.take_faults());
     let end = Session::new(port, control, stream).and_then(|session| session.run(server.map(Server::listener)));
     match end {
         Ok(End::Stopped) => return false,

@@ -62,11 +62,14 @@ impl Handler {
             }
             Err(e) => Some(e),
         };
-        if before.is_some_and(|log| log.is_broken()) {
-            // What stopped for want of a log may run again.
-            self.vrings.iter_mut().for_each(|vring| vring.fault = None);
-        }
         self.reconcile();
+        // Nobody looks at the one before any more.
+        if before.is_some_and(|log| log.is_broken()) {
+            // What it stopped may run again; also what a poll thread has not told us of yet.
+            self.stop_all();
+            self.vrings.iter_mut().for_each(|vring| vring.fault = None);
+            self.reconcile();
+        }
         refusal.map_or(Ok(()), Err)
     }
 

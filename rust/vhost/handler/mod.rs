@@ -251,6 +251,8 @@ impl Handler {
         if let Some(ring) = self.port.link.stop(at) {
             vring.base = ring.next_index();
         }
+        // Nobody has the ring any more who could find another.
+        self.port.forget_faults_of(at);
         self.port.recovery.stopped(&self.port.socket, at);
     }
 
