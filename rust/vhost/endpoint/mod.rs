@@ -69,6 +69,10 @@ impl Port {
         Self { name, kind, socket, allow_file_memory, postcopy, iommu, offer, made, recovery, link, faults }
     }
 
+    pub(super) fn note_fault(&self, vring: usize, reason: String) {
+        self.faults.lock().push((vring, reason));
+    }
+
     pub(super) fn take_faults(&self) -> Vec<(usize, String)> {
         std::mem::take(&mut *self.faults.lock())
     }
@@ -208,7 +212,7 @@ impl EndpointHandle {
     /// Stops a vring that a poll thread found broken: the front-end is told through its error descriptor, the port shows
     /// `reason` as its error, session and other vrings go on.
     pub fn fail_vring(&self, vring: usize, reason: String) {
-        self.port.faults.lock().push((vring, reason));
+        self.port.note_fault(vring, reason);
         self.control.wake();
     }
 }

@@ -319,6 +319,18 @@ fn a_ring_that_has_to_stop_for_want_of_a_log_marks_the_one_before_to_the_end() {
     handler.end();
 }
 
+/// Rows: C13.
+#[test]
+fn what_was_found_of_a_ring_ends_with_it_and_hits_no_other() {
+    let (mut handler, ..) = started(feature::VERSION_1, 0);
+    for vring in [0, 1] {
+        handler.port.note_fault(vring, "a descriptor chain loops".into());
+    }
+    handler.stop(0);
+    assert_eq!(handler.port.take_faults(), [(1, "a descriptor chain loops".into())]);
+    handler.end();
+}
+
 /// Something a front-end, or a poll thread, may do; vrings by number.
 #[derive(Debug, Clone)]
 enum Act {
