@@ -220,7 +220,12 @@ fn a_device_that_is_killed_with_chains_out_leaves_a_ring_that_goes_on() {
     }
     let mut guest = Guest::new();
     let (mut dice, mut kills_with_chains_out) = (Dice(3), 0);
-    for life in 0..40 {
+    for life in 0.. {
+        // Where it is killed is chance: some more lives on a machine where it is seldom in the middle.
+        if life >= 40 && kills_with_chains_out > 10 {
+            break;
+        }
+        assert!(life < 1000, "killed {kills_with_chains_out} times with chains out");
         // The device opens these files of ours.
         let seen = guest.seen_by_device();
         let mut device = seen.start(life > 0, life);
@@ -248,7 +253,6 @@ fn a_device_that_is_killed_with_chains_out_leaves_a_ring_that_goes_on() {
         guest.take();
     }
     assert_eq!(taken, left, "each that was out is gathered again, once");
-    assert!(kills_with_chains_out > 10, "killed {kills_with_chains_out} times with chains out");
 }
 
 /// Rows: C3.
