@@ -244,7 +244,7 @@ def test_a_socket_that_someone_else_serves_is_not_taken_and_had_when_it_is_free(
 
 def test_two_ports_with_one_path_the_first_keeps_it(bad: BadPort) -> None:
     bad.client(f"{bad.folder}/good")
-    bad.refused("is port 'good''s already")
+    bad.refused("belongs to port 'good' already")
 
 
 def test_an_ofport_that_is_in_use_names_its_holder(bad: BadPort) -> None:

@@ -68,7 +68,7 @@ def test_what_is_refused_changes_nothing(switch: Switch, short_folder: Path) -> 
         "port 'v0' is already there": lambda: client(switch, short_folder, "v0"),
         "port 'v1' has no path": lambda: bridge.add_port("v1"),
         "is relative": lambda: bridge.add_port("v1", options={"vhost-server-path": "v1.sock"}),
-        "v0.sock' is (already there|port 'v0's already)": lambda: bridge.add_port(
+        "v0.sock' (is already there|belongs to port 'v0' already)": lambda: bridge.add_port(
             "v1", options={"vhost-server-path": f"{short_folder}/v0.sock"}
         ),
         "'br0', 1 is already there|=1 cannot be had, port 'v0' has it": lambda: bridge.add_port(

@@ -210,8 +210,8 @@ def test_a_name_that_no_device_can_have_is_refused() -> None:
 def test_two_ports_of_one_device_the_one_that_has_it_keeps_it() -> None:
     row = nic("dpdk0", "dpdk", options={"dpdk-devargs": "net_af_xdp0,iface=eth1"})
     both = root(port(nic("eth1")), port(row))
-    assert "device 'eth1' is port 'dpdk0''s already: give 'eth1' another device" in refusal(both, "eth1")
-    assert "port 'eth1''s already" in refusal(both, "dpdk0", held={"u-eth1": 1})
+    assert "device 'eth1' belongs to port 'dpdk0' already: give 'eth1' another device" in refusal(both, "eth1")
+    assert "belongs to port 'eth1' already" in refusal(both, "dpdk0", held={"u-eth1": 1})
 
 
 @pytest.mark.parametrize("unserved", ["tag=3", "trunks=1,2", "vlan_mode=access", "protected=true", "qos", "mirror m0"])

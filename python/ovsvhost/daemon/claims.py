@@ -34,7 +34,7 @@ def share_out(wanted: Sequence[Wanted], held: Mapping[str, int]) -> tuple[dict[s
             if owner != want.row.name:
                 other = "path" if what == "socket" else what
                 refusals[want.row.uuid] = (
-                    f"{what} {which!r} is port {owner!r}'s already: give {want.row.name!r} another {other}"
+                    f"{what} {which!r} belongs to port {owner!r} already: give {want.row.name!r} another {other}"
                 )
 
     def claim(want: Wanted, number: int | None) -> bool:

@@ -63,15 +63,19 @@ fn pages_of_one_gibibyte_carry_frames() {
     crosses(&[("memory", "huge1g")]);
 }
 
+/// Waits until the port's error has these words: for a moment, between its front-end's bind and its listen, it has others.
+fn wait_error(crew: &mut Crew, switch: &Switch, words: &[&str]) {
+    let has_all = |error: String| words.iter().all(|word| error.contains(word));
+    crew.until("the port to say what is wrong", |_| switch.port("a").error.is_some_and(has_all));
+}
+
 /// Rows: A9, C1.
 #[test]
 fn private_memory_is_named_and_the_cure_too() {
     let mut switch = Switch::new();
     let socket = switch.add("a", EndpointKind::Client);
     let mut crew = Crew { ends: vec![end(0, &socket, EndpointKind::Client, &[("memory", "private")])] };
-    crew.until("the port to say what is wrong", |_| switch.port("a").error.is_some());
-    let error = switch.port("a").error.unwrap();
-    assert!(error.contains("private") && error.contains("share=on"), "{error}");
+    wait_error(&mut crew, &switch, &["private", "share=on"]);
     assert!(!switch.port("a").link_up);
 }
 
@@ -86,9 +90,7 @@ fn memory_on_a_disk_is_refused_unless_it_is_allowed() {
         eprintln!("skipped: {} takes no unlinked file", folder.display());
         return;
     }
-    crew.until("the port to say what is wrong", |_| switch.port("a").error.is_some());
-    let error = switch.port("a").error.unwrap();
-    assert!(error.contains("allow-file-memory=true"), "{error}");
+    wait_error(&mut crew, &switch, &["allow-file-memory=true"]);
     switch.delete("a");
     drop(crew);
     let socket = switch.add_with("a", EndpointKind::Client, |port| port.allow_file_memory = true);
