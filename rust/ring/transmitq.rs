@@ -378,17 +378,13 @@ impl Gatherer {
                 }
                 _ => None,
             };
-            let Some(ahead) = known else {
-                *slot = Ahead::other(chain);
-                // Of memory that is on its way, all that follows may be missing too: a look at each, in every turn, would
-                // keep other guests waiting.
-                if !L::ends_at(desc) || memory.is_incoming() {
-                    return (from + i, tables, End::Unknown);
-                }
-                place += L::places(chain);
-                continue;
-            };
+            let ahead = known.unwrap_or(Ahead::other(chain));
             *slot = ahead;
+            // Of memory that is on its way, all that follows may be missing too: a look at each, in every turn, would keep
+            // other guests waiting.
+            if ahead.header.is_null() && (!L::ends_at(desc) || memory.is_incoming()) {
+                return (from + i, tables, End::Unknown);
+            }
             place += L::places(ahead.chain);
         }
         (most, tables, End::Done)
