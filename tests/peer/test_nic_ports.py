@@ -51,6 +51,12 @@ def wait_reachable(host: KernelHost, target: str) -> None:
     wait_for(lambda: host.answers(target), timeout_s=REACHABLE_S, what=f"{target} to answer {host.name}")
 
 
+def wait_mtu(device: str, mtu: int) -> None:
+    """Waits for the thread of a device, which is told and not waited for."""
+    path = f"/sys/class/net/{device}/mtu"
+    wait_for(lambda: ip_command("cat", path).strip() == str(mtu), timeout_s=REACHABLE_S, what=f"{path} to be {mtu}")
+
+
 @pytest.fixture
 def joined(switch: SwitchDaemon, hosts: tuple[KernelHost, KernelHost]) -> tuple[KernelHost, KernelHost]:
     """Both hosts on the bridge, each within the other's reach."""
@@ -154,7 +160,7 @@ def test_A18_frames_of_9000_bytes_pass_and_the_mtu_of_the_device_follows_the_row
         ip_command("ip", "link", "set", device, "mtu", "1500")
         add_afxdp(switch, device, f"mtu_request={JUMBO}")
         switch.wait_column(device, "mtu", str(JUMBO))
-        assert ip_command("cat", f"/sys/class/net/{device}/mtu").strip() == str(JUMBO)
+        wait_mtu(device, JUMBO)
     wait_reachable(first, second.address.ipv4)
     for family, headers in HEADERS.items():
         target = getattr(second.address, family)
@@ -327,7 +333,7 @@ def test_A22_switch_objects_take_network_devices_live_and_refuse_what_cannot_be(
         assert (one.status["n_txq_desc"], two.status["if_name"]) == ("128", device)
         wait_reachable(first, second.address.ipv4)
         two.mtu = 1400
-        assert ip_command("cat", f"/sys/class/net/{device}/mtu").strip() == "1400"
+        wait_mtu(device, 1400)
         second.unplug()
         two.wait_link(timeout_s=20, up=False)
         second.plug(device)
